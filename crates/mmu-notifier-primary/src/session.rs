@@ -1,0 +1,346 @@
+//! A session: what watched processes write, and the one who watches them reads.
+//!
+//! `mmun` makes a memory file, every watched process maps it, and whoever holds the mapping writes
+//! into it with plain atomic instructions: no lock, no system call, nothing to flush when a process is
+//! killed. A forked child has the mapping already; a program that was `exec`ed maps it again.
+//!
+//! # Shape
+//!
+//! ```text
+//! +--------+--------------------------------------+---------------------------------+
+//! | Header | Process x PROCESSES                  | Ring x header.rings             |
+//! |        | counters (in shards), sites, modules | records of single system calls  |
+//! +--------+--------------------------------------+---------------------------------+
+//! ```
+//!
+//! Counters are exact. Records are for pictures and traces and may be dropped when the reader is too
+//! slow: then the ring counts them. All times are ticks of the time stamp counter (`rdtsc`); the
+//! reader knows how long a tick is.
+//!
+//! All memory starts zeroed, and zero is a valid value of everything here. The reader must distrust
+//! what it reads: a broken program may have scribbled over it.
+
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+
+use crate::Syscall;
+
+/// First word of a session.
+pub const MAGIC: u64 = u64::from_ne_bytes(*b"mmun-ses");
+/// Layout version: both sides must have the same.
+pub const VERSION: u32 = 1;
+/// Processes that a session can hold at one time.
+pub const PROCESSES: usize = 4096;
+/// Sets of counters in a process; threads are spread over them.
+pub const SHARDS: usize = 8;
+/// Buckets of a [`Histogram`]: bucket `n` counts durations `d` with `d >> n == 1` (0 in bucket 0).
+pub const BUCKETS: usize = 48;
+/// Number of kernel events, [`mmu_notifier::Event::ALL`].
+pub const EVENTS: usize = 8;
+/// Executable mappings that a process lists.
+pub const MODULES: usize = 256;
+/// Things that could not be watched that a process lists by name.
+pub const UNSEEN: usize = 32;
+/// Bytes of a path; longer ones keep their end.
+pub const PATH: usize = 232;
+
+/// The first page of a session.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct Header {
+    /// [`MAGIC`], written last by who makes the session.
+    pub magic: AtomicU64,
+    /// [`VERSION`].
+    pub version: AtomicU32,
+    /// Attach a refuser that refuses every n-th non-blocking start; 0: none.
+    pub refuse_every: AtomicU32,
+    /// Number of record rings, at least 1.
+    pub rings: AtomicU32,
+    /// Records in each ring, a power of two.
+    pub ring_records: AtomicU32,
+    /// 1: write records; 0: only count.
+    pub records_wanted: AtomicU32,
+    /// 1: nobody reads any more; do not begin to watch.
+    pub closed: AtomicU32,
+    /// Processes that found no free entry: they ran unwatched.
+    pub processes_lost: AtomicU64,
+    /// Where to look for a free entry next.
+    pub process_hint: AtomicU64,
+    /// Every process that ever got an entry.
+    pub processes_total: AtomicU64,
+}
+
+/// What a process entry is used for. Free -> Starting -> Running -> Gone -> (reader) Free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ProcessState {
+    /// Nobody's.
+    Free = 0,
+    /// Claimed; still looking for call sites, nothing is counted yet.
+    Starting = 1,
+    /// Watched.
+    Running = 2,
+    /// It announced its exit.
+    Exited = 3,
+    /// It announced an `exec`, which has succeeded as soon as another entry with its pid exists; back to
+    /// `Running` if the `exec` failed.
+    Exec = 4,
+}
+
+impl ProcessState {
+    /// The state that a number stands for; anything unknown is `Free`.
+    pub const fn from_u32(state: u32) -> ProcessState {
+        match state {
+            1 => ProcessState::Starting,
+            2 => ProcessState::Running,
+            3 => ProcessState::Exited,
+            4 => ProcessState::Exec,
+            _ => ProcessState::Free,
+        }
+    }
+}
+
+/// A path or a name, cut to its last [`PATH`] bytes.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Path {
+    /// Number of valid bytes; written after them.
+    pub len: AtomicU64,
+    /// The bytes.
+    pub bytes: [AtomicU8; PATH],
+}
+
+/// One process between its start (or fork, or exec) and its end (or the next exec).
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct Process {
+    /// A [`ProcessState`].
+    pub state: AtomicU32,
+    /// Its process id, in its own pid namespace.
+    pub pid: AtomicU32,
+    /// Its parent's.
+    pub parent: AtomicU32,
+    /// 1: came by fork, the sites were already patched; 0: came by exec.
+    pub forked: AtomicU32,
+    /// Ticks when the entry was claimed.
+    pub born: AtomicU64,
+    /// Ticks when it began to count.
+    pub ready: AtomicU64,
+    /// Ticks when it announced its exit or exec, 0 before.
+    pub ended: AtomicU64,
+    /// The program.
+    pub exe: Path,
+    /// The program that it announced to exec last.
+    pub exec: Path,
+    /// Threads made (the first one included).
+    pub threads: AtomicU64,
+    /// Memory system calls that the hook itself made since `ready` (they are not in `calls`).
+    pub own_calls: AtomicU64,
+    /// Bytes of memory that the hook holds in this process, records not included.
+    pub own_bytes: AtomicU64,
+    /// Executable mappings that were searched for call sites.
+    pub mappings_searched: AtomicU64,
+    /// Ticks that the search and the patching took.
+    pub search_ticks: AtomicU64,
+    /// Call sites patched, by shape (T1, T2, T3 of ARCHITECTURE.md).
+    pub sites: [AtomicU64; 3],
+    /// Things that could not be patched or searched; the first [`UNSEEN`] are listed in `unseen_list`.
+    pub unseen: AtomicU64,
+    /// Brackets that were left open by a thread (cancelled, longjmp) and ended when that was found out.
+    pub abandoned: AtomicU64,
+    /// Starts and ends that the paired counting subscriber saw; equal when no bracket is open.
+    pub balance_starts: AtomicU64,
+    /// See `balance_starts`.
+    pub balance_ends: AtomicU64,
+    /// Entries of `modules` in use.
+    pub modules_used: AtomicU64,
+    /// Counters; sum over all.
+    pub shards: [Shard; SHARDS],
+    /// What could not be watched, by name.
+    pub unseen_list: [Unseen; UNSEEN],
+    /// Executable file mappings, for symbol names. A later entry overrides an earlier one that it overlaps.
+    pub modules: [Module; MODULES],
+}
+
+/// Counters of some of a process's threads.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Shard {
+    /// By [`Syscall`].
+    pub calls: [CallCount; Syscall::ALL.len()],
+    /// By [`mmu_notifier::Event`].
+    pub events: [EventCount; EVENTS],
+    /// Non-blocking changes that a subscriber refused.
+    pub refused: AtomicU64,
+    /// Refused changes that were announced again as blocking.
+    pub announced_again: AtomicU64,
+    /// How long all starts of a call took together.
+    pub starts: Histogram,
+    /// How long the system call itself took, of calls that had a bracket.
+    pub changes: Histogram,
+    /// How long all ends of a call took together.
+    pub ends: Histogram,
+}
+
+/// How often a system call was made.
+#[derive(Debug)]
+#[repr(C)]
+pub struct CallCount {
+    /// All calls, failed ones included.
+    pub count: AtomicU64,
+    /// Calls that returned an error.
+    pub failed: AtomicU64,
+    /// Calls that announced at least one change.
+    pub bracketed: AtomicU64,
+}
+
+/// How often an event was announced.
+#[derive(Debug)]
+#[repr(C)]
+pub struct EventCount {
+    /// Changes announced.
+    pub changes: AtomicU64,
+    /// Bytes of their ranges (whole-address-space changes count 0).
+    pub bytes: AtomicU64,
+}
+
+/// Durations in ticks.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Histogram {
+    /// Sum of all.
+    pub sum: AtomicU64,
+    /// The longest.
+    pub max: AtomicU64,
+    /// Logarithmic buckets.
+    pub buckets: [AtomicU64; BUCKETS],
+}
+
+/// Why something is not watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum UnseenReason {
+    /// No reason given (an unused entry).
+    None = 0,
+    /// A memory system call whose instructions have a shape that cannot be rewritten.
+    Shape = 1,
+    /// A `syscall` instruction with an unknown number.
+    UnknownNumber = 2,
+    /// A `syscall` instruction that belongs to no known function.
+    NoFunction = 3,
+    /// No place for a stub within reach of the site.
+    NoPool = 4,
+    /// The code could not be written.
+    NotWritable = 5,
+    /// The file behind an executable mapping could not be read.
+    NoFile = 6,
+    /// Executable memory without a file: made by the program at run time.
+    Anonymous = 7,
+    /// A table of ours was full.
+    TableFull = 8,
+    /// `exec` of a program whose environment could not be prepared: it runs unwatched.
+    Exec = 9,
+    /// The bytes in memory are not those of the file: somebody else has patched them.
+    ForeignPatch = 10,
+}
+
+impl UnseenReason {
+    /// The reason that a number stands for; anything unknown is `None`.
+    pub const fn from_u32(reason: u32) -> UnseenReason {
+        match reason {
+            1 => UnseenReason::Shape,
+            2 => UnseenReason::UnknownNumber,
+            3 => UnseenReason::NoFunction,
+            4 => UnseenReason::NoPool,
+            5 => UnseenReason::NotWritable,
+            6 => UnseenReason::NoFile,
+            7 => UnseenReason::Anonymous,
+            8 => UnseenReason::TableFull,
+            9 => UnseenReason::Exec,
+            10 => UnseenReason::ForeignPatch,
+            _ => UnseenReason::None,
+        }
+    }
+}
+
+/// One thing that is not watched.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Unseen {
+    /// An [`UnseenReason`].
+    pub reason: AtomicU32,
+    /// The system call number at the site; `u32::MAX` if unknown.
+    pub number: AtomicU32,
+    /// Where, in the process.
+    pub address: AtomicU64,
+    /// The file, if there is one.
+    pub file: Path,
+}
+
+/// One executable file mapping.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Module {
+    /// First address.
+    pub start: AtomicU64,
+    /// Address behind the last.
+    pub end: AtomicU64,
+    /// Offset of `start` in the file, in bytes.
+    pub offset: AtomicU64,
+    /// The file.
+    pub file: Path,
+}
+
+/// Head of a ring; `header.ring_records` records follow it.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct RingHead {
+    /// Position of the next record to write.
+    pub head: AtomicU64,
+    /// Records that found the ring full.
+    pub dropped: AtomicU64,
+    /// Position of the next record to read. On a line of its own: only the reader writes it.
+    pub tail: Tail,
+}
+
+/// The reader's side of a ring.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Tail(pub AtomicU64);
+
+/// One system call, 64 bytes.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Record {
+    /// Position in the ring plus 1, written last; anything else: not (yet) written.
+    pub sequence: AtomicU64,
+    /// Ticks when the hook was entered.
+    pub time: AtomicU64,
+    /// Bits 0..8: [`Syscall`]; 8..16: first [`mmu_notifier::Event`] or 255 for none; 16: failed; 17: refused once;
+    /// 32..64: ticks of all starts.
+    pub what: AtomicU64,
+    /// Bits 0..32: ticks of the system call; 32..64: ticks of all ends.
+    pub took: AtomicU64,
+    /// Bits 0..32: thread id; 32..48: index of the process entry.
+    pub who: AtomicU64,
+    /// First address of the first change, or the call's first argument.
+    pub start: AtomicU64,
+    /// Bytes of the first change, or the call's second argument.
+    pub len: AtomicU64,
+    /// The return address of the function that made the call (0: not known).
+    pub caller: AtomicU64,
+}
+
+/// Size of the whole session in bytes.
+pub const fn session_bytes(rings: usize, ring_records: usize) -> usize {
+    ring_offset(rings, ring_records)
+}
+
+/// Where process entry `index` begins, in bytes from the start of the session.
+pub const fn process_offset(index: usize) -> usize {
+    size_of::<Header>() + index * size_of::<Process>()
+}
+
+/// Where ring `index` begins, in bytes from the start of the session.
+pub const fn ring_offset(index: usize, ring_records: usize) -> usize {
+    process_offset(PROCESSES) + index * (size_of::<RingHead>() + ring_records * size_of::<Record>())
+}

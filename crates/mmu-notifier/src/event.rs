@@ -1,0 +1,117 @@
+//! What is about to change, and why.
+
+use core::fmt;
+
+use crate::Range;
+
+/// Why a range is invalidated: the kernel's `enum mmu_notifier_event`.
+///
+/// Every subscriber may treat every event alike and drop what it holds of the range; the reason is
+/// there for those who can do better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+#[doc(alias = "mmu_notifier_event")]
+pub enum Event {
+    /// The mapping goes away for good: `munmap`, a mapping placed over it, a shrinking heap.
+    #[doc(alias = "MMU_NOTIFY_UNMAP")]
+    Unmap = 0,
+    /// The pages go or are replaced, the mapping stays: the range may be faulted in again.
+    #[doc(alias = "MMU_NOTIFY_CLEAR")]
+    Clear = 1,
+    /// The access rights of the whole range change: `mprotect`.
+    #[doc(alias = "MMU_NOTIFY_PROTECTION_VMA")]
+    ProtectionVma = 2,
+    /// The rights of single pages change: what `fork` does to the parent.
+    #[doc(alias = "MMU_NOTIFY_PROTECTION_PAGE")]
+    ProtectionPage = 3,
+    /// Write tracking is reset; the same pages with the same rights.
+    #[doc(alias = "MMU_NOTIFY_SOFT_DIRTY")]
+    SoftDirty = 4,
+    /// The address space itself goes away: `exec`, exit.
+    #[doc(alias = "MMU_NOTIFY_RELEASE")]
+    Release = 5,
+    /// Pages move to or from a device that asked for it.
+    #[doc(alias = "MMU_NOTIFY_MIGRATE")]
+    Migrate = 6,
+    /// A device takes pages for itself.
+    #[doc(alias = "MMU_NOTIFY_EXCLUSIVE")]
+    Exclusive = 7,
+}
+
+impl Event {
+    /// All events, in the kernel's order: `ALL[event as usize] == event`.
+    pub const ALL: [Event; 8] = [
+        Event::Unmap,
+        Event::Clear,
+        Event::ProtectionVma,
+        Event::ProtectionPage,
+        Event::SoftDirty,
+        Event::Release,
+        Event::Migrate,
+        Event::Exclusive,
+    ];
+
+    /// The kernel's name without its prefix, in lower case, as reports and traces spell it.
+    ///
+    /// ```
+    /// assert_eq!(mmu_notifier::Event::ProtectionVma.name(), "protection_vma");
+    /// ```
+    pub const fn name(self) -> &'static str {
+        match self {
+            Event::Unmap => "unmap",
+            Event::Clear => "clear",
+            Event::ProtectionVma => "protection_vma",
+            Event::ProtectionPage => "protection_page",
+            Event::SoftDirty => "soft_dirty",
+            Event::Release => "release",
+            Event::Migrate => "migrate",
+            Event::Exclusive => "exclusive",
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whether those who are told of a change may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[doc(alias = "mmu_notifier_range_blockable")]
+pub enum Blocking {
+    /// They may: for a lock, for a device, for memory. A start cannot be refused.
+    Allowed,
+    /// They must not. Who would have to wait refuses, and the change does not take place.
+    Forbidden,
+}
+
+/// A change of the address space: which pages, why, and whether there is time to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[doc(alias = "mmu_notifier_range")]
+pub struct Change {
+    range: Range,
+    event: Event,
+    blocking: Blocking,
+}
+
+impl Change {
+    pub(crate) const fn new(range: Range, event: Event, blocking: Blocking) -> Change {
+        Change { range, event, blocking }
+    }
+
+    /// The addresses that change.
+    pub const fn range(&self) -> Range {
+        self.range
+    }
+
+    /// Why they change.
+    pub const fn event(&self) -> Event {
+        self.event
+    }
+
+    /// Whether the subscriber may wait.
+    pub const fn blocking(&self) -> Blocking {
+        self.blocking
+    }
+}
