@@ -1,0 +1,1 @@
+//! Reports: the same [`Summary`](crate::summary::Summary) for people, pictures, tools and scripts.

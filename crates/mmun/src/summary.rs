@@ -1,0 +1,186 @@
+//! What a run was like, in numbers: filled by the watcher, shown by the reports.
+//!
+//! All times are nanoseconds, all sizes bytes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Everything that is known at the end of a run (or, for the live line, so far).
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// From start to end.
+    pub wall: Duration,
+    /// How the program ended.
+    pub outcome: Outcome,
+    /// Processes that were watched.
+    pub processes: u64,
+    /// Processes that ran unwatched because the session had no room.
+    pub processes_lost: u64,
+    /// Programs that were started by a watched process and never reported: path and how often.
+    pub programs_unseen: BTreeMap<String, u64>,
+    /// Threads, the first of each process included.
+    pub threads: u64,
+    /// By system call name: every call there is a counter for, also if it was never made.
+    pub calls: BTreeMap<&'static str, Calls>,
+    /// By event name, in the kernel's order; only events that occurred.
+    pub events: Vec<(&'static str, Events)>,
+    /// How long all starts of a call took together.
+    pub starts: Times,
+    /// How long the bracketed system calls themselves took.
+    pub changes: Times,
+    /// How long all ends of a call took together.
+    pub ends: Times,
+    /// Starts and ends that the paired counting subscriber got.
+    pub balance_starts: u64,
+    /// See `balance_starts`. Equal unless something is wrong.
+    pub balance_ends: u64,
+    /// Brackets that `exec` or a kill took with it: no end can come.
+    pub cut_short: u64,
+    /// Brackets that a thread left open (cancelled, longjmp) and that were ended when that was found out.
+    pub abandoned: u64,
+    /// 1/N of the non-blocking starts were to be refused; 0: no refuser attached.
+    pub refuse_every: u32,
+    /// Refused starts.
+    pub refused: u64,
+    /// Refused changes that were announced again as blocking.
+    pub announced_again: u64,
+    /// Refused changes that were put off.
+    pub quarantined: u64,
+    /// Call sites patched: by shape T1, T2, T3.
+    pub sites: [u64; 3],
+    /// Executable mappings searched.
+    pub mappings_searched: u64,
+    /// Time to search and patch, summed over processes.
+    pub search: Duration,
+    /// Memory calls that the hook itself made while a program ran.
+    pub own_calls: u64,
+    /// The most memory that the hook held in a process, record buffer not included.
+    pub own_bytes: u64,
+    /// What could not be watched.
+    pub unseen: Vec<Unseen>,
+    /// Things that could not be watched beyond the listed ones.
+    pub unseen_more: u64,
+    /// Records of single calls that were read.
+    pub records: u64,
+    /// Records that were dropped because the buffer was full.
+    pub records_dropped: u64,
+    /// Size of the record buffer in bytes; 0: no records wanted.
+    pub record_buffer: u64,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has not yet.
+    #[default]
+    Running,
+    /// By itself, with this status.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+}
+
+/// One system call's counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// All calls.
+    pub count: u64,
+    /// Calls that returned an error.
+    pub failed: u64,
+    /// Calls that announced at least one change.
+    pub bracketed: u64,
+}
+
+/// One event's counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    /// Changes announced.
+    pub changes: u64,
+    /// Bytes of their ranges; changes of the whole address space count 0.
+    pub bytes: u64,
+}
+
+/// A distribution of durations.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Times {
+    /// How many.
+    pub count: u64,
+    /// Their sum.
+    pub total_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+    /// Upper bound of each bucket and how many are in it, ascending; only buckets in use.
+    pub buckets: Vec<(u64, u64)>,
+}
+
+impl Times {
+    /// The duration that `share` (0.0 to 1.0) of all stay below, as the upper bound of its bucket, at most the maximum.
+    pub fn quantile_ns(&self, share: f64) -> u64 {
+        let wanted = (self.count as f64 * share).ceil() as u64;
+        let mut seen = 0;
+        for &(bound, count) in &self.buckets {
+            seen += count;
+            if seen >= wanted.max(1) {
+                return bound.min(self.max_ns);
+            }
+        }
+        self.max_ns
+    }
+}
+
+/// One kind of thing that is not watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unseen {
+    /// Why, in words.
+    pub reason: &'static str,
+    /// The file or memory.
+    pub file: String,
+    /// The system call at the site, if it is known.
+    pub call: Option<String>,
+    /// Where, in the first process that reported it.
+    pub address: u64,
+    /// In how many processes.
+    pub processes: u64,
+}
+
+/// One system call, for timelines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// When the hook was entered, since the start of the run.
+    pub time_ns: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// System call name.
+    pub call: &'static str,
+    /// The first change's event, if the call announced one.
+    pub event: Option<&'static str>,
+    /// It returned an error.
+    pub failed: bool,
+    /// Its non-blocking start was refused.
+    pub refused: bool,
+    /// First address of the first change, or the first argument.
+    pub start: u64,
+    /// Bytes of the first change, or the second argument.
+    pub len: u64,
+    /// All starts.
+    pub starts_ns: u64,
+    /// The system call itself.
+    pub change_ns: u64,
+    /// All ends.
+    pub ends_ns: u64,
+    /// Who called: an index into the symbols of the run.
+    pub caller: u32,
+}
+
+/// A place in a program that makes memory system calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// `function+0x12`, or the bare address.
+    pub symbol: String,
+    /// The file it is in, or what kind of memory.
+    pub file: String,
+}
