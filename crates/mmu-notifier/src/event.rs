@@ -96,7 +96,8 @@ pub struct Change {
 }
 
 impl Change {
-    pub(crate) const fn new(range: Range, event: Event, blocking: Blocking) -> Change {
+    /// A change of `range` because of `event`.
+    pub const fn new(range: Range, event: Event, blocking: Blocking) -> Change {
         Change { range, event, blocking }
     }
 

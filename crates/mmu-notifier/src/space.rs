@@ -1,0 +1,182 @@
+//! An address space and who is told of its changes.
+
+use std::sync::Arc;
+
+use crate::caller::Caller;
+use crate::list::{Entry, Kind, Published};
+use crate::open::{Held, OpenChanges};
+use crate::sync::{Arc as SyncArc, Backoff};
+use crate::{Blocking, Change, Event, Range, Refuser, Subscriber};
+
+/// An address space: the subscribers that mirror it, and the changes that are under way.
+///
+/// Cloning gives another handle to the same address space. Everything may be called from any thread, also
+/// inside callbacks.
+///
+/// # Cost
+///
+/// A change costs two atomic read-modify-write instructions on a cache line that other threads do not
+/// write, and two calls per subscriber. Nothing is allocated and no lock is taken between start and end.
+/// [`subscribe`](AddressSpace::subscribe) and dropping a [`Subscription`] allocate and may wait.
+#[derive(Clone, Debug)]
+#[doc(alias = "mm_struct")]
+#[doc(alias = "notifier_subscriptions")]
+pub struct AddressSpace {
+    pub(crate) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) open: OpenChanges,
+    pub(crate) list: Published,
+    caller: fn() -> Caller,
+}
+
+impl AddressSpace {
+    /// An address space without subscribers.
+    pub fn new() -> AddressSpace {
+        AddressSpace::with_callers(Caller::current)
+    }
+
+    /// An address space for changes that are made where thread-locals must not be touched: `caller` says
+    /// who is calling.
+    ///
+    /// It must give the same [`Caller::thread`] for the same thread, whoever asks, and different ones for
+    /// threads that live at the same time.
+    pub fn with_callers(caller: fn() -> Caller) -> AddressSpace {
+        let shared = Shared { open: OpenChanges::new(), list: Published::new(), caller };
+        AddressSpace { shared: Arc::new(shared) }
+    }
+
+    /// The calling thread, as this address space knows it.
+    pub fn caller(&self) -> Caller {
+        (self.shared.caller)()
+    }
+
+    /// Tells `subscriber` of every change from now on.
+    ///
+    /// Returns when no change is under way any more that `subscriber` was not told of; changes that the
+    /// calling thread itself has open (this is a callback) are left out, as they could never end.
+    /// Allocates.
+    ///
+    /// The subscriber is told until the [`Subscription`] is dropped. To keep a handle to it, subscribe
+    /// an [`Arc`].
+    #[doc(alias = "mmu_notifier_register")]
+    pub fn subscribe(&self, subscriber: impl Subscriber + 'static) -> Subscription {
+        self.add(Kind::Paired(Box::new(subscriber)))
+    }
+
+    /// Asks `refuser` before every change from now on. As [`subscribe`](AddressSpace::subscribe).
+    pub fn subscribe_refuser(&self, refuser: impl Refuser + 'static) -> Subscription {
+        self.add(Kind::Refuser(Box::new(refuser)))
+    }
+
+    fn add(&self, kind: Kind) -> Subscription {
+        let entry = Entry::new(kind);
+        let caller = self.caller();
+        let held = self.record(&caller);
+        let list = self.shared.list.replace(&held, |entries| {
+            Some(std::iter::once(&entry).chain(entries).cloned().collect())
+        });
+        held.free();
+        if let Some(list) = list {
+            self.shared.open.wait_for_strangers(&caller, list);
+        }
+        self.shared.list.collect(&self.shared.open);
+        Subscription { space: self.clone(), entry }
+    }
+
+    /// Goes on record as a reader of any list, without a change.
+    fn record(&self, caller: &Caller) -> Held<'_> {
+        let nothing = Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed);
+        self.claim(caller, &nothing)
+    }
+
+    /// Goes on record; waits while all slots are in use.
+    pub(crate) fn claim(&self, caller: &Caller, change: &Change) -> Held<'_> {
+        let mut backoff = Backoff::default();
+        loop {
+            if let Some(held) = self.shared.open.claim(caller, change) {
+                return held;
+            }
+            backoff.wait();
+        }
+    }
+
+    /// The address space is going: tells every subscriber once by `release`, then nobody of anything.
+    ///
+    /// Does not wait for callbacks that other threads are in. Subscriptions stay to be dropped.
+    #[doc(alias = "mmu_notifier_release")]
+    pub fn release(&self) {
+        let caller = self.caller();
+        let held = self.record(&caller);
+        for entry in self.shared.list.walk(&held) {
+            release(entry, &held);
+            entry.leave();
+        }
+        held.free();
+    }
+
+    /// Makes this the empty address space of a forked child.
+    ///
+    /// To be called in the child, by its only thread, before anything else of this address space is used.
+    /// No subscriber of the parent is told anything any more, not even by `release`: they are the parent's.
+    /// Neither allocates nor frees (the allocator may be locked by a thread that does not exist here), so
+    /// the memory of the parent's subscribers stays.
+    #[doc(alias = "dup_mmap")]
+    pub fn forked(&self) {
+        self.shared.open.forget_all();
+        let nothing = Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed);
+        self.shared.list.forget_all(&self.shared.open, &self.caller(), &nothing);
+    }
+}
+
+impl Default for AddressSpace {
+    fn default() -> AddressSpace {
+        AddressSpace::new()
+    }
+}
+
+/// Calls `release`, if nobody has yet.
+fn release(entry: &Entry, held: &Held<'_>) {
+    if let Some(subscriber) = entry.subscriber(held)
+        && entry.claim_release()
+    {
+        subscriber.release();
+    }
+}
+
+/// Keeps a subscriber subscribed. Dropping it unsubscribes.
+///
+/// The drop waits for callbacks of other threads that are running; when it returns, no callback of the
+/// subscriber runs or will run, `release` was the last one, and the subscriber itself has been dropped.
+/// Changes that are open have no end for it.
+///
+/// Dropped inside a callback of its own, it cannot wait for itself: no *further* callback begins, and the
+/// subscriber is dropped later, by somebody else's `subscribe` or unsubscribe.
+#[derive(Debug)]
+#[must_use = "dropping a subscription unsubscribes"]
+#[doc(alias = "mmu_notifier")]
+#[doc(alias = "mmu_notifier_unregister")]
+pub struct Subscription {
+    space: AddressSpace,
+    entry: SyncArc<Entry>,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let space = &self.space;
+        let caller = space.caller();
+        let held = space.record(&caller);
+        if held.is_calling(self.entry.address()) {
+            release(&self.entry, &held);
+        }
+        let shared = &space.shared;
+        if let Some(subscriber) = shared.list.remove(&shared.open, &caller, held, &self.entry)
+            && self.entry.claim_release()
+        {
+            subscriber.release();
+        }
+        shared.list.collect(&shared.open);
+    }
+}
