@@ -236,6 +236,8 @@ fn mremap() {
         (A, MAX - 4095, P, 0, 0, &[]),
         // Huge pages: sizes round up further, but those do not grow.
         (HUGE, 4 * P, P, 0, 0, &[(HUGE + P, HUGE + (2 << 20))]),
+        (HUGE, 4 * P, 4 * P, 0, 0, &[]),
+        (HUGE, 4 * P, 4 * P, MAY, 0, &[]),
         (HUGE, P, 4 * P, MAY, 0, &[(HUGE, HUGE + P)]),
         (HUGE, P, P, MAY | FIX, B, &[(B, B + P), (HUGE, HUGE + (2 << 20))]),
         (A, P, P, MAY | FIX, HUGE, &[(HUGE, HUGE + (2 << 20)), (A, A + P)]),
