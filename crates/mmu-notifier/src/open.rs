@@ -107,6 +107,8 @@ pub struct OpenChange {
 }
 
 impl OpenChanges {
+    pub(crate) const BYTES: usize = SETS * WAYS * size_of::<Slot>();
+
     pub(crate) fn new() -> OpenChanges {
         let slot = || Slot {
             state: AtomicU64::new(FREE),

@@ -33,6 +33,9 @@ pub(crate) struct Shared {
 }
 
 impl AddressSpace {
+    /// Memory that the record of open changes takes, in bytes: the most of an address space without subscribers.
+    pub const BYTES: usize = OpenChanges::BYTES;
+
     /// An address space without subscribers.
     pub fn new() -> AddressSpace {
         AddressSpace::with_callers(Caller::current)

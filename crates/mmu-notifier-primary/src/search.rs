@@ -1,0 +1,462 @@
+//! Finding the system-call sites of a file, and how each can be rewritten.
+//!
+//! [`search`] is a function of a file's bytes. The two bytes `0f 05` occur by chance (in constants, in the middle
+//! of other instructions), and so does a `mov $number,%eax` in front of them: so every candidate is *decoded from the
+//! start of its function*, which `.eh_frame` or the symbol table names. What does not come out as a `syscall`
+//! instruction is none.
+//!
+//! # Shapes
+//!
+//! A site is rewritten without touching any byte behind the `syscall` (threads that sleep in it return there), and
+//! without a branch into the middle of what is replaced:
+//!
+//! * **T1**: the instruction directly before `syscall` has at least 5 bytes. Its first 5 become `jmp stub`; the
+//!   `syscall` stays where it is.
+//! * **T2**: an earlier instruction of at least 5 bytes, with straight-line code up to the `syscall`. The stub
+//!   replays all of it.
+//! * **T3**: neither: the 2-byte `syscall` itself becomes a short jump to 5 bytes of padding nearby, and these
+//!   become `jmp stub`.
+//!
+//! Anything else is reported, not rewritten.
+
+use gimli::{BaseAddresses, CfaRule, EhFrame, EhFrameHdr, LittleEndian, UnwindContext, UnwindSection};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
+use object::LittleEndian as Le;
+use object::elf::{FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, SHT_DYNSYM, SHT_SYMTAB, STT_FUNC};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
+
+use crate::Syscall;
+use crate::flow::{Flow, Numbers};
+
+/// Most bytes that a stub replays.
+pub(crate) const REPLAY: usize = 48;
+/// Most instructions that a stub replays.
+const WINDOW: usize = 8;
+
+/// How a site is rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Replace the instruction before the `syscall`.
+    T1,
+    /// Replace an earlier instruction; the stub replays what lies between.
+    T2,
+    /// Replace the `syscall` by a jump to the padding at this file offset.
+    T3 {
+        /// File offset of 5 bytes that are never executed.
+        cave: usize,
+    },
+}
+
+/// What is known of the number that the site passes to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// This one.
+    Known(usize),
+    /// It comes in a register: any.
+    Unknown,
+}
+
+/// A `syscall` instruction that makes, or may make, a memory system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// File offset of the `syscall` instruction.
+    pub offset: usize,
+    /// The system call number.
+    pub number: Number,
+    /// How to rewrite it, or why it cannot be.
+    pub shape: Result<Shape, Unfit>,
+    /// First replaced byte: file offset, at most `offset`.
+    pub from: usize,
+    /// How far above the stack pointer at the `syscall` the function's return address is, in bytes.
+    pub caller: Option<usize>,
+}
+
+/// Why a site cannot be rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// None of the shapes fits.
+    Shape,
+    /// It is in no function that the file knows; it may not be an instruction at all.
+    NoFunction,
+}
+
+/// A file whose executable segments can be searched.
+#[derive(Debug)]
+pub(crate) struct Image<'a> {
+    bytes: &'a [u8],
+    header: &'a FileHeader64<Le>,
+    unwind: Option<Unwind<'a>>,
+}
+
+#[derive(Debug)]
+struct Unwind<'a> {
+    header: gimli::ParsedEhFrameHdr<gimli::EndianSlice<'a, LittleEndian>>,
+    frames: EhFrame<gimli::EndianSlice<'a, LittleEndian>>,
+    bases: BaseAddresses,
+}
+
+/// A function: virtual addresses, its file offset.
+#[derive(Clone, Copy, Debug)]
+struct Function {
+    address: u64,
+    end: u64,
+    offset: usize,
+}
+
+impl<'a> Image<'a> {
+    /// Understands `bytes` as an x86-64 ELF file; `None` if it is none.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Image<'a>> {
+        let header = FileHeader64::<Le>::parse(bytes).ok()?;
+        let mut image = Image { bytes, header, unwind: None };
+        image.unwind = image.find_unwind();
+        Some(image)
+    }
+
+    fn segments(&self) -> &'a [object::elf::ProgramHeader64<Le>] {
+        self.header.program_headers(Le, self.bytes).unwrap_or(&[])
+    }
+
+    fn find_unwind(&self) -> Option<Unwind<'a>> {
+        let segment = self.segments().iter().find(|segment| segment.p_type(Le) == PT_GNU_EH_FRAME)?;
+        let (address, offset) = (segment.p_vaddr(Le), usize::try_from(segment.p_offset(Le)).ok()?);
+        let header = EhFrameHdr::new(self.bytes.get(offset..)?, LittleEndian);
+        let bases = BaseAddresses::default().set_eh_frame_hdr(address);
+        let header = header.parse(&bases, 8).ok()?;
+        let gimli::Pointer::Direct(frames_at) = header.eh_frame_ptr() else { return None };
+        let frames_offset = self.to_offset(frames_at)?;
+        let frames = EhFrame::new(self.bytes.get(frames_offset..)?, LittleEndian);
+        Some(Unwind { header, frames, bases: bases.set_eh_frame(frames_at) })
+    }
+
+    /// File offset of a virtual address.
+    fn to_offset(&self, address: u64) -> Option<usize> {
+        self.segments().iter().filter(|segment| segment.p_type(Le) == PT_LOAD).find_map(|segment| {
+            let within = address.checked_sub(segment.p_vaddr(Le))?;
+            (within < segment.p_filesz(Le)).then(|| (segment.p_offset(Le) + within) as usize)
+        })
+    }
+
+    /// Virtual address of a file offset in an executable segment.
+    fn to_address(&self, offset: usize) -> Option<u64> {
+        self.executable().find_map(|segment| {
+            let within = (offset as u64).checked_sub(segment.p_offset(Le))?;
+            (within < segment.p_filesz(Le)).then(|| segment.p_vaddr(Le) + within)
+        })
+    }
+
+    fn executable(&self) -> impl Iterator<Item = &'a object::elf::ProgramHeader64<Le>> {
+        self.segments().iter().filter(|segment| segment.p_type(Le) == PT_LOAD && segment.p_flags(Le).0 & PF_X.0 != 0)
+    }
+
+    /// The function around an address.
+    fn function(&self, address: u64) -> Option<Function> {
+        self.framed_function(address)
+            .or_else(|| self.named_function(address))
+            .or_else(|| self.function_before(address))
+    }
+
+    /// The function whose frame information ends before `address`, with `address` nothing else's: the C library
+    /// ends it on purpose before the `syscall` of `clone`, whose child has no frame to unwind.
+    fn function_before(&self, address: u64) -> Option<Function> {
+        let unwind = self.unwind.as_ref()?;
+        let before = unwind.header.table()?.lookup(address, &unwind.bases).ok()?;
+        let gimli::Pointer::Direct(at) = before else { return None };
+        let start_of_frames = self.unwind_start(unwind)?;
+        let offset = gimli::EhFrameOffset(usize::try_from(at.checked_sub(start_of_frames)?).ok()?);
+        let fde = unwind.frames.fde_from_offset(&unwind.bases, offset, EhFrame::cie_from_offset).ok()?;
+        let start = fde.initial_address();
+        // Not further than any such tail is long.
+        if address < start || address - fde.end_address() > 64 {
+            return None;
+        }
+        let mut end = address;
+        while end < address + 64 && self.framed_function(end).is_none() && self.to_offset(end).is_some() {
+            end += 1;
+        }
+        Some(Function { address: start, end, offset: self.to_offset(start)? })
+    }
+
+    fn unwind_start(&self, unwind: &Unwind<'_>) -> Option<u64> {
+        match unwind.header.eh_frame_ptr() {
+            gimli::Pointer::Direct(address) => Some(address),
+            gimli::Pointer::Indirect(_) => None,
+        }
+    }
+
+    fn framed_function(&self, address: u64) -> Option<Function> {
+        let unwind = self.unwind.as_ref()?;
+        let fde = unwind
+            .header
+            .table()?
+            .fde_for_address(&unwind.frames, &unwind.bases, address, EhFrame::cie_from_offset)
+            .ok()?;
+        // The frame of a signal trampoline begins a byte early, for unwinders that look up the address before.
+        let start = fde.initial_address() + u64::from(fde.is_signal_trampoline());
+        Some(Function { address: start, end: fde.end_address(), offset: self.to_offset(start)? })
+    }
+
+    fn named_function(&self, address: u64) -> Option<Function> {
+        let sections = self.header.sections(Le, self.bytes).ok()?;
+        for kind in [SHT_SYMTAB, SHT_DYNSYM] {
+            let Some(section) = sections.iter().find(|section| section.sh_type(Le) == kind) else { continue };
+            let symbols = section.data_as_array::<object::elf::Sym64<Le>, _>(Le, self.bytes).unwrap_or(&[]);
+            let around = symbols.iter().find(|symbol| {
+                symbol.st_type() == STT_FUNC
+                    && symbol.st_value(Le) <= address
+                    && address - symbol.st_value(Le) < symbol.st_size(Le)
+            });
+            if let Some(symbol) = around {
+                let start = symbol.st_value(Le);
+                return Some(Function {
+                    address: start,
+                    end: start + symbol.st_size(Le),
+                    offset: self.to_offset(start)?,
+                });
+            }
+        }
+        None
+    }
+
+    /// Distance from the stack pointer at `address` up to the return address.
+    fn caller(&self, address: u64) -> Option<usize> {
+        let unwind = self.unwind.as_ref()?;
+        let fde = unwind
+            .header
+            .table()?
+            .fde_for_address(&unwind.frames, &unwind.bases, address, EhFrame::cie_from_offset)
+            .ok()?;
+        let mut context = UnwindContext::<usize, Rows>::new_in();
+        let row =
+            fde.unwind_info_for_address(&unwind.frames, &unwind.bases, &mut context, address).ok()?;
+        match *row.cfa() {
+            CfaRule::RegisterAndOffset { register: gimli::X86_64::RSP, offset } => {
+                usize::try_from(offset).ok()?.checked_sub(8)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Room for unwind rows on the stack: the hook searches late libraries and must not allocate.
+struct Rows;
+
+impl gimli::UnwindContextStorage<usize> for Rows {
+    type Rules = [(gimli::Register, gimli::RegisterRule<usize>); 32];
+    type Stack = [gimli::UnwindTableRow<usize, Self>; 4];
+}
+
+/// Looks through the executable segments of `image` that lie in the file offsets `part`, and calls `found` for
+/// every `syscall` instruction that makes a memory system call or may make one. Never allocates.
+/// `flow` is room to work in.
+pub(crate) fn search(
+    image: &Image<'_>,
+    part: core::ops::Range<usize>,
+    flow: &mut Flow,
+    mut found: impl FnMut(Found),
+) {
+    for segment in image.executable() {
+        let start = (segment.p_offset(Le) as usize).max(part.start);
+        let end = ((segment.p_offset(Le) + segment.p_filesz(Le)) as usize).min(part.end).min(image.bytes.len());
+        let Some(code) = image.bytes.get(start..end) else { continue };
+        for at in candidates(code) {
+            if let Some(site) = judge(image, start + at, flow) {
+                found(site);
+            }
+        }
+    }
+}
+
+/// Where the two bytes of a `syscall` instruction occur.
+pub(crate) fn candidates(code: &[u8]) -> impl Iterator<Item = usize> + '_ {
+    memchr::memmem::find_iter(code, b"\x0f\x05")
+}
+
+/// A candidate at a file offset: what it is, if it is something.
+fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
+    let address = image.to_address(offset)?;
+    let Some(function) = image.function(address) else {
+        return outside(image, offset, address);
+    };
+    let end = function.offset + (function.end - function.address) as usize;
+    let code = image.bytes.get(function.offset..end)?;
+    flow.clear();
+    let scan = Scan::of(code, function.address, address, flow)?;
+    let number = match flow.number(scan.index) {
+        Numbers::Any => Number::Unknown,
+        Numbers::One(number) => Number::Known(Syscall::from_number(number)?.number()),
+        Numbers::NoMemoryCall => return None,
+        Numbers::Several => Number::Unknown,
+    };
+    let (shape, from) = scan.shape(image, &function);
+    let from = function.offset + (from - function.address) as usize;
+    Some(Found { offset, number, shape, from, caller: image.caller(address) })
+}
+
+/// A candidate outside all functions: most are padding, tables, or chance. It is worth a word only if it
+/// looks exactly like a memory system call.
+fn outside(image: &Image<'_>, offset: usize, _address: u64) -> Option<Found> {
+    let before = image.bytes.get(offset.checked_sub(5)?..offset)?;
+    let number = match before {
+        [0xb8, number @ ..] => u32::from_le_bytes(number.try_into().ok()?) as usize,
+        _ => return None,
+    };
+    Syscall::from_number(number)?;
+    Some(Found {
+        offset,
+        number: Number::Known(number),
+        shape: Err(Unfit::NoFunction),
+        from: offset,
+        caller: None,
+    })
+}
+
+/// One pass over a function, from its start: what matters around one `syscall`.
+struct Scan {
+    /// Index of the `syscall` among the function's instructions.
+    index: usize,
+    /// The last instructions before the `syscall`, the latest last.
+    window: [Instruction; WINDOW],
+    len: usize,
+    syscall: u64,
+    /// Targets of branches near the `syscall`.
+    targets: [u64; 32],
+    targets_used: usize,
+    /// Padding within reach of a short jump: address.
+    cave: Option<u64>,
+}
+
+impl Scan {
+    /// `None` if decoding from the start of the function does not come upon an instruction at `syscall`.
+    fn of(code: &[u8], start: u64, syscall: u64, flow: &mut Flow) -> Option<Scan> {
+        let mut scan = Scan {
+            index: 0,
+            window: [Instruction::default(); WINDOW],
+            len: 0,
+            syscall,
+            targets: [0; 32],
+            targets_used: 0,
+            cave: None,
+        };
+        let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
+        let mut instruction = Instruction::default();
+        let mut hit = false;
+        let mut after_jump = false;
+        while decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            let ip = instruction.ip();
+            if ip == syscall {
+                if instruction.code() != Code::Syscall {
+                    return None;
+                }
+                hit = true;
+                scan.index = flow.len();
+            } else if ip > syscall && !hit {
+                return None;
+            } else if !hit {
+                scan.push(instruction);
+            }
+            flow.push(&instruction);
+            let padding = after_jump && instruction.mnemonic() == Mnemonic::Nop && instruction.len() >= 5;
+            if padding && scan.in_reach(ip) {
+                scan.cave = Some(ip);
+            }
+            after_jump = matches!(
+                instruction.flow_control(),
+                FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return
+            ) || (after_jump && instruction.mnemonic() == Mnemonic::Nop);
+            if matches!(instruction.op0_kind(), OpKind::NearBranch64) {
+                scan.target(instruction.near_branch64());
+            }
+        }
+        if let Some(cave) = scan.cave
+            && scan.is_target(cave..cave + 5)
+        {
+            scan.cave = None;
+        }
+        hit.then_some(scan)
+    }
+
+    fn push(&mut self, instruction: Instruction) {
+        if self.len == WINDOW {
+            self.window.copy_within(1.., 0);
+            self.len -= 1;
+        }
+        self.window[self.len] = instruction;
+        self.len += 1;
+    }
+
+    /// Whether a 2-byte jump at the `syscall` gets to `address`.
+    fn in_reach(&self, address: u64) -> bool {
+        i8::try_from(address.wrapping_sub(self.syscall + 2) as i64).is_ok()
+    }
+
+    fn target(&mut self, address: u64) {
+        if address.abs_diff(self.syscall) > 256 {
+            return;
+        }
+        match self.targets.get_mut(self.targets_used) {
+            Some(slot) => {
+                *slot = address;
+                self.targets_used += 1;
+            }
+            // More than we can remember: as if everything were one.
+            None => self.targets_used = usize::MAX,
+        }
+    }
+
+    fn is_target(&self, mut addresses: core::ops::Range<u64>) -> bool {
+        match self.targets.get(..self.targets_used) {
+            Some(targets) => targets.iter().any(|target| addresses.contains(target)),
+            None => addresses.next().is_some(),
+        }
+    }
+
+    /// The shape of the site, and the address of the first byte that is replaced.
+    fn shape(&self, image: &Image<'_>, function: &Function) -> (Result<Shape, Unfit>, u64) {
+        let mut replayed = 0;
+        for (distance, instruction) in self.window[..self.len].iter().rev().enumerate() {
+            let ip = instruction.ip();
+            replayed += instruction.len();
+            // A branch to the `syscall` itself would go past the hook.
+            let movable = instruction.flow_control() == FlowControl::Next
+                && !instruction.is_invalid()
+                && replayed <= REPLAY
+                && !self.is_target(ip + 1..self.syscall + 1);
+            if !movable {
+                break;
+            }
+            if instruction.len() >= 5 {
+                return (Ok(if distance == 0 { Shape::T1 } else { Shape::T2 }), ip);
+            }
+        }
+        let cave = self.cave.or_else(|| self.padding_behind(image, function));
+        let cave = cave.and_then(|cave| image.to_offset(cave));
+        (cave.map(|cave| Shape::T3 { cave }).ok_or(Unfit::Shape), self.syscall)
+    }
+
+    /// Padding between this function and the next.
+    fn padding_behind(&self, image: &Image<'_>, function: &Function) -> Option<u64> {
+        let end = function.end;
+        if !self.in_reach(end) || image.framed_function(end).is_some() {
+            return None;
+        }
+        let offset = image.to_offset(end)?;
+        let code = image.bytes.get(offset..offset + 16)?;
+        let mut decoder = Decoder::with_ip(64, code, end, DecoderOptions::NONE);
+        let mut instruction = Instruction::default();
+        let mut length = 0;
+        while length < 5 && decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            if !matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3)
+                || image.framed_function(instruction.ip()).is_some()
+            {
+                return None;
+            }
+            length += instruction.len();
+        }
+        (length >= 5).then_some(end)
+    }
+}
+
+#[cfg(test)]
+mod tests;
