@@ -63,7 +63,7 @@ impl Memory {
         self.program_break.store(program_break, Ordering::Relaxed);
         let all = maps::for_each(|mapping| {
             if mapping.inode != 0 {
-                self.file_mapped(&FileId { device: mapping.device, inode: mapping.inode, size: 0 });
+                self.file_mapped(&FileId { device: mapping.device, inode: mapping.inode, size: 0, changed: 0 });
             }
             if mapping.path.starts_with(b"/SYSV") {
                 self.segment_attached(mapping.range.start(), mapping.range.len());
@@ -209,7 +209,7 @@ fn file_ranges(file: &FileId, part: core::ops::Range<usize>, ranges: &mut Ranges
 
 /// All mappings of the files that are mapped in `range`, the same parts of them.
 fn aliases(range: Range, ranges: &mut Ranges) -> bool {
-    let mut pieces = [const { (FileId { device: 0, inode: 0, size: 0 }, 0..0) }; RANGES];
+    let mut pieces = [const { (FileId { device: 0, inode: 0, size: 0, changed: 0 }, 0..0) }; RANGES];
     let mut used = 0;
     let mut complete = true;
     let read = maps::for_each(|mapping| {
@@ -218,7 +218,7 @@ fn aliases(range: Range, ranges: &mut Ranges) -> bool {
             return;
         }
         let from = mapping.offset + (common.start() - mapping.range.start());
-        let file = FileId { device: mapping.device, inode: mapping.inode, size: 0 };
+        let file = FileId { device: mapping.device, inode: mapping.inode, size: 0, changed: 0 };
         match pieces.get_mut(used) {
             Some(piece) => *piece = (file, from..from + common.len()),
             None => complete = false,

@@ -6,7 +6,7 @@
 //! parameter, memory, arithmetic, a call - means that it can be any. The hook looks at the real number
 //! again, so this only decides what need not be rewritten.
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use crate::Syscall;
 
@@ -38,7 +38,7 @@ enum Put {
 }
 
 /// The instructions of one function. Room to work in: made once, used for every site.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Flow {
     steps: Vec<Step>,
     /// Positions still to be followed, and those that were.
@@ -73,16 +73,24 @@ impl Flow {
         STEPS * (size_of::<Step>() + 2 * size_of::<(u32, Register)>())
     }
 
-    pub(crate) fn clear(&mut self) {
+    /// The numbers that the `syscall` at address `syscall` can get, in the function whose code is `code`.
+    pub(crate) fn numbers(&mut self, code: &[u8], start: u64, syscall: u64) -> Numbers {
         self.steps.clear();
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.steps.len()
+        let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
+        let mut instruction = Instruction::default();
+        let mut index = None;
+        while decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            if instruction.ip() == syscall {
+                index = Some(self.steps.len());
+            }
+            self.push(&instruction);
+        }
+        index.map_or(Numbers::Any, |index| self.number(index))
     }
 
     /// The next instruction of the function. Beyond the room there is, the function is not followed.
-    pub(crate) fn push(&mut self, instruction: &Instruction) {
+    fn push(&mut self, instruction: &Instruction) {
         if self.steps.len() == self.steps.capacity() {
             return;
         }
@@ -102,7 +110,7 @@ impl Flow {
     }
 
     /// The numbers that the `syscall` at position `index` can get.
-    pub(crate) fn number(&mut self, index: usize) -> Numbers {
+    fn number(&mut self, index: usize) -> Numbers {
         if self.steps.len() == self.steps.capacity() {
             return Numbers::Any;
         }
@@ -193,15 +201,33 @@ fn put(instruction: &Instruction) -> Put {
     }
 }
 
-/// Instructions whose first operand is no register may still write one: `rax` is what matters.
+/// Instructions that write a register which is not their first operand.
 fn implicit(instruction: &Instruction) -> Put {
-    let mut factory = InstructionInfoFactory::new();
-    let writes_rax = factory.info(instruction).used_registers().iter().any(|used| {
-        used.register().full_register() == Register::RAX
-            && matches!(
-                used.access(),
-                OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
-            )
-    });
-    if writes_rax { Put::Something(Register::RAX) } else { Put::Nothing }
+    match instruction.mnemonic() {
+        Mnemonic::Xchg | Mnemonic::Xadd if instruction.op1_kind() == OpKind::Register => {
+            Put::Something(instruction.op1_register().full_register())
+        }
+        Mnemonic::Cmpxchg
+        | Mnemonic::Cmpxchg8b
+        | Mnemonic::Cmpxchg16b
+        | Mnemonic::Mul
+        | Mnemonic::Imul
+        | Mnemonic::Div
+        | Mnemonic::Idiv
+        | Mnemonic::Cbw
+        | Mnemonic::Cwde
+        | Mnemonic::Cdqe
+        | Mnemonic::Cpuid
+        | Mnemonic::Rdtsc
+        | Mnemonic::Rdtscp
+        | Mnemonic::Rdpmc
+        | Mnemonic::Xgetbv
+        | Mnemonic::Lahf
+        | Mnemonic::Xlatb
+        | Mnemonic::Lodsb
+        | Mnemonic::Lodsw
+        | Mnemonic::Lodsd
+        | Mnemonic::Lodsq => Put::Something(Register::RAX),
+        _ => Put::Nothing,
+    }
 }

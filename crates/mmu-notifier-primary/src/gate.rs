@@ -147,12 +147,17 @@ pub(crate) mod safe {
     pub(crate) struct FileId {
         pub(crate) device: u64,
         pub(crate) inode: u64,
+        /// Bytes.
         pub(crate) size: u64,
+        /// Last change of the contents, in nanoseconds since 1970.
+        pub(crate) changed: u64,
     }
 
     fn file_id(ret: isize, stat: &[u64; 18]) -> Result<FileId, Errno> {
-        // struct stat of x86-64: st_dev, st_ino, st_nlink, (st_mode, st_uid), (st_gid, pad), st_rdev, st_size
-        result(ret).map(|_| FileId { device: stat[0], inode: stat[1], size: stat[6] })
+        // struct stat of x86-64: st_dev, st_ino, st_nlink, (st_mode, st_uid), (st_gid, pad), st_rdev, st_size,
+        // st_blksize, st_blocks, st_atim, st_mtim, st_ctim
+        let changed = stat[11].wrapping_mul(1_000_000_000).wrapping_add(stat[12]);
+        result(ret).map(|_| FileId { device: stat[0], inode: stat[1], size: stat[6], changed })
     }
 
     pub(crate) fn fstat(descriptor: usize) -> Result<FileId, Errno> {

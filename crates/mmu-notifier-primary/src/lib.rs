@@ -14,6 +14,7 @@ mod patch;
 mod primary;
 pub mod search;
 pub mod session;
+mod sites;
 mod thread;
 
 pub use call::Syscall;

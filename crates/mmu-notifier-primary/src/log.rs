@@ -103,6 +103,13 @@ impl Log {
         unsafe { &*self.at(session::process_offset(index)).cast::<Process>() }
     }
 
+    /// A place for the call sites of a file.
+    pub(crate) fn file(&self, index: usize) -> &session::File {
+        debug_assert!(index < session::FILES);
+        // SAFETY: inside the mapping and aligned by the layout; all fields are atomics.
+        unsafe { &*self.at(session::file_offset(index)).cast::<session::File>() }
+    }
+
     /// This process's entry, if it got one.
     #[inline]
     pub(crate) fn process(&self) -> Option<&Process> {

@@ -20,8 +20,9 @@ use crate::hook;
 use crate::log::{Log, put_path, ticks};
 use crate::maps;
 use crate::patch::{Live, Stubs, Writer};
-use crate::search::{Image, Number, Shape, Unfit, candidates, search};
+use crate::search::{Found, Image, Number, Shape, Unfit, candidates, search};
 use crate::session::{self, Header, UnseenReason};
+use crate::sites::{self, Draft};
 use crate::thread::Threads;
 
 /// This Linux process as the primary MMU: every memory system call is announced to its
@@ -213,15 +214,12 @@ impl Primary {
                 continue;
             }
             self.log.module(*range, *offset, path);
-            let code = readable_code(*range);
-            if candidates(code).next().is_none() {
-                self.searched();
-                continue;
-            }
-            let file = path_to_c(path).and_then(|path| safe::File::open(path.as_c_str(), 0).ok());
-            match file {
-                Some(file) => self.search_file(&mut writer, &file, *range, *offset, path),
-                None => self.log.unseen(UnseenReason::NoFile, None, range.start(), path),
+            match path_to_c(path).and_then(|path| safe::File::open(path.as_c_str(), 0).ok()) {
+                Some(file) => self.search_mapping(&mut writer, &file, *range, *offset, path),
+                None if candidates(readable_code(*range)).next().is_some() => {
+                    self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
+                }
+                None => self.searched(),
             }
         }
         if let Some(process) = self.log.process() {
@@ -236,56 +234,92 @@ impl Primary {
         }
     }
 
-    /// Rewrites what a file's mapping `range` at file offset `offset` holds.
-    fn search_file(&self, writer: &mut Writer, file: &safe::File, range: Range, offset: usize, path: &[u8]) {
+    /// Rewrites the call sites in the mapping `range` of a file, at file offset `offset`.
+    fn search_mapping(&self, writer: &mut Writer, file: &safe::File, range: Range, offset: usize, path: &[u8]) {
         let done = self.patching.with(|state| {
-            let Some(bytes) = FileBytes::map(file, writer) else {
-                self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
+            let Ok(id) = safe::fstat(file.descriptor()) else { return };
+            if let Some(known) = sites::known(&self.log, &id, offset, range.len()) {
+                let base = range.start().wrapping_sub(offset);
+                sites::for_each(known, |site, code| self.patch(state, writer, base, &site, code, path));
                 return;
-            };
-            let Some(image) = Image::parse(bytes.bytes) else {
-                self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
-                return;
-            };
-            let base = range.start().wrapping_sub(offset);
-            let part = offset..offset + range.len();
-            let PatchState { stubs, flow } = state;
-            let own = gate::address();
-            search(&image, part, flow, |site| {
-                let address = base.wrapping_add(site.offset);
-                if address == own || stubs.pool_around(address) {
-                    return;
-                }
-                let number = match site.number {
-                    Number::Known(number) => Some(number),
-                    Number::Unknown => None,
-                };
-                let original = bytes.bytes.get(site.from..site.offset + 2);
-                let patched = match (site.shape, original) {
-                    // SAFETY: `search` found the instruction in this file, which is mapped here.
-                    (Ok(shape), Some(original)) => unsafe {
-                        stubs.patch(writer, base, &site, shape, original).map(|()| shape)
-                    },
-                    (Err(Unfit::NoFunction), _) => Err(UnseenReason::NoFunction),
-                    (Err(Unfit::Shape) | Ok(_), _) => Err(UnseenReason::Shape),
-                };
-                match patched {
-                    Ok(shape) => self.patched(shape),
-                    Err(UnseenReason::Shape) if number.is_none() => {
-                        self.log.unseen(UnseenReason::UnknownNumber, None, address, path);
-                    }
-                    Err(reason) => self.log.unseen(reason, number, address, path),
-                }
-            });
-            bytes.unmap(writer);
-            if let Some(process) = self.log.process() {
-                process.own_bytes.store(self.own_bytes(stubs) as u64, Ordering::Relaxed);
             }
+            let mut draft = Draft::new(&self.log, &id, offset, range);
+            if candidates(readable_code(range)).next().is_some() {
+                self.search_file(state, writer, file, range, offset, path, &mut draft);
+            }
+            draft.complete();
         });
         if done.is_none() {
             self.log.unseen(UnseenReason::TableFull, None, range.start(), path);
         }
         self.searched();
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a mapping is a file, a place and a path")]
+    fn search_file(
+        &self,
+        state: &mut PatchState,
+        writer: &mut Writer,
+        file: &safe::File,
+        range: Range,
+        offset: usize,
+        path: &[u8],
+        draft: &mut Draft<'_>,
+    ) {
+        let bytes = FileBytes::map(file, writer);
+        let image = bytes.as_ref().and_then(|bytes| Image::parse(bytes.bytes));
+        if let (Some(bytes), Some(image)) = (&bytes, &image) {
+            let base = range.start().wrapping_sub(offset);
+            let mut flow = core::mem::take(&mut state.flow);
+            search(image, offset..offset + range.len(), &mut flow, |site| {
+                if let Some(code) = bytes.bytes.get(site.from..site.offset + 2) {
+                    draft.add(&site, code);
+                    self.patch(state, writer, base, &site, code, path);
+                }
+            });
+            state.flow = flow;
+        } else {
+            self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
+        }
+        if let Some(bytes) = bytes {
+            bytes.unmap(writer);
+        }
+        if let Some(process) = self.log.process() {
+            process.own_bytes.store(self.own_bytes(&state.stubs) as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Rewrites one site of a file whose first byte is (or would be) at `base`.
+    fn patch(
+        &self,
+        state: &mut PatchState,
+        writer: &mut Writer,
+        base: usize,
+        site: &Found,
+        code: &[u8],
+        path: &[u8],
+    ) {
+        let address = base.wrapping_add(site.offset);
+        if address == gate::address() || state.stubs.pool_around(address) {
+            return;
+        }
+        let number = match site.number {
+            Number::Known(number) => Some(number),
+            Number::Unknown => None,
+        };
+        let patched = match site.shape {
+            // SAFETY: `search` found the instruction in this file, which is mapped here.
+            Ok(shape) => unsafe { state.stubs.patch(writer, base, site, shape, code) }.map(|()| shape),
+            Err(Unfit::NoFunction) => Err(UnseenReason::NoFunction),
+            Err(Unfit::Shape) => Err(UnseenReason::Shape),
+        };
+        match patched {
+            Ok(shape) => self.patched(shape),
+            Err(UnseenReason::Shape) if number.is_none() => {
+                self.log.unseen(UnseenReason::UnknownNumber, None, address, path);
+            }
+            Err(reason) => self.log.unseen(reason, number, address, path),
+        }
     }
 
     fn patched(&self, shape: Shape) {
@@ -342,17 +376,10 @@ impl Primary {
         let mut path = [0; session::PATH];
         let path = safe::descriptor_path(descriptor, &mut path);
         self.log.module(range, offset, path);
-        if candidates(readable_code(range)).next().is_none() {
-            self.searched();
-        } else {
-            let mut writer = Writer::new(Live::No);
-            let file = safe::File::borrowed(descriptor);
-            self.search_file(&mut writer, &file, range, offset, path);
-            if let Some(process) = self.log.process() {
-                process.own_calls.fetch_add(writer.own_calls, Ordering::Relaxed);
-            }
-        }
+        let mut writer = Writer::new(Live::No);
+        self.search_mapping(&mut writer, &safe::File::borrowed(descriptor), range, offset, path);
         if let Some(process) = self.log.process() {
+            process.own_calls.fetch_add(writer.own_calls, Ordering::Relaxed);
             process.search_ticks.fetch_add(ticks() - began, Ordering::Relaxed);
         }
     }

@@ -20,7 +20,7 @@
 //! Anything else is reported, not rewritten.
 
 use gimli::{BaseAddresses, CfaRule, EhFrame, EhFrameHdr, LittleEndian, UnwindContext, UnwindSection};
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use object::LittleEndian as Le;
 use object::elf::{FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, SHT_DYNSYM, SHT_SYMTAB, STT_FUNC};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
@@ -279,9 +279,13 @@ fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
     };
     let end = function.offset + (function.end - function.address) as usize;
     let code = image.bytes.get(function.offset..end)?;
-    flow.clear();
-    let scan = Scan::of(code, function.address, address, flow)?;
-    let number = match flow.number(scan.index) {
+    let scan = Scan::of(code, function.address, address)?;
+    let numbers = match scan.number_directly_before() {
+        Some(number) if Syscall::from_number(number).is_none() => return None,
+        Some(number) => Numbers::One(number),
+        None => flow.numbers(code, function.address, address),
+    };
+    let number = match numbers {
         Numbers::Any => Number::Unknown,
         Numbers::One(number) => Number::Known(Syscall::from_number(number)?.number()),
         Numbers::NoMemoryCall => return None,
@@ -312,8 +316,6 @@ fn outside(image: &Image<'_>, offset: usize, _address: u64) -> Option<Found> {
 
 /// One pass over a function, from its start: what matters around one `syscall`.
 struct Scan {
-    /// Index of the `syscall` among the function's instructions.
-    index: usize,
     /// The last instructions before the `syscall`, the latest last.
     window: [Instruction; WINDOW],
     len: usize,
@@ -327,9 +329,8 @@ struct Scan {
 
 impl Scan {
     /// `None` if decoding from the start of the function does not come upon an instruction at `syscall`.
-    fn of(code: &[u8], start: u64, syscall: u64, flow: &mut Flow) -> Option<Scan> {
+    fn of(code: &[u8], start: u64, syscall: u64) -> Option<Scan> {
         let mut scan = Scan {
-            index: 0,
             window: [Instruction::default(); WINDOW],
             len: 0,
             syscall,
@@ -349,13 +350,11 @@ impl Scan {
                     return None;
                 }
                 hit = true;
-                scan.index = flow.len();
             } else if ip > syscall && !hit {
                 return None;
             } else if !hit {
                 scan.push(instruction);
             }
-            flow.push(&instruction);
             let padding = after_jump && instruction.mnemonic() == Mnemonic::Nop && instruction.len() >= 5;
             if padding && scan.in_reach(ip) {
                 scan.cave = Some(ip);
@@ -409,6 +408,18 @@ impl Scan {
             Some(targets) => targets.iter().any(|target| addresses.contains(target)),
             None => addresses.next().is_some(),
         }
+    }
+
+    /// The number, if the instruction before the `syscall` puts it there and no branch comes in between: nearly
+    /// always.
+    fn number_directly_before(&self) -> Option<usize> {
+        let last = self.window[..self.len].last()?;
+        let constant = last.mnemonic() == Mnemonic::Mov
+            && last.op0_kind() == OpKind::Register
+            && last.op0_register().full_register() == Register::RAX
+            && matches!(last.op1_kind(), OpKind::Immediate32 | OpKind::Immediate32to64 | OpKind::Immediate64);
+        (constant && !self.is_target(self.syscall..self.syscall + 1))
+            .then(|| last.immediate(1) as u32 as usize)
     }
 
     /// The shape of the site, and the address of the first byte that is replaced.

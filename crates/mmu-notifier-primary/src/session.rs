@@ -7,10 +7,10 @@
 //! # Shape
 //!
 //! ```text
-//! +--------+--------------------------------------+---------------------------------+
-//! | Header | Process x PROCESSES                  | Ring x header.rings             |
-//! |        | counters (in shards), sites, modules | records of single system calls  |
-//! +--------+--------------------------------------+---------------------------------+
+//! +--------+--------------+--------------------------------------+--------------------------------+
+//! | Header | File x FILES | Process x PROCESSES                  | Ring x header.rings            |
+//! |        | call sites   | counters (in shards), sites, modules | records of single system calls |
+//! +--------+--------------+--------------------------------------+--------------------------------+
 //! ```
 //!
 //! Counters are exact. Records are for pictures and traces and may be dropped when the reader is too
@@ -40,6 +40,12 @@ pub const EVENTS: usize = 8;
 pub const MODULES: usize = 256;
 /// Things that could not be watched that a process lists by name.
 pub const UNSEEN: usize = 32;
+/// Files whose call sites a session remembers.
+pub const FILES: usize = 512;
+/// Call sites of a file that a session remembers; files with more are searched again.
+pub const SITES: usize = 64;
+/// Bytes of code around a site that are kept, to compare and to move.
+pub const SITE_BYTES: usize = 56;
 /// Bytes of a path; longer ones keep their end.
 pub const PATH: usize = 232;
 
@@ -67,6 +73,48 @@ pub struct Header {
     pub process_hint: AtomicU64,
     /// Every process that ever got an entry.
     pub processes_total: AtomicU64,
+}
+
+/// The call sites of one executable mapping of a file: found by the first process that maps it, used by all.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct File {
+    /// 0: free; 1: being written; 2: complete.
+    pub state: AtomicU32,
+    /// Sites in `sites`.
+    pub used: AtomicU32,
+    /// Which file.
+    pub device: AtomicU64,
+    /// Which file.
+    pub inode: AtomicU64,
+    /// Its size in bytes.
+    pub size: AtomicU64,
+    /// Its last change, in nanoseconds since 1970.
+    pub changed: AtomicU64,
+    /// Offset of the mapping in the file.
+    pub offset: AtomicU64,
+    /// Length of the mapping.
+    pub len: AtomicU64,
+    /// The sites.
+    pub sites: [FileSite; SITES],
+}
+
+/// One call site, in file offsets.
+#[derive(Debug)]
+#[repr(C)]
+pub struct FileSite {
+    /// The `syscall` instruction.
+    pub offset: AtomicU64,
+    /// The system call number; `u64::MAX`: unknown.
+    pub number: AtomicU64,
+    /// 1, 2: T1, T2; 3: T3, with the padding's offset in the upper 56 bits; 0: none fits, 4: in no function.
+    pub shape: AtomicU64,
+    /// First replaced byte.
+    pub from: AtomicU64,
+    /// Distance from the stack pointer to the return address; `u64::MAX`: unknown.
+    pub caller: AtomicU64,
+    /// The code from `from` to behind the `syscall`.
+    pub code: [AtomicU8; SITE_BYTES],
 }
 
 /// What a process entry is used for. Free -> Starting -> Running -> Gone -> (reader) Free.
@@ -335,9 +383,14 @@ pub const fn session_bytes(rings: usize, ring_records: usize) -> usize {
     ring_offset(rings, ring_records)
 }
 
+/// Where file `index` begins, in bytes from the start of the session.
+pub const fn file_offset(index: usize) -> usize {
+    size_of::<Header>() + index * size_of::<File>()
+}
+
 /// Where process entry `index` begins, in bytes from the start of the session.
 pub const fn process_offset(index: usize) -> usize {
-    size_of::<Header>() + index * size_of::<Process>()
+    file_offset(FILES).next_multiple_of(4096) + index * size_of::<Process>()
 }
 
 /// Where ring `index` begins, in bytes from the start of the session.
