@@ -20,6 +20,7 @@
 #![expect(unsafe_code)]
 
 use core::arch::global_asm;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// What a stub knows of its site; lies in the pool behind the stub.
 #[derive(Clone, Copy, Debug)]
@@ -246,16 +247,26 @@ pub(crate) struct Entries {
     pub(crate) after: usize,
 }
 
-/// The entry code for the vector registers that this machine has and the kernel keeps.
-pub(crate) fn entries() -> Entries {
-    let (enter, after): (unsafe extern "C" fn(), unsafe extern "C" fn()) =
-        if std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw") {
-            (mmu_notifier_enter_avx512, mmu_notifier_after_avx512)
+/// The entry code for the vector registers that this machine has and the kernel keeps. `known` remembers which:
+/// asking the processor (`cpuid`) takes long in a virtual machine.
+pub(crate) fn entries(known: &AtomicU32) -> Entries {
+    // Relaxed: everybody finds the same.
+    let mut vectors = known.load(Ordering::Relaxed);
+    if vectors == 0 {
+        vectors = if std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw") {
+            3
         } else if std::is_x86_feature_detected!("avx") {
-            (mmu_notifier_enter_avx, mmu_notifier_after_avx)
+            2
         } else {
-            (mmu_notifier_enter_sse, mmu_notifier_after_sse)
+            1
         };
+        known.store(vectors, Ordering::Relaxed);
+    }
+    let (enter, after): (unsafe extern "C" fn(), unsafe extern "C" fn()) = match vectors {
+        3 => (mmu_notifier_enter_avx512, mmu_notifier_after_avx512),
+        2 => (mmu_notifier_enter_avx, mmu_notifier_after_avx),
+        _ => (mmu_notifier_enter_sse, mmu_notifier_after_sse),
+    };
     Entries { enter: enter as usize, after: after as usize }
 }
 

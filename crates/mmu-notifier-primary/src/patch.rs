@@ -31,7 +31,6 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
-use iced_x86::{Decoder, DecoderOptions};
 use mmu_notifier::{PAGE_SIZE, Range};
 
 use crate::Syscall;
@@ -272,23 +271,16 @@ impl Stubs {
     /// The machine code of a stub at `at`, its `Site` included.
     fn stub(&self, at: usize, syscall: usize, from: usize, replay: &[u8], found: &Found) -> Option<Code> {
         let mut code = Code { bytes: [0; Code::MAX], len: 0, address: at };
-        let mut decoder = Decoder::with_ip(64, replay, from as u64, DecoderOptions::NONE);
-        while decoder.can_decode() {
-            let instruction = decoder.decode();
-            let start = (instruction.ip() as usize) - from;
-            let bytes = &replay[start..start + instruction.len()];
-            if instruction.is_ip_rel_memory_operand() {
-                let place = decoder.get_constant_offsets(&instruction).displacement_offset();
-                let target = instruction.ip_rel_memory_address() as usize;
-                let distance = target.wrapping_sub(code.here() + bytes.len()) as isize;
-                let distance = i32::try_from(distance).ok()?;
-                let mut moved = [0u8; 16];
-                moved[..bytes.len()].copy_from_slice(bytes);
-                moved[place..place + 4].copy_from_slice(&distance.to_le_bytes());
-                code.put(&moved[..bytes.len()]);
-            } else {
-                code.put(bytes);
+        code.put(replay);
+        for (place, end) in found.relative.operands {
+            let (place, end) = (usize::from(place), usize::from(end));
+            if end == 0 {
+                break;
             }
+            let operand = code.bytes[..replay.len()].get_mut(place..place + 4)?;
+            let distance = i32::from_le_bytes((&*operand).try_into().ok()?) as isize;
+            let moved = distance + (from + end) as isize - (at + end) as isize;
+            operand.copy_from_slice(&i32::try_from(moved).ok()?.to_le_bytes());
         }
         let pool = at & !(POOL - 1);
         // The Site lies behind the code, whose length is fixed from here on.

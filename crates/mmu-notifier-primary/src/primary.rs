@@ -149,7 +149,7 @@ impl Primary {
             }),
             _ => None,
         };
-        let stubs = Stubs::new(entry::entries());
+        let stubs = Stubs::new(entry::entries(&log.header().vectors));
         let primary: &'static Primary = Box::leak(Box::new(Primary {
             space: AddressSpace::with_callers(hook::caller),
             threads: Threads::new(rdfsbase_works()),

@@ -69,6 +69,16 @@ pub struct Found {
     pub from: usize,
     /// How far above the stack pointer at the `syscall` the function's return address is, in bytes.
     pub caller: Option<usize>,
+    /// Operands in the replayed code that are relative to the instruction pointer.
+    pub relative: Relative,
+}
+
+/// Where code between the first replaced byte and the `syscall` must be adjusted when it moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relative {
+    /// For each: where its 32-bit distance is, and where its instruction ends, in bytes from the first replaced
+    /// one; an end of 0: unused.
+    pub operands: [(u8, u8); 4],
 }
 
 /// Why a site cannot be rewritten.
@@ -292,8 +302,11 @@ fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
         Numbers::Several => Number::Unknown,
     };
     let (shape, from) = scan.shape(image, &function);
+    let relative = scan.relative(from, code, function.address);
+    let shape = if relative.is_some() { shape } else { Err(Unfit::Shape) };
     let from = function.offset + (from - function.address) as usize;
-    Some(Found { offset, number, shape, from, caller: image.caller(address) })
+    let caller = image.caller(address);
+    Some(Found { offset, number, shape, from, caller, relative: relative.unwrap_or_default() })
 }
 
 /// A candidate outside all functions: most are padding, tables, or chance. It is worth a word only if it
@@ -311,6 +324,7 @@ fn outside(image: &Image<'_>, offset: usize, _address: u64) -> Option<Found> {
         shape: Err(Unfit::NoFunction),
         from: offset,
         caller: None,
+        relative: Relative::default(),
     })
 }
 
@@ -443,6 +457,23 @@ impl Scan {
         let cave = self.cave.or_else(|| self.padding_behind(image, function));
         let cave = cave.and_then(|cave| image.to_offset(cave));
         (cave.map(|cave| Shape::T3 { cave }).ok_or(Unfit::Shape), self.syscall)
+    }
+
+    /// The operands relative to the instruction pointer in what is replayed; `None` if there are too many.
+    fn relative(&self, from: u64, code: &[u8], start: u64) -> Option<Relative> {
+        let mut relative = Relative::default();
+        let mut used = 0;
+        let replayed = self.window[..self.len].iter().filter(|instruction| instruction.ip() >= from);
+        for instruction in replayed.filter(|instruction| instruction.is_ip_rel_memory_operand()) {
+            let bytes = code.get((instruction.ip() - start) as usize..)?;
+            let mut decoder = Decoder::with_ip(64, bytes, instruction.ip(), DecoderOptions::NONE);
+            let again = decoder.decode();
+            let place = decoder.get_constant_offsets(&again).displacement_offset();
+            let at = (instruction.ip() - from) as usize;
+            *relative.operands.get_mut(used)? = ((at + place) as u8, (at + again.len()) as u8);
+            used += 1;
+        }
+        Some(relative)
     }
 
     /// Padding between this function and the next.

@@ -67,6 +67,8 @@ pub struct Header {
     pub records_wanted: AtomicU32,
     /// 1: nobody reads any more; do not begin to watch.
     pub closed: AtomicU32,
+    /// Vector registers of this machine, found out by the first process: 0: not yet; 1: xmm, 2: ymm, 3: zmm.
+    pub vectors: AtomicU32,
     /// Processes that found no free entry: they ran unwatched.
     pub processes_lost: AtomicU64,
     /// Where to look for a free entry next.
@@ -113,6 +115,8 @@ pub struct FileSite {
     pub from: AtomicU64,
     /// Distance from the stack pointer to the return address; `u64::MAX`: unknown.
     pub caller: AtomicU64,
+    /// Operands relative to the instruction pointer: four pairs of bytes, place and end.
+    pub relative: AtomicU64,
     /// The code from `from` to behind the `syscall`.
     pub code: [AtomicU8; SITE_BYTES],
 }

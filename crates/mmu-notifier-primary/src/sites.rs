@@ -10,7 +10,7 @@ use mmu_notifier::Range;
 
 use crate::gate::safe::FileId;
 use crate::log::Log;
-use crate::search::{Found, Number, Shape, Unfit};
+use crate::search::{Found, Number, Relative, Shape, Unfit};
 use crate::session::{FILES, File, FileSite, SITE_BYTES, SITES};
 
 const WRITING: u32 = 1;
@@ -51,6 +51,7 @@ pub(crate) fn for_each(file: &File, mut visit: impl FnMut(Found, &[u8])) {
             },
             from: load(&site.from),
             caller: Some(load(&site.caller)).filter(|&caller| caller != usize::MAX),
+            relative: unpack(load(&site.relative)),
         };
         let mut code = [0; SITE_BYTES];
         for (to, from) in code.iter_mut().zip(&site.code) {
@@ -103,6 +104,7 @@ impl<'a> Draft<'a> {
         store(&site.offset, found.offset);
         store(&site.from, found.from);
         store(&site.caller, found.caller.unwrap_or(usize::MAX));
+        store(&site.relative, pack(&found.relative));
         store(&site.number, match found.number {
             Number::Known(number) => number,
             Number::Unknown => usize::MAX,
@@ -126,5 +128,20 @@ impl<'a> Draft<'a> {
             // Release pairs with the Acquire in `known`.
             file.state.store(COMPLETE, Ordering::Release);
         }
+    }
+}
+
+fn pack(relative: &Relative) -> usize {
+    relative.operands.iter().rev().fold(0, |word, &(place, end)| {
+        word << 16 | usize::from(place) << 8 | usize::from(end)
+    })
+}
+
+fn unpack(word: usize) -> Relative {
+    Relative {
+        operands: core::array::from_fn(|index| {
+            let pair = word >> (16 * index);
+            ((pair >> 8) as u8, pair as u8)
+        }),
     }
 }
