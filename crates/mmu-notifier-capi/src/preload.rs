@@ -10,8 +10,8 @@ use core::ffi::{CStr, c_char, c_int};
 use core::mem::forget;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use mmu_notifier::{Change, Refuser, Subscriber, WouldBlock};
-use mmu_notifier_primary::session::Process;
+use mmu_notifier::{AddressSpace, Change, Refuser, Subscriber, WouldBlock};
+use mmu_notifier_primary::session::{Process, SHARDS, Shard};
 use mmu_notifier_primary::{Options, Primary};
 
 use crate::heap::HEAP;
@@ -112,7 +112,7 @@ fn subscribe(primary: &Primary) {
     // SAFETY: a session's entries are never unmapped.
     let process = primary.process().map(|process| unsafe { &*core::ptr::from_ref::<Process>(process) });
     if let Some(process) = process {
-        forget(primary.space().subscribe(Balance { process }));
+        forget(primary.space().subscribe(Balance { process, space: primary.space().clone() }));
     }
     let every = primary.session().refuse_every.load(Ordering::Relaxed);
     if every > 0 {
@@ -123,15 +123,23 @@ fn subscribe(primary: &Primary) {
 /// Counts starts and ends: what KVM does, and what goes wrong when an end is missing.
 struct Balance {
     process: &'static Process,
+    /// To find out who is calling: threads count in different cache lines.
+    space: AddressSpace,
+}
+
+impl Balance {
+    fn shard(&self) -> &Shard {
+        &self.process.shards[self.space.caller().home % SHARDS]
+    }
 }
 
 impl Subscriber for Balance {
     fn start(&self, _: &Change) {
-        self.process.balance_starts.fetch_add(1, Ordering::Relaxed);
+        self.shard().balance_starts.fetch_add(1, Ordering::Relaxed);
     }
 
     fn end(&self, _: &Change) {
-        self.process.balance_ends.fetch_add(1, Ordering::Relaxed);
+        self.shard().balance_ends.fetch_add(1, Ordering::Relaxed);
     }
 }
 

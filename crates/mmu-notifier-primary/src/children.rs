@@ -13,15 +13,15 @@
 
 use core::sync::atomic::Ordering;
 
-use mmu_notifier::Caller;
+use mmu_notifier::{Caller, Event};
 
 use crate::Syscall;
 use crate::decode::{decode, needs};
 use crate::entry::{Frame, Site};
 use crate::facts::Ranges;
 use crate::gate::{self, safe};
-use crate::hook::{Bracket, count, count_changes};
-use crate::log::{observe, ticks};
+use crate::hook::{Bracket, count, count_changes, return_address};
+use crate::log::{Entry, observe, ticks};
 use crate::primary::Primary;
 use crate::session::{ProcessState, UnseenReason, PATH};
 
@@ -30,6 +30,7 @@ const CLONE_VFORK: u64 = 0x4000;
 const CLONE_SETTLS: u64 = 0x80000;
 
 /// Before the stub makes a call that returns twice.
+#[inline(never)]
 pub(crate) fn before_clone(primary: &Primary, caller: &Caller, call: Syscall, frame: &mut Frame, site: &Site) {
     let args = frame.args();
     let mut ranges = Ranges::new();
@@ -55,7 +56,11 @@ pub(crate) fn before_clone(primary: &Primary, caller: &Caller, call: Syscall, fr
     {
         process.threads.fetch_add(1, Ordering::Relaxed);
     }
+    let time = ticks();
     let bracket = Bracket::start(primary, caller, &changes);
+    if !shares_memory {
+        primary.threads.set_fork_times([time, ticks()]);
+    }
     if let Some(shard) = primary.log.shard(caller.home) {
         count(shard, call, false, !changes.as_slice().is_empty());
         count_changes(shard, &changes, &bracket);
@@ -74,6 +79,7 @@ fn clone3_storage(args: usize) -> usize {
 }
 
 /// In the parent; and in the child, if it has memory of its own.
+#[inline(never)]
 pub(crate) fn after_clone(primary: &Primary, frame: &Frame, site: &Site) {
     let result = frame.rax as isize;
     if result == 0 {
@@ -81,18 +87,45 @@ pub(crate) fn after_clone(primary: &Primary, frame: &Frame, site: &Site) {
         return;
     }
     let caller = primary.threads.caller(frame.stack());
+    let changed = ticks();
     // The bracket was opened at the same place of the stack.
-    primary.space.end_abandoned(&caller, |stack| stack == frame.stack());
-    if result < 0
-        && let Some(shard) = primary.log.shard(caller.home)
-    {
-        // A site that makes several calls (the function `syscall`) does not know which one it was.
-        let call = Syscall::from_number(site.number).unwrap_or(Syscall::Clone);
+    let ended = primary.space.end_abandoned(&caller, |stack| stack == frame.stack());
+    // A site that makes several calls (the function `syscall`) does not know which one it was.
+    let call = Syscall::from_number(site.number).unwrap_or(Syscall::Clone);
+    let failed = result < 0;
+    let Some(shard) = primary.log.shard(caller.home) else { return };
+    if failed {
         shard.calls[call as usize].failed.fetch_add(1, Ordering::Relaxed);
+    }
+    if ended > 0
+        && let Some([time, started]) = primary.threads.fork_times()
+    {
+        let done = ticks();
+        observe(&shard.starts, started.saturating_sub(time));
+        observe(&shard.changes, changed.saturating_sub(started));
+        observe(&shard.ends, done - changed);
+        if primary.log.records_wanted() {
+            primary.log.record(&Entry {
+                call,
+                event: Some(Event::ProtectionPage),
+                failed,
+                refused: false,
+                time,
+                starts: started.saturating_sub(time),
+                change: changed.saturating_sub(started),
+                ends: done - changed,
+                thread: caller.thread,
+                home: caller.home,
+                start: 0,
+                len: usize::MAX,
+                caller: return_address(frame, site),
+            });
+        }
     }
 }
 
 /// Ends the process.
+#[inline(never)]
 pub(crate) fn exit(primary: &Primary, caller: &Caller, frame: &mut Frame) {
     if let Some(shard) = primary.log.shard(caller.home) {
         count(shard, Syscall::ExitGroup, false, false);
@@ -107,7 +140,9 @@ pub(crate) fn exit(primary: &Primary, caller: &Caller, frame: &mut Frame) {
 }
 
 /// Becomes another program, with the preload object in its environment.
-pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mut Frame, _site: &Site) {
+// Rare, and large on the stack: kept out of the frame of every other call.
+#[inline(never)]
+pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mut Frame, site: &Site) {
     let mut args = frame.args();
     let (path_at, environment_at) = if call == Syscall::Execve { (0, 2) } else { (1, 3) };
     let mut path = [0; PATH];
@@ -139,10 +174,28 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
             count_changes(shard, &changes, bracket);
         }
     }
+    let started = ticks();
     if same_process {
+        if primary.log.records_wanted() {
+            // Before the call: after it there is nobody to do it.
+            primary.log.record(&Entry {
+                call,
+                event: Some(Event::Release),
+                failed: false,
+                refused: bracket.as_ref().is_some_and(|bracket| bracket.refused > 0),
+                time,
+                starts: started - time,
+                change: 0,
+                ends: 0,
+                thread: caller.thread,
+                home: caller.home,
+                start: 0,
+                len: usize::MAX,
+                caller: return_address(frame, site),
+            });
+        }
         primary.log.ending(ProcessState::Exec);
     }
-    let started = ticks();
     // SAFETY: the program's own call; `environment` lives through it.
     let result = unsafe { gate::call(call.number(), &args) };
     // Still here: it failed.

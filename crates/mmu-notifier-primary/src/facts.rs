@@ -76,12 +76,25 @@ impl Memory {
     }
 
     /// Finds out what `needs` says; `ranges` is room for the answer.
+    #[inline]
     pub(crate) fn find<'a>(&self, needs: Needs, ranges: &'a mut Ranges) -> Facts<'a> {
+        match needs {
+            Needs::Nothing => Facts::default(),
+            // Relaxed, here and in the rest: each value stands for itself.
+            Needs::ProgramBreak => {
+                Facts { program_break: self.program_break.load(Ordering::Relaxed), ..Facts::default() }
+            }
+            _ => self.ask(needs, ranges),
+        }
+    }
+
+    // Large on the stack, by what it reads into: kept out of the frame of every other call, as are the functions
+    // that it calls.
+    #[inline(never)]
+    fn ask<'a>(&self, needs: Needs, ranges: &'a mut Ranges) -> Facts<'a> {
         let mut facts = Facts::default();
         match needs {
-            Needs::Nothing => {}
-            // Relaxed, here and in the rest: each value stands for itself.
-            Needs::ProgramBreak => facts.program_break = self.program_break.load(Ordering::Relaxed),
+            Needs::Nothing | Needs::ProgramBreak => {}
             Needs::SegmentById(id) => facts.segment = safe::segment_bytes(id as usize),
             Needs::SegmentAt(address) => facts.segment = self.segment(address),
             Needs::Vector { pointer, count } => {
@@ -118,7 +131,17 @@ impl Memory {
     }
 
     /// Remembers what a call that succeeded has told.
+    #[inline]
     pub(crate) fn learn(&self, call: Syscall, args: &[usize; 6], result: usize) {
+        match call {
+            Syscall::Brk | Syscall::Shmat => self.learn_more(call, args, result),
+            Syscall::Mmap if args[3] & MAP_ANONYMOUS == 0 => self.learn_more(call, args, result),
+            _ => {}
+        }
+    }
+
+    #[inline(never)]
+    fn learn_more(&self, call: Syscall, args: &[usize; 6], result: usize) {
         match call {
             Syscall::Brk => self.program_break.store(result, Ordering::Relaxed),
             Syscall::Shmat => {
@@ -170,6 +193,7 @@ impl Memory {
 const MAP_ANONYMOUS: usize = 0x20;
 
 /// Reads an array of `struct iovec` of the program's.
+#[inline(never)]
 fn read_vector(pointer: usize, count: usize, ranges: &mut Ranges) -> bool {
     let mut at = pointer;
     let mut left = count;
@@ -192,6 +216,7 @@ fn read_vector(pointer: usize, count: usize, ranges: &mut Ranges) -> bool {
 }
 
 /// Where this process maps the bytes `part` of a file.
+#[inline(never)]
 fn file_ranges(file: &FileId, part: core::ops::Range<usize>, ranges: &mut Ranges) -> bool {
     maps::for_each(|mapping| {
         if (mapping.inode, mapping.device) != (file.inode, file.device) {
@@ -208,6 +233,7 @@ fn file_ranges(file: &FileId, part: core::ops::Range<usize>, ranges: &mut Ranges
 }
 
 /// All mappings of the files that are mapped in `range`, the same parts of them.
+#[inline(never)]
 fn aliases(range: Range, ranges: &mut Ranges) -> bool {
     let mut pieces = [const { (FileId { device: 0, inode: 0, size: 0, changed: 0 }, 0..0) }; RANGES];
     let mut used = 0;

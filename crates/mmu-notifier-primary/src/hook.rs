@@ -133,22 +133,30 @@ fn change(primary: &Primary, caller: &Caller, call: Syscall, frame: &mut Frame, 
             observe(&shard.ends, ended - changed);
         }
     }
-    let (start, len) = first.map_or((args[0], args[1]), |(range, _)| (range.start(), range.len()));
-    primary.log.record(&log::Entry {
-        call,
-        event: first.map(|&(_, event)| event),
-        failed,
-        refused: bracket.refused > 0,
-        time,
-        starts: started - time,
-        change: changed - started,
-        ends: ended - changed,
-        thread: caller.thread,
-        home: caller.home,
-        start,
-        len,
-        caller: return_address(frame, site),
-    });
+    if primary.log.records_wanted() {
+        let mut entry = log::Entry {
+            call,
+            event: None,
+            failed,
+            refused: bracket.refused > 0,
+            time,
+            starts: started - time,
+            change: changed - started,
+            ends: ended - changed,
+            thread: caller.thread,
+            home: caller.home,
+            start: args[0],
+            len: args[1],
+            caller: return_address(frame, site),
+        };
+        if changes.as_slice().is_empty() {
+            primary.log.record(&entry);
+        }
+        for (range, event) in changes.as_slice() {
+            (entry.event, entry.start, entry.len) = (Some(*event), range.start(), range.len());
+            primary.log.record(&entry);
+        }
+    }
     if !failed {
         primary.new_code(call, &args, result as usize);
     }

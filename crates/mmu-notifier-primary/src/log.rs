@@ -250,10 +250,17 @@ impl Log {
         module.start.store(range.start() as u64, Ordering::Release);
     }
 
-    /// Records a call, if anybody wants records.
+    /// Whether anybody wants records.
+    #[inline]
+    pub(crate) fn records_wanted(&self) -> bool {
+        self.records_wanted
+    }
+
+    /// Records a call, or one change of it.
+    #[inline(never)]
     pub(crate) fn record(&self, entry: &Entry) {
         let process = self.process.load(Ordering::Relaxed);
-        if !self.records_wanted || process >= PROCESSES {
+        if process >= PROCESSES {
             return;
         }
         // Threads of one process, and processes, spread over the rings.

@@ -312,6 +312,7 @@ impl Primary {
             Ok(shape) => unsafe { state.stubs.patch(writer, base, site, shape, code) }.map(|()| shape),
             Err(Unfit::NoFunction) => Err(UnseenReason::NoFunction),
             Err(Unfit::Shape) => Err(UnseenReason::Shape),
+            Err(Unfit::SmallStacks) => Err(UnseenReason::SmallStacks),
         };
         match patched {
             Ok(shape) => self.patched(shape),
@@ -347,6 +348,7 @@ impl Primary {
     }
 
     /// After a call: if it has made memory executable, what is in there?
+    #[inline]
     pub(crate) fn new_code(&self, call: Syscall, args: &[usize; 6], result: usize) {
         const EXECUTE: usize = 4;
         const ANONYMOUS: usize = 0x20;
@@ -367,6 +369,7 @@ impl Primary {
         }
     }
 
+    #[inline(never)]
     fn new_mapping(&self, range: Range, descriptor: usize, offset: usize) {
         let began = ticks();
         // A mapping may reach beyond the end of its file, where reading is a bus error.
@@ -386,6 +389,7 @@ impl Primary {
 
     /// Memory that became executable by `mprotect`: code made at run time, unless a file is mapped there, which
     /// a loader has made readable first and executable then.
+    #[inline(never)]
     fn made_executable(&self, range: Range) {
         let mut of_file = false;
         let _ = maps::for_each(|mapping| of_file |= mapping.inode != 0 && mapping.range.overlaps(&range));

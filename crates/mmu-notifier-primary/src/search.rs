@@ -88,6 +88,8 @@ pub enum Unfit {
     Shape,
     /// It is in no function that the file knows; it may not be an instruction at all.
     NoFunction,
+    /// It is Go's own code, which runs on stacks of a few hundred bytes.
+    SmallStacks,
 }
 
 /// A file whose executable segments can be searched.
@@ -120,6 +122,13 @@ impl<'a> Image<'a> {
         let mut image = Image { bytes, header, unwind: None };
         image.unwind = image.find_unwind();
         Some(image)
+    }
+
+    /// Whether it holds Go code: the linker leaves a section of this name also in stripped files.
+    fn is_go(&self) -> bool {
+        self.header
+            .sections(Le, self.bytes)
+            .is_ok_and(|sections| sections.section_by_name(Le, b".go.buildinfo").is_some())
     }
 
     fn segments(&self) -> &'a [object::elf::ProgramHeader64<Le>] {
@@ -268,8 +277,12 @@ pub(crate) fn search(
         let start = (segment.p_offset(Le) as usize).max(part.start);
         let end = ((segment.p_offset(Le) + segment.p_filesz(Le)) as usize).min(part.end).min(image.bytes.len());
         let Some(code) = image.bytes.get(start..end) else { continue };
+        let go = image.is_go();
         for at in candidates(code) {
-            if let Some(site) = judge(image, start + at, flow) {
+            if let Some(mut site) = judge(image, start + at, flow) {
+                if go {
+                    site.shape = Err(Unfit::SmallStacks);
+                }
                 found(site);
             }
         }

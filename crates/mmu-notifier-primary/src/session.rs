@@ -109,7 +109,7 @@ pub struct FileSite {
     pub offset: AtomicU64,
     /// The system call number; `u64::MAX`: unknown.
     pub number: AtomicU64,
-    /// 1, 2: T1, T2; 3: T3, with the padding's offset in the upper 56 bits; 0: none fits, 4: in no function.
+    /// 1, 2: T1, T2; 3: T3, with the padding's offset in the upper 56 bits; 0: none fits, 4: in no function, 5: small stacks.
     pub shape: AtomicU64,
     /// First replaced byte.
     pub from: AtomicU64,
@@ -199,10 +199,6 @@ pub struct Process {
     pub unseen: AtomicU64,
     /// Brackets that were left open by a thread (cancelled, longjmp) and ended when that was found out.
     pub abandoned: AtomicU64,
-    /// Starts and ends that the paired counting subscriber saw; equal when no bracket is open.
-    pub balance_starts: AtomicU64,
-    /// See `balance_starts`.
-    pub balance_ends: AtomicU64,
     /// Entries of `modules` in use.
     pub modules_used: AtomicU64,
     /// Counters; sum over all.
@@ -221,6 +217,10 @@ pub struct Shard {
     pub calls: [CallCount; Syscall::ALL.len()],
     /// By [`mmu_notifier::Event`].
     pub events: [EventCount; EVENTS],
+    /// Starts that the paired counting subscriber saw. Over all shards equal to the ends when no bracket is open.
+    pub balance_starts: AtomicU64,
+    /// Ends that it saw.
+    pub balance_ends: AtomicU64,
     /// Non-blocking changes that a subscriber refused.
     pub refused: AtomicU64,
     /// Refused changes that were announced again as blocking.
@@ -293,6 +293,8 @@ pub enum UnseenReason {
     Exec = 9,
     /// The bytes in memory are not those of the file: somebody else has patched them.
     ForeignPatch = 10,
+    /// Code of the Go runtime, whose stacks are too small for the hook.
+    SmallStacks = 11,
 }
 
 impl UnseenReason {
@@ -309,6 +311,7 @@ impl UnseenReason {
             8 => UnseenReason::TableFull,
             9 => UnseenReason::Exec,
             10 => UnseenReason::ForeignPatch,
+            11 => UnseenReason::SmallStacks,
             _ => UnseenReason::None,
         }
     }
@@ -359,7 +362,8 @@ pub struct RingHead {
 #[repr(C, align(128))]
 pub struct Tail(pub AtomicU64);
 
-/// One system call, 64 bytes.
+/// One change of a system call, or a system call that changes nothing; 64 bytes. A call that makes several changes
+/// has a record for each, with the same times.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Record {
@@ -367,16 +371,16 @@ pub struct Record {
     pub sequence: AtomicU64,
     /// Ticks when the hook was entered.
     pub time: AtomicU64,
-    /// Bits 0..8: [`Syscall`]; 8..16: first [`mmu_notifier::Event`] or 255 for none; 16: failed; 17: refused once;
+    /// Bits 0..8: [`Syscall`]; 8..16: [`mmu_notifier::Event`] or 255 for none; 16: failed; 17: refused once;
     /// 32..64: ticks of all starts.
     pub what: AtomicU64,
     /// Bits 0..32: ticks of the system call; 32..64: ticks of all ends.
     pub took: AtomicU64,
     /// Bits 0..32: thread id; 32..48: index of the process entry.
     pub who: AtomicU64,
-    /// First address of the first change, or the call's first argument.
+    /// First address of the change, or the call's first argument.
     pub start: AtomicU64,
-    /// Bytes of the first change, or the call's second argument.
+    /// Bytes of the change, or the call's second argument.
     pub len: AtomicU64,
     /// The return address of the function that made the call (0: not known).
     pub caller: AtomicU64,

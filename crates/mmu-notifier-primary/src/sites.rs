@@ -47,6 +47,7 @@ pub(crate) fn for_each(file: &File, mut visit: impl FnMut(Found, &[u8])) {
                 2 => Ok(Shape::T2),
                 3 => Ok(Shape::T3 { cave: shape >> 8 }),
                 4 => Err(Unfit::NoFunction),
+                5 => Err(Unfit::SmallStacks),
                 _ => Err(Unfit::Shape),
             },
             from: load(&site.from),
@@ -114,6 +115,7 @@ impl<'a> Draft<'a> {
             Ok(Shape::T2) => 2,
             Ok(Shape::T3 { cave }) => 3 | cave << 8,
             Err(Unfit::NoFunction) => 4,
+            Err(Unfit::SmallStacks) => 5,
             Err(Unfit::Shape) => 0,
         });
         for (to, &from) in site.code.iter().zip(code) {

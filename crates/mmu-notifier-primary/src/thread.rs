@@ -33,6 +33,8 @@ struct Thread {
     id: AtomicU32,
     /// Small number.
     home: AtomicU32,
+    /// Ticks before and after the starts of the fork that the thread is in.
+    fork: [AtomicU64; 2],
 }
 
 /// The threads of this process.
@@ -53,8 +55,12 @@ fn base() -> u64 {
 
 impl Threads {
     pub(crate) fn new(rdfsbase_works: bool) -> Threads {
-        let thread =
-            || Thread { base: AtomicU64::new(0), id: AtomicU32::new(0), home: AtomicU32::new(0) };
+        let thread = || Thread {
+            base: AtomicU64::new(0),
+            id: AtomicU32::new(0),
+            home: AtomicU32::new(0),
+            fork: [AtomicU64::new(0), AtomicU64::new(0)],
+        };
         Threads {
             table: (0..THREADS).map(|_| thread()).collect(),
             homes: AtomicU32::new(0),
@@ -110,6 +116,23 @@ impl Threads {
             }
         }
         None
+    }
+
+    /// Notes when the calling thread's fork was announced, and when all starts had returned.
+    pub(crate) fn set_fork_times(&self, times: [u64; 2]) {
+        if self.by_base.load(Ordering::Relaxed)
+            && let Some(thread) = self.find(base(), false)
+        {
+            thread.fork[0].store(times[0], Ordering::Relaxed);
+            thread.fork[1].store(times[1], Ordering::Relaxed);
+        }
+    }
+
+    /// What [`set_fork_times`](Threads::set_fork_times) has noted, if it could.
+    pub(crate) fn fork_times(&self) -> Option<[u64; 2]> {
+        let known = self.by_base.load(Ordering::Relaxed).then(|| self.find(base(), false)).flatten()?;
+        let times = [known.fork[0].load(Ordering::Relaxed), known.fork[1].load(Ordering::Relaxed)];
+        (times[0] != 0).then_some(times)
     }
 
     /// A new thread is about to get the storage at `base`.
