@@ -23,7 +23,7 @@ use crate::gate::{self, safe};
 use crate::hook::{Bracket, count, count_changes, return_address};
 use crate::log::{Entry, observe, ticks};
 use crate::primary::Primary;
-use crate::session::{ProcessState, UnseenReason, PATH};
+use crate::session::{PATH, ProcessState, UnseenReason};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_VFORK: u64 = 0x4000;
@@ -31,7 +31,13 @@ const CLONE_SETTLS: u64 = 0x80000;
 
 /// Before the stub makes a call that returns twice.
 #[inline(never)]
-pub(crate) fn before_clone(primary: &Primary, caller: &Caller, call: Syscall, frame: &mut Frame, site: &Site) {
+pub(crate) fn before_clone(
+    primary: &Primary,
+    caller: &Caller,
+    call: Syscall,
+    frame: &mut Frame,
+    site: &Site,
+) {
     let args = frame.args();
     let mut ranges = Ranges::new();
     let facts = primary.memory.find(needs(call, &args), &mut ranges);

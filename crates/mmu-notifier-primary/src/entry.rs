@@ -179,14 +179,24 @@ macro_rules! sixteen {
     ($op:literal, $reg:literal, $size:literal) => {
         concat!(
             ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n",
-            $op, " [rsp + \\n * ", $size, "], ", $reg, "\\n\n",
+            $op,
+            " [rsp + \\n * ",
+            $size,
+            "], ",
+            $reg,
+            "\\n\n",
             ".endr\n"
         )
     };
     (back $op:literal, $reg:literal, $size:literal) => {
         concat!(
             ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n",
-            $op, " ", $reg, "\\n, [rsp + \\n * ", $size, "]\n",
+            $op,
+            " ",
+            $reg,
+            "\\n, [rsp + \\n * ",
+            $size,
+            "]\n",
             ".endr\n"
         )
     };
@@ -223,7 +233,12 @@ macro_rules! entries {
     };
 }
 
-entries!("mmu_notifier_enter_sse", "mmu_notifier_enter_avx", "mmu_notifier_enter_avx512", "mmu_notifier_hook");
+entries!(
+    "mmu_notifier_enter_sse",
+    "mmu_notifier_enter_avx",
+    "mmu_notifier_enter_avx512",
+    "mmu_notifier_hook"
+);
 entries!(
     "mmu_notifier_after_sse",
     "mmu_notifier_after_avx",

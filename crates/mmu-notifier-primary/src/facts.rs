@@ -63,7 +63,12 @@ impl Memory {
         self.program_break.store(program_break, Ordering::Relaxed);
         let all = maps::for_each(|mapping| {
             if mapping.inode != 0 {
-                self.file_mapped(&FileId { device: mapping.device, inode: mapping.inode, size: 0, changed: 0 });
+                self.file_mapped(&FileId {
+                    device: mapping.device,
+                    inode: mapping.inode,
+                    size: 0,
+                    changed: 0,
+                });
             }
             if mapping.path.starts_with(b"/SYSV") {
                 self.segment_attached(mapping.range.start(), mapping.range.len());
@@ -159,11 +164,12 @@ impl Memory {
     }
 
     fn segment_attached(&self, address: usize, bytes: usize) {
-        let place = self.segments.iter().position(|(at, _)| at.load(Ordering::Relaxed) == address).or_else(|| {
-            self.segments.iter().position(|(at, _)| {
-                at.compare_exchange(0, address, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-            })
-        });
+        let place =
+            self.segments.iter().position(|(at, _)| at.load(Ordering::Relaxed) == address).or_else(|| {
+                self.segments.iter().position(|(at, _)| {
+                    at.compare_exchange(0, address, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+                })
+            });
         if let Some(place) = place {
             self.segments[place].1.store(bytes, Ordering::Relaxed);
         }

@@ -101,12 +101,21 @@ impl Flow {
         };
         let falls_through = matches!(
             flow,
-            FlowControl::Next | FlowControl::ConditionalBranch | FlowControl::Call | FlowControl::IndirectCall
+            FlowControl::Next
+                | FlowControl::ConditionalBranch
+                | FlowControl::Call
+                | FlowControl::IndirectCall
         );
         // `hlt` is a trap in user space.
         let falls_through = falls_through && instruction.mnemonic() != Mnemonic::Hlt;
         let nop = instruction.mnemonic() == Mnemonic::Nop;
-        self.steps.push(Step { address: instruction.ip(), target, falls_through, nop, put: put(instruction) });
+        self.steps.push(Step {
+            address: instruction.ip(),
+            target,
+            falls_through,
+            nop,
+            put: put(instruction),
+        });
     }
 
     /// The numbers that the `syscall` at position `index` can get.
@@ -153,7 +162,8 @@ impl Flow {
                 }
                 self.pending.push(next);
             }
-            if !came_from_somewhere && !(at > 0 && self.steps[at as usize].nop) {
+            let padding = at > 0 && self.steps[at as usize].nop;
+            if !came_from_somewhere && !padding {
                 // The start of the function, or the target of a jump table.
                 return Numbers::Any;
             }
@@ -170,7 +180,13 @@ impl Flow {
 fn changed_by_callee(register: Register) -> bool {
     !matches!(
         register,
-        Register::RBX | Register::RBP | Register::R12 | Register::R13 | Register::R14 | Register::R15 | Register::RSP
+        Register::RBX
+            | Register::RBP
+            | Register::R12
+            | Register::R13
+            | Register::R14
+            | Register::R15
+            | Register::RSP
     )
 }
 

@@ -12,12 +12,12 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use mmu_notifier::{Event, Range};
 
+use crate::Syscall;
 use crate::gate::safe::{getpid, getppid};
 use crate::session::{
-    self, BUCKETS, Header, Histogram, MAGIC, MODULES, Module, PATH, PROCESSES, Path, Process, ProcessState, Record,
-    RingHead, SHARDS, Shard, UNSEEN, UnseenReason, VERSION,
+    self, BUCKETS, Header, Histogram, MAGIC, MODULES, Module, PATH, PROCESSES, Path, Process, ProcessState,
+    Record, RingHead, SHARDS, Shard, UNSEEN, UnseenReason, VERSION,
 };
-use crate::Syscall;
 
 /// Ticks of the time stamp counter.
 #[inline]
@@ -70,7 +70,8 @@ impl Log {
         // SAFETY: mapped, long enough, page-aligned; all fields are atomics.
         let head = unsafe { &*header };
         // Acquire pairs with the Release of who made the session.
-        let ours = head.magic.load(Ordering::Acquire) == MAGIC && head.version.load(Ordering::Relaxed) == VERSION;
+        let ours =
+            head.magic.load(Ordering::Acquire) == MAGIC && head.version.load(Ordering::Relaxed) == VERSION;
         let rings = head.rings.load(Ordering::Relaxed) as usize;
         let ring_records = head.ring_records.load(Ordering::Relaxed) as usize;
         let fits = (1..=1024).contains(&rings)
@@ -275,7 +276,12 @@ impl Log {
                 head.dropped.fetch_add(1, Ordering::Relaxed);
                 return;
             }
-            match head.head.compare_exchange_weak(position, position + 1, Ordering::Relaxed, Ordering::Relaxed) {
+            match head.head.compare_exchange_weak(
+                position,
+                position + 1,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => break,
                 Err(now) => position = now,
             }

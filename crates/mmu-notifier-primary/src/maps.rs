@@ -58,7 +58,8 @@ fn parse(line: &[u8]) -> Option<Mapping<'_>> {
     let (minor, rest) = hex(rest.strip_prefix(b":")?)?;
     let rest = rest.strip_prefix(b" ")?;
     let digits = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
-    let inode = rest[..digits].iter().fold(0u64, |n, digit| n.wrapping_mul(10).wrapping_add(u64::from(digit - b'0')));
+    let inode =
+        rest[..digits].iter().fold(0u64, |n, digit| n.wrapping_mul(10).wrapping_add(u64::from(digit - b'0')));
     let path = rest[digits..].trim_ascii_start();
     Some(Mapping {
         range: Range::new(start, end).ok()?,
@@ -81,9 +82,9 @@ fn hex(text: &[u8]) -> Option<(usize, &[u8])> {
     if digits == 0 {
         return None;
     }
-    let value = text[..digits].iter().fold(0usize, |value, &digit| {
-        value << 4 | (char::from(digit).to_digit(16).unwrap_or(0) as usize)
-    });
+    let value = text[..digits]
+        .iter()
+        .fold(0usize, |value, &digit| value << 4 | (char::from(digit).to_digit(16).unwrap_or(0) as usize));
     Some((value, &text[digits..]))
 }
 
@@ -93,7 +94,8 @@ mod tests {
 
     #[test]
     fn lines_are_parsed() {
-        let line = b"7f0a5a400000-7f0a5a600000 r-xp 0002a000 fe:01 1234567                   /lib/a b.so (deleted)";
+        let line =
+            b"7f0a5a400000-7f0a5a600000 r-xp 0002a000 fe:01 1234567                   /lib/a b.so (deleted)";
         let mapping = parse(line).unwrap();
         assert_eq!(mapping.range, Range::new(0x7f0a_5a40_0000, 0x7f0a_5a60_0000).unwrap());
         assert!(mapping.readable && mapping.executable);

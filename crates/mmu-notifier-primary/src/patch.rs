@@ -151,7 +151,12 @@ impl Writer {
     }
 
     /// Runs `write` with the pages around some code writable.
-    fn writable(&mut self, address: usize, len: usize, write: impl FnOnce() -> bool) -> Result<(), UnseenReason> {
+    fn writable(
+        &mut self,
+        address: usize,
+        len: usize,
+        write: impl FnOnce() -> bool,
+    ) -> Result<(), UnseenReason> {
         const READ_WRITE_EXECUTE: usize = 7;
         const READ_EXECUTE: usize = 5;
         let start = address & !(PAGE_SIZE - 1);
@@ -321,9 +326,7 @@ impl Stubs {
 
     /// A pool within reach of `address` that has room for a stub.
     fn pool_near(&mut self, writer: &mut Writer, address: usize) -> Result<usize, UnseenReason> {
-        let near = |pool: &Pool| {
-            pool.address.abs_diff(address) < REACH && pool.used + Code::MAX <= POOL
-        };
+        let near = |pool: &Pool| pool.address.abs_diff(address) < REACH && pool.used + Code::MAX <= POOL;
         if let Some(pool) = self.pools[..self.used].iter().position(near) {
             return Ok(pool);
         }

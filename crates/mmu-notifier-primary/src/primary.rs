@@ -235,7 +235,14 @@ impl Primary {
     }
 
     /// Rewrites the call sites in the mapping `range` of a file, at file offset `offset`.
-    fn search_mapping(&self, writer: &mut Writer, file: &safe::File, range: Range, offset: usize, path: &[u8]) {
+    fn search_mapping(
+        &self,
+        writer: &mut Writer,
+        file: &safe::File,
+        range: Range,
+        offset: usize,
+        path: &[u8],
+    ) {
         let done = self.patching.with(|state| {
             let Ok(id) = safe::fstat(file.descriptor()) else { return };
             if let Some(known) = sites::known(&self.log, &id, offset, range.len()) {

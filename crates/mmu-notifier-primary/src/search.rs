@@ -164,7 +164,9 @@ impl<'a> Image<'a> {
     }
 
     fn executable(&self) -> impl Iterator<Item = &'a object::elf::ProgramHeader64<Le>> {
-        self.segments().iter().filter(|segment| segment.p_type(Le) == PT_LOAD && segment.p_flags(Le).0 & PF_X.0 != 0)
+        self.segments()
+            .iter()
+            .filter(|segment| segment.p_type(Le) == PT_LOAD && segment.p_flags(Le).0 & PF_X.0 != 0)
     }
 
     /// The function around an address.
@@ -245,8 +247,7 @@ impl<'a> Image<'a> {
             .fde_for_address(&unwind.frames, &unwind.bases, address, EhFrame::cie_from_offset)
             .ok()?;
         let mut context = UnwindContext::<usize, Rows>::new_in();
-        let row =
-            fde.unwind_info_for_address(&unwind.frames, &unwind.bases, &mut context, address).ok()?;
+        let row = fde.unwind_info_for_address(&unwind.frames, &unwind.bases, &mut context, address).ok()?;
         match *row.cfa() {
             CfaRule::RegisterAndOffset { register: gimli::X86_64::RSP, offset } => {
                 usize::try_from(offset).ok()?.checked_sub(8)
@@ -275,7 +276,8 @@ pub(crate) fn search(
 ) {
     for segment in image.executable() {
         let start = (segment.p_offset(Le) as usize).max(part.start);
-        let end = ((segment.p_offset(Le) + segment.p_filesz(Le)) as usize).min(part.end).min(image.bytes.len());
+        let end =
+            ((segment.p_offset(Le) + segment.p_filesz(Le)) as usize).min(part.end).min(image.bytes.len());
         let Some(code) = image.bytes.get(start..end) else { continue };
         let go = image.is_go();
         for at in candidates(code) {
@@ -475,16 +477,15 @@ impl Scan {
     /// The operands relative to the instruction pointer in what is replayed; `None` if there are too many.
     fn relative(&self, from: u64, code: &[u8], start: u64) -> Option<Relative> {
         let mut relative = Relative::default();
-        let mut used = 0;
         let replayed = self.window[..self.len].iter().filter(|instruction| instruction.ip() >= from);
-        for instruction in replayed.filter(|instruction| instruction.is_ip_rel_memory_operand()) {
+        let moved = replayed.filter(|instruction| instruction.is_ip_rel_memory_operand());
+        for (used, instruction) in moved.enumerate() {
             let bytes = code.get((instruction.ip() - start) as usize..)?;
             let mut decoder = Decoder::with_ip(64, bytes, instruction.ip(), DecoderOptions::NONE);
             let again = decoder.decode();
             let place = decoder.get_constant_offsets(&again).displacement_offset();
             let at = (instruction.ip() - from) as usize;
             *relative.operands.get_mut(used)? = ((at + place) as u8, (at + again.len()) as u8);
-            used += 1;
         }
         Some(relative)
     }

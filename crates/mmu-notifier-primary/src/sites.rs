@@ -101,23 +101,30 @@ impl<'a> Draft<'a> {
             return;
         }
         let site: &FileSite = &file.sites[index];
-        let store = |word: &core::sync::atomic::AtomicU64, value: usize| word.store(value as u64, Ordering::Relaxed);
+        let store =
+            |word: &core::sync::atomic::AtomicU64, value: usize| word.store(value as u64, Ordering::Relaxed);
         store(&site.offset, found.offset);
         store(&site.from, found.from);
         store(&site.caller, found.caller.unwrap_or(usize::MAX));
         store(&site.relative, pack(&found.relative));
-        store(&site.number, match found.number {
-            Number::Known(number) => number,
-            Number::Unknown => usize::MAX,
-        });
-        store(&site.shape, match found.shape {
-            Ok(Shape::T1) => 1,
-            Ok(Shape::T2) => 2,
-            Ok(Shape::T3 { cave }) => 3 | cave << 8,
-            Err(Unfit::NoFunction) => 4,
-            Err(Unfit::SmallStacks) => 5,
-            Err(Unfit::Shape) => 0,
-        });
+        store(
+            &site.number,
+            match found.number {
+                Number::Known(number) => number,
+                Number::Unknown => usize::MAX,
+            },
+        );
+        store(
+            &site.shape,
+            match found.shape {
+                Ok(Shape::T1) => 1,
+                Ok(Shape::T2) => 2,
+                Ok(Shape::T3 { cave }) => 3 | cave << 8,
+                Err(Unfit::NoFunction) => 4,
+                Err(Unfit::SmallStacks) => 5,
+                Err(Unfit::Shape) => 0,
+            },
+        );
         for (to, &from) in site.code.iter().zip(code) {
             to.store(from, Ordering::Relaxed);
         }
@@ -134,9 +141,11 @@ impl<'a> Draft<'a> {
 }
 
 fn pack(relative: &Relative) -> usize {
-    relative.operands.iter().rev().fold(0, |word, &(place, end)| {
-        word << 16 | usize::from(place) << 8 | usize::from(end)
-    })
+    relative
+        .operands
+        .iter()
+        .rev()
+        .fold(0, |word, &(place, end)| word << 16 | usize::from(place) << 8 | usize::from(end))
 }
 
 fn unpack(word: usize) -> Relative {

@@ -20,7 +20,7 @@ use mmu_notifier::Caller;
 use crate::gate::safe::gettid;
 
 /// Threads that are known at one time; more are served, but each call asks for its id again.
-const THREADS: usize = 4096;
+const THREADS: usize = 1024;
 /// Places where a thread is looked for.
 const PROBES: usize = 16;
 
@@ -88,7 +88,11 @@ impl Threads {
                     thread.home.store(self.homes.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
                     thread.id.store(id, Ordering::Relaxed);
                 }
-                return Caller { thread: id.into(), home: thread.home.load(Ordering::Relaxed) as usize, stack };
+                return Caller {
+                    thread: id.into(),
+                    home: thread.home.load(Ordering::Relaxed) as usize,
+                    stack,
+                };
             }
         }
         let id = gettid();
@@ -97,7 +101,7 @@ impl Threads {
 
     fn find(&self, base: u64, or_add: bool) -> Option<&Thread> {
         // Storage of threads lies whole pages apart, plus some; multiplying spreads both.
-        let hash = (base >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+        let hash = (base >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
         for probe in 0..PROBES {
             let thread = &self.table[(hash as usize + probe) % THREADS];
             let found = thread.base.load(Ordering::Relaxed);

@@ -379,7 +379,8 @@ impl Held<'_> {
 
 impl fmt::Debug for OpenChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let open = self.sets.iter().flatten().filter(|slot| slot.state.load(Ordering::Relaxed) & PHASE != FREE);
+        let open =
+            self.sets.iter().flatten().filter(|slot| slot.state.load(Ordering::Relaxed) & PHASE != FREE);
         f.debug_list().entries(open).finish()
     }
 }
