@@ -57,6 +57,13 @@ pub struct Options<'a> {
     pub after_fork: fn(&Primary),
 }
 
+impl Default for Options<'_> {
+    /// For this process alone: no session, nobody followed, nothing to do before or after.
+    fn default() -> Self {
+        Options { session: None, follow: None, before: |_| {}, after_fork: |_| {} }
+    }
+}
+
 /// Why the hook could not be installed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
