@@ -29,7 +29,8 @@
 // UNSAFETY: maps memory for stubs and writes code.
 #![expect(unsafe_code)]
 
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use core::arch::asm;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use mmu_notifier::{PAGE_SIZE, Range};
 
@@ -46,6 +47,7 @@ const POOL: usize = 8 * PAGE_SIZE;
 const POOLS: usize = 16;
 /// Room for the addresses of the entry code at the start of a pool.
 const POOL_HEADER: usize = 16;
+const CACHE_LINE: usize = 64;
 /// How far a near jump may go, with a margin for the length of a stub.
 const REACH: usize = (1 << 31) - (1 << 20);
 
@@ -127,17 +129,18 @@ impl Writer {
                 code.store(u64::from_ne_bytes(bytes), Ordering::Release);
                 return gate::safe::synchronize_code().is_ok();
             }
-            if !address.is_multiple_of(2) {
-                // The two bytes may lie on two cache lines: there is no store that changes both at once.
+            if address % CACHE_LINE == CACHE_LINE - 1 {
+                // The first two bytes lie on two cache lines: no store changes both at once.
                 return false;
             }
-            let spin = u16::from_ne_bytes([0xeb, 0xfe]);
-            // SAFETY: two aligned bytes of code that are writable now.
-            let head = unsafe { AtomicU16::from_ptr(address as *mut u16) };
-            let original = head.load(Ordering::Relaxed);
-            head.store(spin, Ordering::Release);
+            const SPIN: [u8; 2] = [0xeb, 0xfe];
+            // SAFETY: mapped code of at least `jump.len()` bytes.
+            let original = unsafe { [*(address as *const u8), *((address + 1) as *const u8)] };
+            // SAFETY: two bytes of code on one cache line, writable now; every state of them is an instruction.
+            unsafe { store_two(address, SPIN) };
             if gate::safe::synchronize_code().is_err() {
-                head.store(original, Ordering::Release);
+                // SAFETY: as above.
+                unsafe { store_two(address, original) };
                 return false;
             }
             for (index, &byte) in jump.iter().enumerate().skip(2) {
@@ -145,7 +148,8 @@ impl Writer {
                 unsafe { AtomicU8::from_ptr((address + index) as *mut u8) }.store(byte, Ordering::Relaxed);
             }
             let synchronized = gate::safe::synchronize_code().is_ok();
-            head.store(u16::from_ne_bytes([jump[0], jump[1]]), Ordering::Release);
+            // SAFETY: as above.
+            unsafe { store_two(address, [jump[0], jump[1]]) };
             synchronized && gate::safe::synchronize_code().is_ok()
         })
     }
@@ -174,6 +178,20 @@ impl Writer {
         protect(READ_EXECUTE);
         if written { Ok(()) } else { Err(UnseenReason::NotWritable) }
     }
+}
+
+/// Stores two bytes at once: an ordinary store of two bytes on one cache line is atomic on x86-64, also if it is not
+/// aligned (Intel manual, volume 3, 10.1.1), which no atomic type of Rust may be.
+///
+/// # Safety
+///
+/// Both bytes are writable and on one cache line.
+unsafe fn store_two(address: usize, bytes: [u8; 2]) {
+    let bytes = u16::from_ne_bytes(bytes);
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!("mov word ptr [{}], {:x}", in(reg) address, in(reg) bytes, options(nostack, preserves_flags))
+    };
 }
 
 /// Machine code under construction.
