@@ -35,7 +35,7 @@ const WINDOW: usize = 8;
 
 /// How a site is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub(crate) enum Shape {
     /// Replace the instruction before the `syscall`.
     T1,
     /// Replace an earlier instruction; the stub replays what lies between.
@@ -49,7 +49,7 @@ pub enum Shape {
 
 /// What is known of the number that the site passes to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Number {
+pub(crate) enum Number {
     /// This one.
     Known(usize),
     /// It comes in a register: any.
@@ -58,32 +58,32 @@ pub enum Number {
 
 /// A `syscall` instruction that makes, or may make, a memory system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Found {
     /// File offset of the `syscall` instruction.
-    pub offset: usize,
+    pub(crate) offset: usize,
     /// The system call number.
-    pub number: Number,
+    pub(crate) number: Number,
     /// How to rewrite it, or why it cannot be.
-    pub shape: Result<Shape, Unfit>,
+    pub(crate) shape: Result<Shape, Unfit>,
     /// First replaced byte: file offset, at most `offset`.
-    pub from: usize,
+    pub(crate) from: usize,
     /// How far above the stack pointer at the `syscall` the function's return address is, in bytes.
-    pub caller: Option<usize>,
+    pub(crate) caller: Option<usize>,
     /// Operands in the replayed code that are relative to the instruction pointer.
-    pub relative: Relative,
+    pub(crate) relative: Relative,
 }
 
 /// Where code between the first replaced byte and the `syscall` must be adjusted when it moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Relative {
+pub(crate) struct Relative {
     /// For each: where its 32-bit distance is, and where its instruction ends, in bytes from the first replaced
     /// one; an end of 0: unused.
-    pub operands: [(u8, u8); 4],
+    pub(crate) operands: [(u8, u8); 4],
 }
 
 /// Why a site cannot be rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfit {
+pub(crate) enum Unfit {
     /// None of the shapes fits.
     Shape,
     /// It is in no function that the file knows; it may not be an instruction at all.
