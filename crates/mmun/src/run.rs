@@ -24,6 +24,7 @@ pub fn run(options: &Run) -> Result<Outcome> {
     program::check(&file)?;
     let (json, trace, html) = (&options.json, &options.trace, &options.report);
     let reports = Reports::open(json.as_deref(), trace.as_deref(), html.as_deref())?;
+    let found = signals::take_over();
     let object = preload::object()?;
 
     let buffer = reports.want_records().then_some(options.buffer);
@@ -35,7 +36,6 @@ pub fn run(options: &Run) -> Result<Outcome> {
         ("LD_PRELOAD", preload_list(&object, std::env::var_os("LD_PRELOAD"))),
     ];
 
-    let found = signals::take_over();
     let clock = Clock::start();
     let child = match launch::start(&file, &options.program, &variables, &found)? {
         Ok(child) => child,

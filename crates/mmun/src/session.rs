@@ -221,16 +221,11 @@ fn memory_file() -> io::Result<File> {
 }
 
 /// Sets the file's size, also under a (soft) limit on file sizes, which is meant for other files than this.
+/// Over the hard limit it is an error, because SIGXFSZ is ignored.
 fn grow(file: &File, bytes: u64) -> io::Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes to `limit` only.
     unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
-    if limit.rlim_cur >= bytes {
-        return file.set_len(bytes);
-    }
-    if limit.rlim_max < bytes {
-        return Err(io::Error::from_raw_os_error(libc::EFBIG)); // set_len would kill us with SIGXFSZ
-    }
     let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
     // SAFETY: reads `raised` only.
     unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raised) };

@@ -24,17 +24,25 @@ const WAITED_FOR: [i32; 10] = [
     libc::SIGTSTP,
 ];
 
-/// Rust's runtime ignores SIGPIPE before `main`; this is how it was before that.
+/// Rust's runtime ignores SIGPIPE and opens closed standard descriptors before `main`; this is how it was
+/// before that.
 static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
+static WERE_CLOSED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 
 // SAFETY: the section holds pointers to functions that are called once, before `main`; this one asks
-// for a disposition and stores a bool.
+// the kernel and stores what it says.
 #[unsafe(link_section = ".init_array")]
 #[used]
-static REMEMBER: extern "C" fn() = remember_sigpipe;
+static REMEMBER: extern "C" fn() = remember;
 
-extern "C" fn remember_sigpipe() {
-    SIGPIPE_WAS_IGNORED.store(is_ignored(libc::SIGPIPE), Ordering::Relaxed); // no other thread yet
+// Relaxed, here and where it is read: there is one thread.
+extern "C" fn remember() {
+    SIGPIPE_WAS_IGNORED.store(is_ignored(libc::SIGPIPE), Ordering::Relaxed);
+    for (fd, closed) in WERE_CLOSED.iter().enumerate() {
+        // SAFETY: asks whether there is such a descriptor.
+        let answer = unsafe { libc::fcntl(fd as i32, libc::F_GETFD) };
+        closed.store(answer < 0, Ordering::Relaxed);
+    }
 }
 
 /// Mask and dispositions as mmun found them.
@@ -42,6 +50,7 @@ extern "C" fn remember_sigpipe() {
 pub struct Found {
     mask: libc::sigset_t,
     sigchld_ignored: bool,
+    sigxfsz_ignored: bool,
 }
 
 /// A signal that came.
@@ -55,12 +64,16 @@ pub struct Arrived {
 
 /// Blocks what is to be waited for. To be called before there are other threads.
 pub fn take_over() -> Found {
-    // SAFETY: plain structures of integers.
-    let mut found = Found { mask: unsafe { zeroed() }, sigchld_ignored: is_ignored(libc::SIGCHLD) };
-    if found.sigchld_ignored {
-        // Else the kernel would throw the program's exit status away.
-        set(libc::SIGCHLD, libc::SIG_DFL);
-    }
+    let mut found = Found {
+        // SAFETY: a plain structure of integers.
+        mask: unsafe { zeroed() },
+        sigchld_ignored: is_ignored(libc::SIGCHLD),
+        sigxfsz_ignored: is_ignored(libc::SIGXFSZ),
+    };
+    // If it were ignored, the kernel would throw the program's exit status away.
+    set(libc::SIGCHLD, libc::SIG_DFL);
+    // A file that gets too long is an error to tell, not to die of.
+    set(libc::SIGXFSZ, libc::SIG_IGN);
     let set = waited_for();
     // SAFETY: reads one set and writes the other.
     unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, &mut found.mask) };
@@ -68,13 +81,20 @@ pub fn take_over() -> Found {
 }
 
 impl Found {
-    /// Makes everything as it was found; for the child between `fork` and `exec` (async-signal-safe).
+    /// Makes everything as it was found, also the standard descriptors; for the child between `fork` and `exec` (async-signal-safe).
     pub fn restore(&self) {
         if self.sigchld_ignored {
             set(libc::SIGCHLD, libc::SIG_IGN);
         }
+        if !self.sigxfsz_ignored {
+            set(libc::SIGXFSZ, libc::SIG_DFL);
+        }
         if !SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed) {
             set(libc::SIGPIPE, libc::SIG_DFL);
+        }
+        for fd in (0..3).filter(|fd| WERE_CLOSED[*fd as usize].load(Ordering::Relaxed)) {
+            // SAFETY: /dev/null, which the runtime has put there; the child writes to it no more.
+            unsafe { libc::close(fd) };
         }
         // SAFETY: reads the set.
         unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.mask, std::ptr::null_mut()) };
