@@ -29,7 +29,7 @@
     if (s >= 120) return `${Math.floor(s / 60)} min ${s % 60} s`;
     return scaled(ns, 1000, ["ns", "µs", "ms", "s"], three);
   };
-  const roundDuration = (ns) => scaled(ns, 1000, ["ns", "µs", "ms", "s"], (x) => +x.toPrecision(12));
+  const roundDuration = (ns) => ns === 0 ? "0" : scaled(ns, 1000, ["ns", "µs", "ms", "s"], (x) => +x.toPrecision(12));
   const percent = (part, whole) => {
     if (!whole) return "–";
     const p = part / whole * 100;
@@ -54,7 +54,7 @@
     return element;
   };
 
-  // ---- The events, biggest first, calls that announced nothing last: the order of all stacks.
+  // ---- The events in the kernel's order, calls that announced nothing last: the order of all stacks.
 
   const ORDER = ["unmap", "clear", "protection_vma", "protection_page", "soft_dirty", "release", "migrate", "exclusive"];
   const place = (kind) => kind.name === null ? 99 : ORDER.indexOf(kind.name) < 0 ? 98 : ORDER.indexOf(kind.name);
@@ -86,7 +86,7 @@
       };
       show(null);
       plot = new uPlot({
-        width: box.clientWidth || 600, height, legend: { show: false }, padding: [8, 8, 0, 0],
+        width: box.clientWidth || 600, height, legend: { show: false }, padding: [8, 22, 0, 0],
         ...built.options,
         cursor: { y: false, points: { show: false }, drag: { x: true, y: false }, ...(built.options.cursor || {}) },
         hooks: { setCursor: [(u) => show(u.cursor.idx === undefined ? null : u.cursor.idx)] },
@@ -149,8 +149,8 @@
           scales: { ...x.scales, y: { range: (u, low, high) => [0, Math.max(1, high * 1.06)] } },
           series: [{}, ...series],
           axes: [
-            axis({ space: 90, values: (u, list) => list.map(roundDuration) }),
-            axis({ size: 48, incrs: whole, values: (u, list) => list.map(brief) }),
+            axis({ space: 90, size: 32, values: (u, list) => list.map(roundDuration) }),
+            axis({ size: 60, incrs: whole, values: (u, list) => list.map(brief) }),
           ],
         },
       };
@@ -169,7 +169,7 @@
           points: { show: true, size: 4.5, width: 0, fill: color("accent"), stroke: color("accent") },
         }],
         axes: [
-          axis({ space: 90, values: (u, list) => list.map(roundDuration) }),
+          axis({ space: 90, size: 32, values: (u, list) => list.map(roundDuration) }),
           axis({ size: 60, splits: (u, i, low, high) => powers(low, high), filter: (u, list) => list, values: (u, list) => list.map(roundDuration) }),
         ],
       },
@@ -210,8 +210,8 @@
         },
         series: [{}, named({ fill: color(name), stroke: color(name), width: 0, paths: uPlot.paths.bars({ size: [0.86, 60], radius: 0.12 }) })],
         axes: [
-          axis({ grid: { show: false }, splits: () => powers(2 ** (first - 1), 2 ** (last + 0.2)).map(Math.log2), values: (u, list) => thin(list, u.width, 62).map((v) => v === null ? "" : roundDuration(Math.round(2 ** v))) }),
-          axis({ size: 48, splits: (u, i, low, high) => powers(1, high), filter: (u, list) => list, values: (u, list) => thin(list, 150, 26).map((v) => v === null ? "" : brief(v)) }),
+          axis({ size: 32, grid: { show: false }, splits: () => powers(2 ** (first - 1), 2 ** (last + 0.2)).map(Math.log2), values: (u, list) => thin(list, u.width, 62).map((v) => v === null ? "" : roundDuration(Math.round(2 ** v))) }),
+          axis({ size: 44, splits: (u, i, low, high) => powers(1, high), filter: (u, list) => list, values: (u, list) => thin(list, 150, 26).map((v) => v === null ? "" : brief(v)) }),
         ],
       },
     }));
@@ -244,7 +244,7 @@
           },
           series: [{}, ...series],
           axes: [
-            axis({ grid: { show: false }, splits: () => bits.map((bit) => bit), values: (u, list) => thin(list, u.width, 62).map((bit) => bit === null || bit < 1 ? "" : roundBytes(2 ** (bit - 1))), gap: 6 }),
+            axis({ size: 32, grid: { show: false }, splits: () => bits.map((bit) => bit), values: (u, list) => thin(list, u.width, 62).map((bit) => bit === null || bit < 0 ? "" : roundBytes(2 ** bit)), gap: 6 }),
             axis({ size: 48, incrs: whole, values: (u, list) => list.map(brief) }),
           ],
         },
@@ -254,11 +254,13 @@
 
   // ---- Tables. A column is { head, cell(row), words, value(row) }: with a value it can be sorted by.
 
+  const FEW = 12;
   function table(host, caption, columns, rows, sorted) {
+    if (!rows.length) return host.append(make("h3", {}, caption), make("p", { class: "empty" }, "none"));
     const body = make("tbody", {});
     const head = make("tr", {});
-    let order = null;
-    const fill = (list) => body.replaceChildren(...list.map((row) => make("tr", {}, ...columns.map((column) => {
+    let order = null, shown = rows.length > FEW + 3 ? FEW : rows.length, now = rows;
+    const fill = (list) => body.replaceChildren(...(now = list).slice(0, shown).map((row) => make("tr", {}, ...columns.map((column) => {
       const content = column.cell(row);
       const cell = make("td", { class: column.class || "" });
       cell.append(...(Array.isArray(content) ? content : [content]));
@@ -285,18 +287,32 @@
         return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
       }));
     }
-    host.append(make("table", {}, caption ? make("caption", {}, caption) : null, make("thead", {}, head), body));
+    host.append(make("table", {}, caption ? make("caption", {}, caption) : null, columns.some((column) => column.head) ? make("thead", {}, head) : null, body));
     if (sorted) sort(columns[sorted], columns[sorted].th);
     else fill(rows);
+    if (shown < rows.length) {
+      const more = make("button", { type: "button", class: "more" }, `Show all ${rows.length}`);
+      more.addEventListener("click", () => {
+        shown = rows.length;
+        fill(now);
+        more.remove();
+      });
+      host.append(more);
+    }
     if (host.classList.contains("scroll")) host.setAttribute("tabindex", "0");
   }
 
   const number = (head, get, show) => ({ head, value: get, cell: (row) => (show || count)(get(row)) });
   const words = (head, get) => ({ head, class: "words", value: get, cell: get });
+  // What is rare may have been forgotten and begun again: then its count is a lower bound.
+  const counts = (row) => count(row.count) + (row.missed ? "+" : "");
+  const key = (name, text) => make("span", {}, swatch(name, "span"), text);
   const base = (path) => path.slice(path.lastIndexOf("/") + 1);
+  // A long symbol is best folded between its parts.
+  const foldable = (symbol) => symbol.split(/(?<=::|[<,+])/).flatMap((part) => [part, make("wbr", {})]);
   const caller = (head) => ({
     head, class: "words place", value: (row) => row.symbol,
-    cell: (row) => [make("span", { class: "mono" }, row.symbol), make("small", { title: row.file }, row.file.startsWith("/") ? base(row.file) : row.file)],
+    cell: (row) => [make("span", { class: "mono clamp", title: row.symbol }, ...foldable(row.symbol)), make("small", { title: row.file }, row.file.startsWith("/") ? base(row.file) : row.file)],
   });
   function bar(parts, whole) {
     const line = make("div", {});
@@ -320,7 +336,7 @@
     table(at("sites"), null, [
       caller("called from"),
       words("call", (row) => row.call),
-      { ...number("count", (row) => row.count), cell: (row) => count(row.count) + (row.missed ? "+" : "") },
+      { ...number("count", (row) => row.count), cell: counts },
       { head: "", class: "bar", cell: (row) => bar([["accent", row.count]], top) },
       { ...number("failed", (row) => row.failed), cell: (row) => row.failed ? make("span", { class: "failed" }, count(row.failed)) : "·" },
       number("bytes", (row) => row.bytes, (n) => n ? bytes(n) : "·"),
@@ -334,7 +350,8 @@
     const host = at("threads");
     at("who-lede").textContent = !rows.length ? "" :
       (data.threads_complete && data.threads_known <= rows.length ? "Every thread that made memory calls" : `The ${rows.length} busiest threads`) +
-      ", and when. The darker, the more calls.";
+      ", and when. The stronger the colour, the more calls." +
+      (rows.some((row) => row.missed) ? " Counts marked + may be higher: there were too many threads to keep count of all." : "");
     if (!rows.length) return empty(host, NO_RECORDS);
     const grid = make("div", { class: "strips" });
     grid.append(...["thread", "", "calls", "time in them"].map((text, i) => make("div", { class: `head${i > 1 ? " number" : ""}${i > 2 ? " busy" : ""}` }, text)));
@@ -353,7 +370,7 @@
       charts[charts.length - 1]();
       grid.append(
         make("div", {}, `${row.tid}`, row.tid === row.pid ? make("span", { class: "faint" }, " main") : make("span", { class: "faint" }, ` of ${row.pid}`)),
-        canvas, make("div", { class: "number" }, count(row.count)), make("div", { class: "number busy faint" }, duration(row.busy_ns)));
+        canvas, make("div", { class: "number" }, counts(row)), make("div", { class: "number busy faint" }, duration(row.busy_ns)));
     }
     const full = data.strip_bins * data.strip_bin_ns;
     grid.append(make("div", {}), make("div", { class: "scale" }, make("span", {}, "0"), make("span", {}, duration(Math.min(full, Math.max(run.wall_ns, data.strip_bin_ns))))));
@@ -367,11 +384,11 @@
     const top = rows[0].took_ns || 1;
     table(at("slowest"), null, [
       number("took", (row) => row.took_ns, duration),
-      { head: make("span", {}, swatch("start", "span"), "start ", swatch("change", "span"), "call ", swatch("end", "span"), "end"), class: "bar words",
+      { head: "", class: "bar",
         cell: (row) => bar([["start", row.starts_ns], ["change", row.change_ns], ["end", row.ends_ns]], top) },
-      { ...number("start", (row) => row.starts_ns, duration) },
-      number("call", (row) => row.change_ns, duration),
-      number("end", (row) => row.ends_ns, duration),
+      number(key("start", "start"), (row) => row.starts_ns, duration),
+      number(key("change", "call"), (row) => row.change_ns, duration),
+      number(key("end", "end"), (row) => row.ends_ns, duration),
       number("at", (row) => row.time_ns, duration),
       { head: "thread", value: (row) => row.tid, cell: (row) => String(row.tid) },
       { head: "change", class: "words", value: (row) => row.call, cell: (row) => [row.call, make("span", { class: "faint" }, ` ${row.event}`),
@@ -406,7 +423,7 @@
     const card = (name, value, note) => at("cards").append(make("div", {}, make("dt", {}, name), make("dd", {}, value), make("small", {}, note)));
     const failed = sum(all.map((each) => each.failed));
     card("memory calls", count(sum(all.map((each) => each.count))), `${count(failed)} failed`);
-    card("changes announced", count(sum(changes.map((each) => each.changes))), `by ${counted(sum(all.map((each) => each.bracketed)), "call", "calls")}`);
+    card("changes", count(sum(changes.map((each) => each.changes))), `announced by ${counted(sum(all.map((each) => each.bracketed)), "call", "calls")}`);
     card("memory in them", bytes(sum(changes.map((each) => each.bytes))), "every change counted");
     card("time in subscribers", duration(told), `${percent(told, run.wall_ns)} of the wall time`);
     card("median start + end", duration(run.starts.p50_ns + run.ends.p50_ns), `p99 ${duration(run.starts.p99_ns + run.ends.p99_ns)}`);
@@ -428,7 +445,7 @@
     }
     if (run.processes_lost) items.push(make("li", {}, `${counted(run.processes_lost, "process", "processes")} ran unwatched: the session had no room for more`));
     if (!items.length) {
-      host.append(make("p", { class: "lede" }, "Nothing: every program that was started was watched, and every place in it that makes memory calls."));
+      host.append(make("p", { class: "lede" }, "Nothing: no program that was started and no place in one that makes memory calls is known to have been missed."));
       return;
     }
     host.append(make("p", { class: "lede" }, "A memory call from one of these places is not announced and not counted above. Whoever caches translations would not hear of it."),

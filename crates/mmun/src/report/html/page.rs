@@ -114,6 +114,7 @@ struct Thread {
     pid: u32,
     tid: u32,
     count: u64,
+    missed: u64,
     busy_ns: u64,
     strip: Vec<u64>,
 }
@@ -165,6 +166,7 @@ impl<'a> Data<'a> {
                 pid,
                 tid,
                 count: entry.count,
+                missed: entry.missed,
                 busy_ns: entry.value.busy_ns,
                 strip: widened(&entry.value.strip, strip_shift),
             })
