@@ -139,7 +139,10 @@ impl Log {
                 Ordering::Relaxed,
             );
             if claimed.is_ok() {
-                header.processes_total.fetch_add(1, Ordering::Relaxed);
+                // A program that was exec'ed is not a new process; the first one is.
+                if forked || header.processes_total.load(Ordering::Relaxed) == 0 {
+                    header.processes_total.fetch_add(1, Ordering::Relaxed);
+                }
                 process.pid.store(pid, Ordering::Relaxed);
                 process.parent.store(parent, Ordering::Relaxed);
                 process.forked.store(forked.into(), Ordering::Relaxed);
@@ -192,6 +195,7 @@ impl Log {
         let index = self.claim(getpid(), getppid(), true)?;
         let process = self.entry(index);
         put_path(&process.exec, path);
+        process.threads.store(1, Ordering::Relaxed);
         process.ended.store(ticks(), Ordering::Relaxed);
         process.state.store(ProcessState::Exec as u32, Ordering::Release);
         Some(index)

@@ -73,7 +73,7 @@ pub struct Header {
     pub processes_lost: AtomicU64,
     /// Where to look for a free entry next.
     pub process_hint: AtomicU64,
-    /// Every process that ever got an entry.
+    /// Processes that ever got an entry; a process that execs has one entry after the other.
     pub processes_total: AtomicU64,
 }
 

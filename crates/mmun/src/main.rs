@@ -14,6 +14,7 @@ mod live;
 mod preload;
 mod processes;
 mod program;
+mod report;
 mod reports;
 mod rings;
 mod run;

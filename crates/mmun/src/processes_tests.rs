@@ -131,8 +131,8 @@ fn an_announced_exit_is_waited_for() {
 fn an_exec_ends_a_process_when_the_next_reports() {
     let mut world = World::new();
     let first = world.process(0, 10);
-    first.balance_starts.store(5, Relaxed);
-    first.balance_ends.store(3, Relaxed);
+    first.shards[0].balance_starts.store(5, Relaxed);
+    first.shards[0].balance_ends.store(3, Relaxed);
     world.exec(0, "/bin/next");
     world.pass(10);
     assert_eq!(world.used(), [0]);
@@ -182,7 +182,7 @@ fn cut_short_is_told_from_wrong() {
     for (index, pid, threads) in [(0, 10, 1), (1, 11, 2), (2, 12, 1), (3, 13, 1)] {
         let process = world.process(index, pid);
         process.threads.store(threads, Relaxed);
-        process.balance_starts.store(1, Relaxed);
+        process.shards[0].balance_starts.store(1, Relaxed);
     }
     world.state(0, ProcessState::Exited); // in order, with a bracket open: wrong
     world.state(1, ProcessState::Exited); // another thread was inside
@@ -243,7 +243,7 @@ fn broken_memory_is_survived() {
         process.unseen.store(u64::MAX, Relaxed);
         process.unseen_list[0].file.len.store(u64::MAX, Relaxed);
         process.modules_used.store(u64::MAX, Relaxed);
-        process.balance_ends.store(u64::MAX, Relaxed);
+        process.shards[0].balance_ends.store(u64::MAX, Relaxed);
         process.search_ticks.store(u64::MAX, Relaxed);
         for shard in &process.shards {
             shard.starts.sum.store(u64::MAX, Relaxed);

@@ -30,6 +30,7 @@ fn add(sum: &mut u64, counter: &AtomicU64) {
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
     threads: u64,
+    execs: u64,
     calls: [Calls; Syscall::ALL.len()],
     events: [Events; EVENTS],
     starts: Ticks,
@@ -109,9 +110,11 @@ impl Totals {
             self.add_shard(shard);
         }
         add(&mut self.threads, &process.threads);
+        // The first thread of a program that was exec'ed was counted before, except for the first program.
+        self.execs += u64::from(process.forked.load(Relaxed) == 0 && get(&process.threads) > 0);
         // Ends first: a bracket that opens and closes in between must not look open.
-        let ends = get(&process.balance_ends);
-        let starts = get(&process.balance_starts);
+        let ends = process.shards.iter().map(|shard| get(&shard.balance_ends)).fold(0, u64::saturating_add);
+        let starts = process.shards.iter().map(|shard| get(&shard.balance_starts)).fold(0, u64::saturating_add);
         self.balance_starts = self.balance_starts.saturating_add(starts);
         self.balance_ends = self.balance_ends.saturating_add(ends);
         let unended = starts.saturating_sub(ends);
@@ -186,7 +189,7 @@ impl Totals {
 
     /// Writes the sums into a summary, in nanoseconds.
     pub fn fill(&self, summary: &mut Summary, scale: &Scale) {
-        summary.threads = self.threads;
+        summary.threads = self.threads.saturating_sub(self.execs.saturating_sub(1));
         summary.calls = Syscall::ALL.iter().map(|call| (call.name(), self.calls[*call as usize])).collect();
         summary.events = Event::ALL
             .iter()
@@ -279,5 +282,6 @@ fn words(reason: UnseenReason) -> &'static str {
         UnseenReason::TableFull => "a table was full",
         UnseenReason::Exec => "program started with an environment that could not be prepared",
         UnseenReason::ForeignPatch => "code already patched by somebody else",
+        UnseenReason::SmallStacks => "Go code, whose stacks are too small for the hook",
     }
 }
