@@ -272,15 +272,19 @@ impl Stubs {
                 // into it.
                 unsafe { writer.jump(from, &long) }
             }
-            Shape::T3 { cave } => {
+            Shape::T3 { cave, nop } => {
                 let cave = base + cave;
                 // SAFETY: mapped code of the same file.
                 let padding = unsafe { core::slice::from_raw_parts(cave as *const u8, 5) };
                 if padding[0] == 0xe9 {
                     return Err(UnseenReason::Shape);
                 }
+                if nop > 0 {
+                    // SAFETY: `search` found one instruction of at least 7 bytes there, with no branch into it.
+                    unsafe { writer.jump(cave - 2, &[0xeb, nop - 2])? };
+                }
                 long[1..].copy_from_slice(&(stub.wrapping_sub(cave + 5) as i32).to_le_bytes());
-                // SAFETY: `search` found this to be padding that is never executed.
+                // SAFETY: `search` found this to be padding that is never executed, or it is jumped over now.
                 unsafe { writer.quiet(cave, &long)? };
                 let Ok(near) = i8::try_from(cave as isize - (syscall + 2) as isize) else {
                     return Err(UnseenReason::Shape);

@@ -15,7 +15,8 @@
 //! * **T2**: an earlier instruction of at least 5 bytes, with straight-line code up to the `syscall`. The stub
 //!   replays all of it.
 //! * **T3**: neither: the 2-byte `syscall` itself becomes a short jump to 5 bytes of padding nearby, and these
-//!   become `jmp stub`.
+//!   become `jmp stub`. Padding that is executed (a long `nop` before a loop) will do if it has 7 bytes: then its
+//!   first two become a jump over the rest.
 //!
 //! Anything else is reported, not rewritten.
 
@@ -44,6 +45,8 @@ pub(crate) enum Shape {
     T3 {
         /// File offset of 5 bytes that are never executed.
         cave: usize,
+        /// 0, or the length of the `nop` that begins 2 bytes before and must be jumped over first.
+        nop: u8,
     },
 }
 
@@ -352,8 +355,10 @@ struct Scan {
     /// Targets of branches near the `syscall`.
     targets: [u64; 32],
     targets_used: usize,
-    /// Padding within reach of a short jump: address.
+    /// Padding that is never executed, within reach of a short jump: address.
     cave: Option<u64>,
+    /// A long `nop` that is executed, within reach: address and length.
+    nop: Option<(u64, usize)>,
 }
 
 impl Scan {
@@ -366,6 +371,7 @@ impl Scan {
             targets: [0; 32],
             targets_used: 0,
             cave: None,
+            nop: None,
         };
         let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
@@ -384,9 +390,12 @@ impl Scan {
             } else if !hit {
                 scan.push(instruction);
             }
-            let padding = after_jump && instruction.mnemonic() == Mnemonic::Nop && instruction.len() >= 5;
-            if padding && scan.in_reach(ip) {
-                scan.cave = Some(ip);
+            if instruction.mnemonic() == Mnemonic::Nop {
+                if after_jump && instruction.len() >= 5 && scan.in_reach(ip) {
+                    scan.cave = Some(ip);
+                } else if instruction.len() >= 7 && scan.in_reach(ip + 2) {
+                    scan.nop = Some((ip, instruction.len()));
+                }
             }
             after_jump = matches!(
                 instruction.flow_control(),
@@ -400,6 +409,11 @@ impl Scan {
             && scan.is_target(cave..cave + 5)
         {
             scan.cave = None;
+        }
+        if let Some((nop, len)) = scan.nop
+            && scan.is_target(nop + 1..nop + len as u64)
+        {
+            scan.nop = None;
         }
         hit.then_some(scan)
     }
@@ -469,9 +483,11 @@ impl Scan {
                 return (Ok(if distance == 0 { Shape::T1 } else { Shape::T2 }), ip);
             }
         }
-        let cave = self.cave.or_else(|| self.padding_behind(image, function));
-        let cave = cave.and_then(|cave| image.to_offset(cave));
-        (cave.map(|cave| Shape::T3 { cave }).ok_or(Unfit::Shape), self.syscall)
+        let cave = self.cave.or_else(|| self.padding_behind(image, function)).map(|cave| (cave, 0));
+        let nop = || self.nop.map(|(nop, len)| (nop + 2, len as u8));
+        let shape =
+            cave.or_else(nop).and_then(|(cave, nop)| Some(Shape::T3 { cave: image.to_offset(cave)?, nop }));
+        (shape.ok_or(Unfit::Shape), self.syscall)
     }
 
     /// The operands relative to the instruction pointer in what is replayed; `None` if there are too many.

@@ -109,7 +109,8 @@ pub struct FileSite {
     pub offset: AtomicU64,
     /// The system call number; `u64::MAX`: unknown.
     pub number: AtomicU64,
-    /// 1, 2: T1, T2; 3: T3, with the padding's offset in the upper 56 bits; 0: none fits, 4: in no function, 5: small stacks.
+    /// 1, 2: T1, T2; 3: T3, with the length of the `nop` to jump over in bits 8 to 16 and the padding's
+    /// offset above; 0: none fits, 4: in no function, 5: small stacks.
     pub shape: AtomicU64,
     /// First replaced byte.
     pub from: AtomicU64,

@@ -45,7 +45,7 @@ pub(crate) fn for_each(file: &File, mut visit: impl FnMut(Found, &[u8])) {
             shape: match shape & 0xff {
                 1 => Ok(Shape::T1),
                 2 => Ok(Shape::T2),
-                3 => Ok(Shape::T3 { cave: shape >> 8 }),
+                3 => Ok(Shape::T3 { cave: shape >> 16, nop: (shape >> 8) as u8 }),
                 4 => Err(Unfit::NoFunction),
                 5 => Err(Unfit::SmallStacks),
                 _ => Err(Unfit::Shape),
@@ -119,7 +119,7 @@ impl<'a> Draft<'a> {
             match found.shape {
                 Ok(Shape::T1) => 1,
                 Ok(Shape::T2) => 2,
-                Ok(Shape::T3 { cave }) => 3 | cave << 8,
+                Ok(Shape::T3 { cave, nop }) => 3 | usize::from(nop) << 8 | cave << 16,
                 Err(Unfit::NoFunction) => 4,
                 Err(Unfit::SmallStacks) => 5,
                 Err(Unfit::Shape) => 0,

@@ -114,7 +114,8 @@ impl Totals {
         self.execs += u64::from(process.forked.load(Relaxed) == 0 && get(&process.threads) > 0);
         // Ends first: a bracket that opens and closes in between must not look open.
         let ends = process.shards.iter().map(|shard| get(&shard.balance_ends)).fold(0, u64::saturating_add);
-        let starts = process.shards.iter().map(|shard| get(&shard.balance_starts)).fold(0, u64::saturating_add);
+        let starts =
+            process.shards.iter().map(|shard| get(&shard.balance_starts)).fold(0, u64::saturating_add);
         self.balance_starts = self.balance_starts.saturating_add(starts);
         self.balance_ends = self.balance_ends.saturating_add(ends);
         let unended = starts.saturating_sub(ends);
