@@ -132,7 +132,8 @@ impl Started {
         if begun.elapsed() > DEADLINE {
             self.signal_group("KILL");
             let status = self.child.wait().expect("it can be waited for");
-            let [stdout, stderr] = [&self.stdout, &self.stderr].map(|path| fs::read(path).unwrap_or_default());
+            let [stdout, stderr] =
+                [&self.stdout, &self.stderr].map(|path| fs::read(path).unwrap_or_default());
             let ended = Ended { status, stdout, stderr };
             panic!("{} did not end in {DEADLINE:?}\n{ended:?}", self.what);
         }

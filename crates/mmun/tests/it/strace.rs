@@ -141,7 +141,9 @@ fn parse(line: &str) -> Option<Line<'_>> {
         return Some(Line::Resumed { name, returned: parse_return(rest)? });
     }
     let (name, rest) = line.split_once('(')?;
-    if name.is_empty() || !name.bytes().all(|byte| byte == b'?' || byte == b'_' || byte.is_ascii_alphanumeric()) {
+    if name.is_empty()
+        || !name.bytes().all(|byte| byte == b'?' || byte == b'_' || byte.is_ascii_alphanumeric())
+    {
         return None;
     }
     if let Some(args) = rest.strip_suffix("<unfinished ...>") {
@@ -606,7 +608,8 @@ mod tests {
 
     #[test]
     fn a_line_that_is_not_understood_is_an_error() {
-        for odd in ["strace: Process 10 attached", "10  munmap(0x1000, 4096)", "10  mun map(1) = 0", "10", ""] {
+        for odd in ["strace: Process 10 attached", "10  munmap(0x1000, 4096)", "10  mun map(1) = 0", "10", ""]
+        {
             let error = count(&format!("{READY}{odd}\n")).unwrap_err();
             assert!(error.starts_with("line 2 is not understood"), "{error}");
         }

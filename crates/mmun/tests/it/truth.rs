@@ -83,7 +83,8 @@ fn compare(
         "hook's own calls {own_calls}, calls that never returned {unreturned}, \
          threads cut {threads_cut}, markers {markers}, ending {ending:?}"
     );
-    let explained = invented <= slack && missed + slack >= own_calls && missed <= own_calls + unreturned + slack;
+    let explained =
+        invented <= slack && missed + slack >= own_calls && missed <= own_calls + unreturned + slack;
     if explained && !failures_differ { Ok(()) } else { Err(table) }
 }
 
@@ -176,7 +177,8 @@ mod tests {
             let [call, count, failed] = line.split(' ').collect::<Vec<_>>()[..] else {
                 panic!("{line:?} is not `call count failed`")
             };
-            let wanted = Seen { count: count.parse().unwrap(), failed: failed.parse().unwrap(), unreturned: 0 };
+            let wanted =
+                Seen { count: count.parse().unwrap(), failed: failed.parse().unwrap(), unreturned: 0 };
             assert_eq!(seen(&log, call), wanted, "{call} in {}", file.display());
             compared += 1;
         }

@@ -92,10 +92,10 @@ int main(int argc, char **argv)
         mallopt(M_MMAP_THRESHOLD, 1 << 20);
         char *block = malloc(64 << 20);
         unsigned long *chunk = (unsigned long *)block - 2; // previous size, size: what munmap is called with
-        unsigned long bytes = (chunk[1] & ~7UL) + chunk[0];
-        char *start = (char *)chunk - chunk[0];
+        asm("" : "+r"(chunk));
+        unsigned long bytes = (chunk[1] & ~7UL) + chunk[0], start = (unsigned long)chunk - chunk[0];
         free(block);
-        return say(start, bytes, "unmap");
+        return say((void *)start, bytes, "unmap");
     }
     if (!strcmp(row, "mremap_source")) {
         char *to = pages(4);
