@@ -128,19 +128,18 @@ fn stress_ng_memory_calls() {
     if find(test, "stress-ng").is_none() {
         return;
     }
-    for (stressor, operations) in [
-        ("mmap", "20"),
-        ("munmap", "20"),
-        ("madvise", "20"),
-        ("mprotect", "400"),
-        ("brk", "4000"),
-        ("mremap", "40"),
+    for (stressor, bounds) in [
+        ("mmap", "--mmap-ops 2 --mmap-bytes 256K"),
+        ("munmap", "--munmap-ops 2"),
+        ("madvise", "--madvise-ops 2"),
+        ("mprotect", "--mprotect-ops 200"),
+        ("brk", "--brk-ops 2000"),
+        ("mremap", "--mremap-ops 10 --mremap-bytes 256K"),
     ] {
         let dir = workshop(&format!("{test}_{stressor}"));
         // Its own report has times in it, so what is compared is that it succeeds.
         let run = format!(
-            "stress-ng --quiet --temp-path . --{stressor} 1 --{stressor}-ops {operations} \
-             > stress.log 2>&1; echo \"exit $?\""
+            "stress-ng --quiet --temp-path . --{stressor} 1 {bounds} > stress.log 2>&1; echo \"exit $?\""
         );
         // The parent kills its workers, wherever they are.
         assert_watched(test, &dir, Ending::CutsThreads, &["sh", "-c", &run]);
