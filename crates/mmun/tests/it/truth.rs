@@ -62,19 +62,19 @@ fn compare(
     let mut invented = 0;
     let mut unreturned = 0;
     let mut failures_differ = false;
-    let mut table = format!("{:<18}{:>10}{:>10}{:>12}\n", "call", "strace", "mmun", "difference");
+    let mut table = format!("{:<26}{:>10}{:>10}{:>12}\n", "call", "strace", "mmun", "difference");
     for (&call, seen) in &log.calls {
         let (count, failed) = counted(call);
         missed += seen.count.saturating_sub(count);
         invented += count.saturating_sub(seen.count);
         unreturned += seen.unreturned;
         if count != seen.count {
-            let _ = writeln!(table, "{:<18}{}", call, row(seen.count, count));
+            let _ = writeln!(table, "{:<26}{}", call, row(seen.count, count));
         }
         let with_brk = seen.failed + if call == "brk" { log.brk_refused } else { 0 };
         if failed != seen.failed && failed != with_brk {
             failures_differ |= own_calls == 0 && failed.abs_diff(seen.failed) > slack;
-            let _ = writeln!(table, "{:<18}{}", format!("{call} (failed)"), row(seen.failed, failed));
+            let _ = writeln!(table, "{:<26}{}", format!("{call} (failed)"), row(seen.failed, failed));
         }
     }
     let Log { threads_cut, markers, .. } = log;
@@ -124,12 +124,12 @@ mod tests {
     #[test]
     fn a_difference_is_shown_as_a_table() {
         let table = compare(&log(SEEN, 0), munmap(5, 2), 0, Ending::Quiet).unwrap_err();
-        assert!(table.contains("call                  strace      mmun  difference"), "{table}");
-        assert!(table.contains("munmap                     7         5          -2"), "{table}");
+        assert!(table.contains("call                          strace      mmun  difference"), "{table}");
+        assert!(table.contains("munmap                             7         5          -2"), "{table}");
         assert!(!table.contains("mprotect"), "{table}");
         assert!(compare(&log(SEEN, 0), munmap(8, 2), 0, Ending::Quiet).is_err());
         let table = compare(&log(SEEN, 0), munmap(7, 3), 0, Ending::Quiet).unwrap_err();
-        assert!(table.contains("munmap (failed)            2         3          +1"), "{table}");
+        assert!(table.contains("munmap (failed)                    2         3          +1"), "{table}");
     }
 
     #[test]
