@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{mmun, mmun_sh, sh, stderr, stdout};
+use crate::shell::{mmun, mmun_sh, sh, stderr, stdout};
 
 fn folder(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("mmun-it-{name}-{}", std::process::id()));

@@ -1,33 +1,16 @@
-//! `mmun run` from outside: what the program sees, and what whoever started mmun sees.
+//! `mmun run`, from the outside: real programs, held against what `strace` saw.
+//!
+//! A test that needs a program this machine has not says `SKIPPED: ...` on standard error and passes.
+//! What a failing test leaves behind is in a directory of its name under `target/tmp`.
 
+mod behave;
+mod command;
+mod hook;
 mod launch;
+mod matrix;
+mod program;
+mod shell;
 mod signals;
-
-use std::process::{Command, Output};
-
-/// `mmun run --quiet -- sh -c SCRIPT`.
-fn mmun_sh(script: &str) -> Command {
-    let mut command = mmun(&["run", "--quiet", "--", "sh", "-c"]);
-    command.arg(script);
-    command
-}
-
-fn mmun(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mmun"));
-    command.args(arguments);
-    command
-}
-
-/// A script of `sh`, in which `$MMUN` is `mmun run --quiet --`.
-fn sh(script: &str) -> Output {
-    let mmun = format!("{} run --quiet --", env!("CARGO_BIN_EXE_mmun"));
-    Command::new("sh").args(["-c", script]).env("MMUN", mmun).output().expect("there is sh")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+mod strace;
+mod truth;
+mod twelve;

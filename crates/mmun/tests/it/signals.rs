@@ -5,7 +5,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::mmun_sh;
+use crate::shell::mmun_sh;
 
 /// mmun in a process group of its own, with a program that has said its pid and is waiting.
 struct Job {
