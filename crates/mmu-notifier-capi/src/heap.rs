@@ -17,8 +17,8 @@ use mmu_notifier_primary::pages;
 /// Where the heap gets its memory: large pieces, so that it asks once.
 struct Pages;
 
-/// What is asked for at least.
-const PIECE: usize = 1 << 20;
+/// What is asked for at least. Not more than what is needed once: it counts against the program's limits.
+const PIECE: usize = 256 << 10;
 
 // SAFETY: `alloc` returns fresh, exclusive memory or null; nothing is ever moved or given back in part.
 unsafe impl Allocator for Pages {

@@ -11,6 +11,7 @@
 // UNSAFETY: makes the program's system calls, and passes on an environment built on the stack.
 #![expect(unsafe_code)]
 
+use core::ffi::CStr;
 use core::sync::atomic::Ordering;
 
 use mmu_notifier::{Caller, Event};
@@ -24,6 +25,7 @@ use crate::hook::{Bracket, count, count_changes, return_address};
 use crate::log::{Entry, observe, ticks};
 use crate::primary::Primary;
 use crate::session::{PATH, ProcessState, UnseenReason};
+use crate::thread::Clone;
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_VFORK: u64 = 0x4000;
@@ -64,9 +66,7 @@ pub(crate) fn before_clone(
     }
     let time = ticks();
     let bracket = Bracket::start(primary, caller, &changes);
-    if !shares_memory {
-        primary.threads.set_fork_times([time, ticks()]);
-    }
+    primary.threads.set_clone(&Clone { call, time, started: ticks() });
     if let Some(shard) = primary.log.shard(caller.home) {
         count(shard, call, false, !changes.as_slice().is_empty());
         count_changes(shard, &changes, &bracket);
@@ -96,15 +96,16 @@ pub(crate) fn after_clone(primary: &Primary, frame: &Frame, site: &Site) {
     let changed = ticks();
     // The bracket was opened at the same place of the stack.
     let ended = primary.space.end_abandoned(&caller, |stack| stack == frame.stack());
-    // A site that makes several calls (the function `syscall`) does not know which one it was.
-    let call = Syscall::from_number(site.number).unwrap_or(Syscall::Clone);
+    let known = primary.threads.clone_of_caller();
+    let by_site = Syscall::from_number(site.number).unwrap_or(Syscall::Clone);
+    let call = known.as_ref().map_or(by_site, |known| known.call);
     let failed = result < 0;
     let Some(shard) = primary.log.shard(caller.home) else { return };
     if failed {
         shard.calls[call as usize].failed.fetch_add(1, Ordering::Relaxed);
     }
-    if ended > 0
-        && let Some([time, started]) = primary.threads.fork_times()
+    if ended.changes > 0
+        && let Some(Clone { time, started, .. }) = known
     {
         let done = ticks();
         observe(&shard.starts, started.saturating_sub(time));
@@ -155,6 +156,8 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     let path = read_string(args[path_at], &mut path);
     let mut environment = Environment::new();
     match &primary.preload {
+        // Who may not read the object (other rights, another root) gets no complaint of the loader for it.
+        Some(preload) if !preload.readable() => {}
         None => {}
         Some(preload) => match environment.build(args[environment_at], preload) {
             Some(built) => args[environment_at] = built,
@@ -238,6 +241,14 @@ pub(crate) struct Preload {
     pub(crate) preload: Box<[u8]>,
     /// The session.
     pub(crate) session: Box<[u8]>,
+}
+
+impl Preload {
+    /// Whether this process, as it is now, can read the object.
+    fn readable(&self) -> bool {
+        let path = self.preload.get(Environment::NAME.len()..).unwrap_or(&[]);
+        CStr::from_bytes_until_nul(path).is_ok_and(|path| safe::File::open(path, 0).is_ok())
+    }
 }
 
 /// An environment for exec, built on the stack.

@@ -11,7 +11,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 use crate::Syscall;
 
 /// Longest function that is followed; in longer ones the number is not known.
-const STEPS: usize = 4096;
+const STEPS: usize = 1024;
 
 /// What an instruction does to the registers that matter, and where it leads.
 #[derive(Clone, Copy, Debug)]

@@ -435,10 +435,11 @@ impl Primary {
                 _ => stack <= caller.stack,
             }
         });
-        if ended > 0
+        if ended.changes > 0
             && let Some(process) = self.log.process()
         {
-            process.abandoned.fetch_add(ended as u64, Ordering::Relaxed);
+            process.abandoned.fetch_add(ended.changes as u64, Ordering::Relaxed);
+            process.unfinished.fetch_add(ended.callbacks as u64, Ordering::Relaxed);
         }
     }
 

@@ -31,6 +31,8 @@ use crate::flow::{Flow, Numbers};
 
 /// Most bytes that a stub replays.
 pub(crate) const REPLAY: usize = 48;
+/// Longest stretch of code without frame information that is decoded.
+const FRAMELESS: u64 = 1 << 16;
 /// Most instructions that a stub replays.
 const WINDOW: usize = 8;
 
@@ -179,24 +181,35 @@ impl<'a> Image<'a> {
             .or_else(|| self.function_before(address))
     }
 
-    /// The function whose frame information ends before `address`, with `address` nothing else's: the C library
-    /// ends it on purpose before the `syscall` of `clone`, whose child has no frame to unwind.
+    /// What lies between the function before `address` and the one behind it, from the start of the former: code
+    /// without frame information. The C library ends it on purpose before the `syscall` of `clone`, whose child
+    /// has no frame to unwind; functions written in assembler have none. Decoding goes on through the end of the
+    /// former function, so it does not have to be known where the latter begins.
     fn function_before(&self, address: u64) -> Option<Function> {
         let unwind = self.unwind.as_ref()?;
-        let before = unwind.header.table()?.lookup(address, &unwind.bases).ok()?;
-        let gimli::Pointer::Direct(at) = before else { return None };
-        let start_of_frames = self.unwind_start(unwind)?;
-        let offset = gimli::EhFrameOffset(usize::try_from(at.checked_sub(start_of_frames)?).ok()?);
+        let table = unwind.header.table()?;
+        let entry_at = |address| match table.lookup(address, &unwind.bases).ok()? {
+            gimli::Pointer::Direct(at) => Some(at),
+            gimli::Pointer::Indirect(_) => None,
+        };
+        let at = entry_at(address)?;
+        let offset = usize::try_from(at.checked_sub(self.unwind_start(unwind)?)?).ok()?;
+        let offset = gimli::EhFrameOffset(offset);
         let fde = unwind.frames.fde_from_offset(&unwind.bases, offset, EhFrame::cie_from_offset).ok()?;
         let start = fde.initial_address();
-        // Not further than any such tail is long.
-        if address < start || address - fde.end_address() > 64 {
+        if address < start || address - fde.end_address() > FRAMELESS {
             return None;
         }
-        let mut end = address;
-        while end < address + 64 && self.framed_function(end).is_none() && self.to_offset(end).is_some() {
-            end += 1;
+        // The entries are in ascending order, so where the next begins can be found by halving.
+        let (mut same, mut other) = (address, address + FRAMELESS);
+        while other - same > 1 {
+            let middle = same + (other - same) / 2;
+            if entry_at(middle) == Some(at) { same = middle } else { other = middle }
         }
+        let end = self.executable().find_map(|segment| {
+            let (from, to) = (segment.p_vaddr(Le), segment.p_vaddr(Le) + segment.p_filesz(Le));
+            (from..to).contains(&address).then_some(to.min(other))
+        })?;
         Some(Function { address: start, end, offset: self.to_offset(start)? })
     }
 

@@ -200,6 +200,8 @@ pub struct Process {
     pub unseen: AtomicU64,
     /// Brackets that were left open by a thread (cancelled, longjmp) and ended when that was found out.
     pub abandoned: AtomicU64,
+    /// Callbacks that a thread has jumped out of: a start or an end that has not returned.
+    pub unfinished: AtomicU64,
     /// Entries of `modules` in use.
     pub modules_used: AtomicU64,
     /// Counters; sum over all.

@@ -17,6 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use mmu_notifier::Caller;
 
+use crate::Syscall;
 use crate::gate::safe::gettid;
 
 /// Threads that are known at one time; more are served, but each call asks for its id again.
@@ -33,8 +34,17 @@ struct Thread {
     id: AtomicU32,
     /// Small number.
     home: AtomicU32,
-    /// Ticks before and after the starts of the fork that the thread is in.
-    fork: [AtomicU64; 2],
+    /// The call that the thread is in that returns twice: which, and ticks before and after its starts.
+    clone: [AtomicU64; 3],
+}
+
+/// A call that returns twice, between its two hooks.
+#[derive(Debug)]
+pub(crate) struct Clone {
+    pub(crate) call: Syscall,
+    /// Ticks before and after its starts.
+    pub(crate) time: u64,
+    pub(crate) started: u64,
 }
 
 /// The threads of this process.
@@ -59,7 +69,7 @@ impl Threads {
             base: AtomicU64::new(0),
             id: AtomicU32::new(0),
             home: AtomicU32::new(0),
-            fork: [AtomicU64::new(0), AtomicU64::new(0)],
+            clone: [const { AtomicU64::new(0) }; 3],
         };
         Threads {
             table: (0..THREADS).map(|_| thread()).collect(),
@@ -122,21 +132,23 @@ impl Threads {
         None
     }
 
-    /// Notes when the calling thread's fork was announced, and when all starts had returned.
-    pub(crate) fn set_fork_times(&self, times: [u64; 2]) {
+    /// Notes the calling thread's `fork` or `clone`: what will be known of it behind the call.
+    pub(crate) fn set_clone(&self, clone: &Clone) {
         if self.by_base.load(Ordering::Relaxed)
             && let Some(thread) = self.find(base(), false)
         {
-            thread.fork[0].store(times[0], Ordering::Relaxed);
-            thread.fork[1].store(times[1], Ordering::Relaxed);
+            let values = [clone.call.number() as u64, clone.time, clone.started];
+            for (place, value) in thread.clone.iter().zip(values) {
+                place.store(value, Ordering::Relaxed);
+            }
         }
     }
 
-    /// What [`set_fork_times`](Threads::set_fork_times) has noted, if it could.
-    pub(crate) fn fork_times(&self) -> Option<[u64; 2]> {
-        let known = self.by_base.load(Ordering::Relaxed).then(|| self.find(base(), false)).flatten()?;
-        let times = [known.fork[0].load(Ordering::Relaxed), known.fork[1].load(Ordering::Relaxed)];
-        (times[0] != 0).then_some(times)
+    /// What [`set_clone`](Threads::set_clone) has noted, if it could.
+    pub(crate) fn clone_of_caller(&self) -> Option<Clone> {
+        let thread = self.by_base.load(Ordering::Relaxed).then(|| self.find(base(), false)).flatten()?;
+        let [number, time, started] = thread.clone.each_ref().map(|value| value.load(Ordering::Relaxed));
+        Some(Clone { call: Syscall::from_number(number as usize)?, time, started })
     }
 
     /// A new thread is about to get the storage at `base`.

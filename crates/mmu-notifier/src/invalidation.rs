@@ -150,24 +150,35 @@ impl AddressSpace {
     }
 
     /// Ends the calling thread's open changes of which `gone` says, by the stack position they were started
-    /// with, that their frame does not exist any more. Returns how many.
+    /// with, that their frame does not exist any more.
     ///
     /// A thread that is cancelled or jumps out of a signal handler leaves its change open, perhaps in the middle
     /// of a callback. Those whose start had returned, and whose end had not been called, get their end. At the
     /// latest a thread's next change should ask.
-    pub fn end_abandoned(&self, caller: &Caller, mut gone: impl FnMut(usize) -> bool) -> usize {
-        let mut ended = 0;
+    pub fn end_abandoned(&self, caller: &Caller, mut gone: impl FnMut(usize) -> bool) -> Abandoned {
+        let mut abandoned = Abandoned::default();
         for (open, stack) in self.shared.open.of_thread(caller) {
             if gone(stack)
-                && let Some(held) = self.shared.open.adopt(caller, open)
+                && let Some((held, inside_a_callback)) = self.shared.open.adopt(caller, open)
             {
                 let change = held.change();
                 self.finish(held, &change);
-                ended += 1;
+                abandoned.changes += 1;
+                abandoned.callbacks += usize::from(inside_a_callback);
             }
         }
-        ended
+        abandoned
     }
+}
+
+/// What [`AddressSpace::end_abandoned`] has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abandoned {
+    /// Changes that were ended.
+    pub changes: usize,
+    /// Callbacks that a thread had left in their middle: a start that has not returned, and so has no end, or an
+    /// end that has not.
+    pub callbacks: usize,
 }
 
 /// A change in progress: started when it was made, ended when it is dropped.

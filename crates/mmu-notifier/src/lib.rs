@@ -68,6 +68,7 @@ mod sync;
 pub use caller::Caller;
 pub use error::WouldBlock;
 pub use event::{Blocking, Change, Event};
+pub use invalidation::Abandoned;
 pub use open::OpenChange;
 pub use range::{PAGE_SIZE, Range, RangeError};
 pub use space::{AddressSpace, Subscription};

@@ -217,8 +217,8 @@ impl OpenChanges {
     }
 
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
-    /// `Ending`; `None` if it is over.
-    pub(crate) fn adopt(&self, caller: &Caller, open: OpenChange) -> Option<Held<'_>> {
+    /// `Ending`; `None` if it is over. Says whether a callback was left in its middle.
+    pub(crate) fn adopt(&self, caller: &Caller, open: OpenChange) -> Option<(Held<'_>, bool)> {
         let index = open.index as usize;
         let slot = self.sets.get(index / WAYS)?.get(index % WAYS)?;
         // Relaxed: the calling thread wrote it.
@@ -226,13 +226,14 @@ impl OpenChanges {
         if state >> 2 != open.sequence || state & PHASE == FREE {
             return None;
         }
-        slot.calling.store(0, Ordering::Relaxed);
         if state & PHASE == CHANGING {
-            return self.finish(caller, open);
+            return self.finish(caller, open).map(|held| (held, false));
         }
+        let inside = slot.calling.load(Ordering::Relaxed) != 0;
+        slot.calling.store(0, Ordering::Relaxed);
         let held = Held { slot, sequence: open.sequence, token: open, busy: self.busy(caller) };
         held.ending();
-        Some(held)
+        Some((held, inside))
     }
 
     /// Whether some open change may still walk the list at `list`.

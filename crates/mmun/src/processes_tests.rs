@@ -90,7 +90,7 @@ fn sums_up_who_is_gone() {
 
     world.gone = vec![10, 11];
     world.pass(10);
-    assert_eq!(world.used(), []);
+    assert_eq!(world.used(), [0; 0]);
     let summary = world.summary();
     assert_eq!((summary.calls["munmap"].count, summary.calls["munmap"].failed), (2, 2));
     assert_eq!(summary.calls.len(), Syscall::ALL.len());
@@ -124,7 +124,7 @@ fn an_announced_exit_is_waited_for() {
     world.pass(900);
     assert_eq!(world.used(), [3], "other threads may still count");
     world.pass(200);
-    assert_eq!(world.used(), [], "a pid that is somebody else's is not believed for ever");
+    assert_eq!(world.used(), [0; 0], "a pid that is somebody else's is not believed for ever");
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn an_exec_ends_a_process_when_the_next_reports() {
     world.process(2, 10);
     world.gone.push(10);
     world.pass(10);
-    assert_eq!(world.used(), []);
+    assert_eq!(world.used(), [0; 0]);
     assert_eq!(world.unseen(), []);
     let summary = world.summary();
     assert_eq!((summary.cut_short, summary.balance_starts, summary.balance_ends), (2, 5, 3));

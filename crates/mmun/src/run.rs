@@ -53,7 +53,7 @@ pub fn run(options: &Run) -> Result<Outcome> {
         options.program.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     watched.summary.wall = wall;
     watched.summary.outcome = outcome;
-    if !options.quiet || outcome != Outcome::Exited(0) {
+    if !options.quiet {
         // Who closed our stderr does not want to know.
         let _ = reports::write_text(&watched.summary, options.color.on_stderr());
     }

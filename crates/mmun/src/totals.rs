@@ -122,7 +122,11 @@ impl Totals {
         match fate {
             Fate::Running => self.open = self.open.saturating_add(unended),
             Fate::CutShort => self.cut_short = self.cut_short.saturating_add(unended),
-            Fate::Exited => {}
+            // A start that a thread has jumped out of has not returned, and has no end.
+            Fate::Exited => {
+                let unfinished = unended.min(get(&process.unfinished));
+                self.cut_short = self.cut_short.saturating_add(unfinished);
+            }
         }
         add(&mut self.abandoned, &process.abandoned);
         for (sum, sites) in self.sites.iter_mut().zip(&process.sites) {

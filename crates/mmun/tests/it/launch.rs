@@ -108,7 +108,9 @@ fn works_where_little_is_given() {
 #[test]
 fn tells_the_program_where_to_report() {
     let home = folder("home");
-    let script = "stat -L -c %F $MMUN_SESSION; echo $LD_PRELOAD; echo $0 $1";
+    // The object takes what is meant for it out of the environment; the kernel still has what the program was given.
+    let given = "given() { tr '\\0' '\\n' </proc/$$/environ | sed -n \"s/^$1=//p\"; }";
+    let script = &format!("{given}; stat -L -c %F $(given MMUN_SESSION); given LD_PRELOAD; echo $0 $1");
     let mut command = mmun(&["run", "-q", "--", "sh", "-c", script, "name", "--json"]);
     command.env("HOME", &home).env_remove("XDG_CACHE_HOME").env("LD_PRELOAD", "libc.so.6");
     let text = stdout(&command.output().unwrap());
@@ -118,8 +120,9 @@ fn tells_the_program_where_to_report() {
     assert!(object.starts_with(home.join(".cache/mmun")) && object.is_file(), "{}", object.display());
     std::fs::remove_dir_all(&home).unwrap();
 
-    let spaced =
-        mmun(&["run", "-q", "sh", "-c", "echo $LD_PRELOAD"]).env("XDG_CACHE_HOME", "/tmp/a b").output();
+    let spaced = mmun(&["run", "-q", "sh", "-c", &format!("{given}; given LD_PRELOAD")])
+        .env("XDG_CACHE_HOME", "/tmp/a b")
+        .output();
     assert!(stdout(&spaced.unwrap()).starts_with("/tmp/mmun-"), "elsewhere if the cache cannot be named");
 }
 
