@@ -89,13 +89,10 @@ unsafe fn take_environment(environment: *mut *mut c_char) -> Option<(&'static CS
             object = CStr::from_bytes_with_nul(Box::leak(own)).ok();
             let rest = PRELOAD.len() + first.len() + 1;
             if rest < bytes.len() {
-                // LD_PRELOAD=ours:theirs becomes LD_PRELOAD=theirs, in place.
-                // SAFETY: both stay inside the string, whose first part is longer than the name.
-                unsafe {
-                    let start = variable.add(rest - PRELOAD.len());
-                    core::ptr::copy(PRELOAD.as_ptr().cast(), start, PRELOAD.len());
-                    *to = start;
-                }
+                // LD_PRELOAD=ours:theirs becomes LD_PRELOAD=theirs.
+                let theirs: Box<[u8]> = [PRELOAD, &bytes[rest..], b"\0"].concat().into();
+                // SAFETY: the place of the entry that is being replaced.
+                unsafe { *to = Box::leak(theirs).as_mut_ptr().cast() };
                 // SAFETY: one entry was kept.
                 to = unsafe { to.add(1) };
             }

@@ -82,7 +82,9 @@ fn sums_up_who_is_gone() {
     first.shards[3].starts.max.store(60, Relaxed);
     first.shards[3].starts.buckets[5].store(2, Relaxed);
     first.own_bytes.store(7, Relaxed);
-    world.process(PROCESSES - 1, 11).own_bytes.store(9, Relaxed);
+    let second = world.process(PROCESSES - 1, 11);
+    second.own_bytes.store(9, Relaxed);
+    second.forked.store(1, Relaxed);
     world.pass(10);
     assert_eq!(world.used(), [0, PROCESSES - 1]);
     assert_eq!(world.summary().calls["munmap"].count, 0, "nobody is gone");

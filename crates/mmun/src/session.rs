@@ -252,7 +252,7 @@ mod tests {
     fn entries_are_found_and_freed() {
         let session = Session::create(Wanted { refuse_every: 3, buffer: Some(1 << 20) }, 2).unwrap();
         assert_eq!(session.header().magic.load(Ordering::Acquire), MAGIC);
-        assert_eq!(session.entries(), []);
+        assert_eq!(session.entries(), [0; 0]);
         for index in [0, 7, PROCESSES - 1] {
             session.process(index).state.store(ProcessState::Running as u32, Ordering::Relaxed);
             session.process(index).modules[9].start.store(5, Ordering::Relaxed);

@@ -35,6 +35,7 @@ pub(super) struct Run<'a> {
     programs_unseen: &'a BTreeMap<String, u64>,
     processes: u64,
     processes_lost: u64,
+    processes_left: u64,
     threads: u64,
     records: Records,
     hook: Hook,
@@ -180,6 +181,7 @@ impl<'a> From<&'a Summary> for Run<'a> {
             programs_unseen: &summary.programs_unseen,
             processes: summary.processes,
             processes_lost: summary.processes_lost,
+            processes_left: summary.processes_left,
             threads: summary.threads,
             records: Records {
                 read: summary.records,

@@ -172,6 +172,7 @@ pub(super) fn troubled() -> Summary {
     Summary {
         outcome: Outcome::Killed(11),
         processes_lost: 2,
+        processes_left: 1,
         programs_unseen: [("/bin/static".to_owned(), 3), ("/usr/bin/su".to_owned(), 1)].into(),
         balance_starts: 1_236,
         balance_ends: 1_231,

@@ -56,6 +56,9 @@ impl<W: Write> Text<'_, W> {
             counted(summary.processes, "process", "processes"),
             counted(summary.threads, "thread", "threads"),
         );
+        if summary.processes_left > 0 {
+            rest += &format!(", {} still running", count(summary.processes_left));
+        }
         let name = self.paint(Tone::Strong, &program);
         if 6 + program.chars().count() + 1 + rest.chars().count() <= WIDTH {
             writeln!(self.out, "mmun: {name} {rest}")
@@ -129,7 +132,8 @@ impl<W: Write> Text<'_, W> {
         let (tone, verdict) = match Balance::of(summary) {
             Balance::Equal => (Tone::Good, format!("starts {starts} = ends {ends}, balanced")),
             Balance::CutShort => {
-                (Tone::Good, format!("starts {starts}, ends {ends}, balanced but for the brackets cut short"))
+                let cut = count(summary.balance_starts - summary.balance_ends);
+                (Tone::Good, format!("starts {starts} = ends {ends} + {cut} cut short, balanced"))
             }
             Balance::Elevated(open) => (
                 Tone::Bad,
@@ -142,7 +146,7 @@ impl<W: Write> Text<'_, W> {
         self.say("balance", tone, &verdict)?;
         if summary.cut_short > 0 {
             let cut = counted(summary.cut_short, "bracket", "brackets");
-            self.say("", Tone::Plain, &format!("{cut} cut short by exec or a kill: no end can come"))?;
+            self.say("", Tone::Faint, &format!("{cut} cut short: exec or a kill took the process along"))?;
         }
         if summary.abandoned > 0 {
             let left = counted(summary.abandoned, "bracket", "brackets");
