@@ -57,7 +57,7 @@ impl<W: Write> Text<'_, W> {
             counted(summary.threads, "thread", "threads"),
         );
         if summary.processes_left > 0 {
-            rest += &format!(", {} still running", count(summary.processes_left));
+            rest += &format!(", {} left", count(summary.processes_left));
         }
         let name = self.paint(Tone::Strong, &program);
         if 6 + program.chars().count() + 1 + rest.chars().count() <= WIDTH {
