@@ -69,6 +69,8 @@ pub struct Header {
     pub closed: AtomicU32,
     /// Vector registers of this machine, found out by the first process: 0: not yet; 1: xmm, 2: ymm, 3: zmm.
     pub vectors: AtomicU32,
+    /// Places of the file table that were taken, also beyond [`FILES`].
+    pub files_used: AtomicU32,
     /// Processes that found no free entry: they ran unwatched.
     pub processes_lost: AtomicU64,
     /// Where to look for a free entry next.
@@ -81,7 +83,7 @@ pub struct Header {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct File {
-    /// 0: free; 1: being written; 2: complete.
+    /// 0: not used; 1: being written; 2: complete.
     pub state: AtomicU32,
     /// Sites in `sites`.
     pub used: AtomicU32,

@@ -18,7 +18,9 @@ const COMPLETE: u32 = 2;
 
 /// The sites of the mapping of `id` at file offset `offset`, if they are known.
 pub(crate) fn known<'a>(log: &'a Log, id: &FileId, offset: usize, len: usize) -> Option<&'a File> {
-    (0..FILES).map(|index| log.file(index)).find(|file| {
+    // Only the places in use: to look at the others would make the kernel allocate them.
+    let used = log.header().files_used.load(Ordering::Relaxed) as usize;
+    (0..used.min(FILES)).map(|index| log.file(index)).find(|file| {
         // Acquire pairs with the Release in `Draft::complete`.
         file.state.load(Ordering::Acquire) == COMPLETE
             && file.inode.load(Ordering::Relaxed) == id.inode
@@ -73,11 +75,9 @@ pub(crate) struct Draft<'a> {
 impl<'a> Draft<'a> {
     /// Takes a free place; without one, nothing is remembered.
     pub(crate) fn new(log: &'a Log, id: &FileId, offset: usize, range: Range) -> Draft<'a> {
-        let file = (0..FILES).map(|index| log.file(index)).find(|file| {
-            // Relaxed: only who takes it matters; `complete` publishes.
-            file.state.load(Ordering::Relaxed) == 0
-                && file.state.compare_exchange(0, WRITING, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-        });
+        // Relaxed: `complete` publishes.
+        let index = log.header().files_used.fetch_add(1, Ordering::Relaxed) as usize;
+        let file = (index < FILES).then(|| log.file(index));
         if let Some(file) = file {
             file.inode.store(id.inode, Ordering::Relaxed);
             file.device.store(id.device, Ordering::Relaxed);
@@ -85,7 +85,7 @@ impl<'a> Draft<'a> {
             file.changed.store(id.changed, Ordering::Relaxed);
             file.offset.store(offset as u64, Ordering::Relaxed);
             file.len.store(range.len() as u64, Ordering::Relaxed);
-            file.used.store(0, Ordering::Relaxed);
+            file.state.store(WRITING, Ordering::Relaxed);
         }
         Draft { file }
     }
@@ -95,9 +95,8 @@ impl<'a> Draft<'a> {
         let Some(file) = self.file else { return };
         let index = file.used.load(Ordering::Relaxed) as usize;
         if index == SITES || code.len() > SITE_BYTES {
-            // Too many to remember: give the place back.
+            // Too many to remember.
             self.file = None;
-            file.state.store(0, Ordering::Relaxed);
             return;
         }
         let site: &FileSite = &file.sites[index];

@@ -61,7 +61,12 @@ pub(super) fn printable(text: &str) -> String {
     if !text.contains(acts) {
         return text.to_owned();
     }
-    text.chars().map(|c| if acts(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+    let shown = |c: char| match c {
+        '\n' | '\t' | '\r' => c.escape_default().to_string(),
+        c if acts(c) => c.escape_unicode().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(shown).collect()
 }
 
 /// The first characters, with an ellipsis in place of what had to go.
