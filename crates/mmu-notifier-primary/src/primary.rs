@@ -285,7 +285,7 @@ impl Primary {
         if let (Some(bytes), Some(image)) = (&bytes, &image) {
             let base = range.start().wrapping_sub(offset);
             let mut flow = core::mem::take(&mut state.flow);
-            search(image, offset..offset + range.len(), &mut flow, |site| {
+            search(image, readable_code(range), offset, &mut flow, |site| {
                 if let Some(code) = bytes.bytes.get(site.from..site.offset + 2) {
                     draft.add(&site, code);
                     self.patch(state, writer, base, &site, code, path);

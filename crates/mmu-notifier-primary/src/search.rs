@@ -174,13 +174,6 @@ impl<'a> Image<'a> {
             .filter(|segment| segment.p_type(Le) == PT_LOAD && segment.p_flags(Le).0 & PF_X.0 != 0)
     }
 
-    /// The function around an address.
-    fn function(&self, address: u64) -> Option<Function> {
-        self.framed_function(address)
-            .or_else(|| self.named_function(address))
-            .or_else(|| self.function_before(address))
-    }
-
     /// What lies between the function before `address` and the one behind it, from the start of the former: code
     /// without frame information. The C library ends it on purpose before the `syscall` of `clone`, whose child
     /// has no frame to unwind; functions written in assembler have none. Decoding goes on through the end of the
@@ -281,28 +274,23 @@ impl gimli::UnwindContextStorage<usize> for Rows {
     type Stack = [gimli::UnwindTableRow<usize, Self>; 4];
 }
 
-/// Looks through the executable segments of `image` that lie in the file offsets `part`, and calls `found` for
-/// every `syscall` instruction that makes a memory system call or may make one. Never allocates.
-/// `flow` is room to work in.
+/// Looks through `code`, a part of an executable segment of `image` at file offset `offset`, and calls `found` for
+/// every `syscall` instruction that makes a memory system call or may make one. Never allocates: `flow` is room to
+/// work in.
 pub(crate) fn search(
     image: &Image<'_>,
-    part: core::ops::Range<usize>,
+    code: &[u8],
+    offset: usize,
     flow: &mut Flow,
     mut found: impl FnMut(Found),
 ) {
-    for segment in image.executable() {
-        let start = (segment.p_offset(Le) as usize).max(part.start);
-        let end =
-            ((segment.p_offset(Le) + segment.p_filesz(Le)) as usize).min(part.end).min(image.bytes.len());
-        let Some(code) = image.bytes.get(start..end) else { continue };
-        let go = image.is_go();
-        for at in candidates(code) {
-            if let Some(mut site) = judge(image, start + at, flow) {
-                if go {
-                    site.shape = Err(Unfit::SmallStacks);
-                }
-                found(site);
+    let go = image.is_go();
+    for at in candidates(code) {
+        if let Some(mut site) = judge(image, offset + at, flow) {
+            if go {
+                site.shape = Err(Unfit::SmallStacks);
             }
+            found(site);
         }
     }
 }
@@ -315,12 +303,22 @@ pub(crate) fn candidates(code: &[u8]) -> impl Iterator<Item = usize> + '_ {
 /// A candidate at a file offset: what it is, if it is something.
 fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
     let address = image.to_address(offset)?;
-    let Some(function) = image.function(address) else {
-        return outside(image, offset, address);
+    let decode = |function: Function| {
+        let end = function.offset + (function.end - function.address) as usize;
+        let code = image.bytes.get(function.offset..end)?;
+        Some((Scan::of(code, function.address, address)?, code, function))
     };
-    let end = function.offset + (function.end - function.address) as usize;
-    let code = image.bytes.get(function.offset..end)?;
-    let scan = Scan::of(code, function.address, address)?;
+    let (scan, code, function) = match image.framed_function(address) {
+        // Not an instruction of its function: the two bytes are there by chance.
+        Some(function) => decode(function)?,
+        None => {
+            let before = image.function_before(address).and_then(decode);
+            match before.or_else(|| image.named_function(address).and_then(decode)) {
+                Some(decoded) => decoded,
+                None => return outside(image, offset),
+            }
+        }
+    };
     let numbers = match scan.number_directly_before() {
         Some(number) if Syscall::from_number(number).is_none() => return None,
         Some(number) => Numbers::One(number),
@@ -342,7 +340,7 @@ fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
 
 /// A candidate outside all functions: most are padding, tables, or chance. It is worth a word only if it
 /// looks exactly like a memory system call.
-fn outside(image: &Image<'_>, offset: usize, _address: u64) -> Option<Found> {
+fn outside(image: &Image<'_>, offset: usize) -> Option<Found> {
     let before = image.bytes.get(offset.checked_sub(5)?..offset)?;
     let number = match before {
         [0xb8, number @ ..] => u32::from_le_bytes(number.try_into().ok()?) as usize,
@@ -361,8 +359,9 @@ fn outside(image: &Image<'_>, offset: usize, _address: u64) -> Option<Found> {
 
 /// One pass over a function, from its start: what matters around one `syscall`.
 struct Scan {
-    /// The last instructions before the `syscall`, the latest last.
+    /// The last instructions before the `syscall`, in a ring.
     window: [Instruction; WINDOW],
+    /// Instructions before the `syscall`, the forgotten ones included.
     len: usize,
     syscall: u64,
     /// Targets of branches near the `syscall`.
@@ -432,12 +431,13 @@ impl Scan {
     }
 
     fn push(&mut self, instruction: Instruction) {
-        if self.len == WINDOW {
-            self.window.copy_within(1.., 0);
-            self.len -= 1;
-        }
-        self.window[self.len] = instruction;
+        self.window[self.len % WINDOW] = instruction;
         self.len += 1;
+    }
+
+    /// The instructions before the `syscall`, the latest first.
+    fn before(&self) -> impl Iterator<Item = &Instruction> {
+        (0..self.len.min(WINDOW)).map(|back| &self.window[(self.len - 1 - back) % WINDOW])
     }
 
     /// Whether a 2-byte jump at the `syscall` gets to `address`.
@@ -469,7 +469,7 @@ impl Scan {
     /// The number, if the instruction before the `syscall` puts it there and no branch comes in between: nearly
     /// always.
     fn number_directly_before(&self) -> Option<usize> {
-        let last = self.window[..self.len].last()?;
+        let last = self.before().next()?;
         let constant = last.mnemonic() == Mnemonic::Mov
             && last.op0_kind() == OpKind::Register
             && last.op0_register().full_register() == Register::RAX
@@ -481,7 +481,7 @@ impl Scan {
     /// The shape of the site, and the address of the first byte that is replaced.
     fn shape(&self, image: &Image<'_>, function: &Function) -> (Result<Shape, Unfit>, u64) {
         let mut replayed = 0;
-        for (distance, instruction) in self.window[..self.len].iter().rev().enumerate() {
+        for (distance, instruction) in self.before().enumerate() {
             let ip = instruction.ip();
             replayed += instruction.len();
             // A branch to the `syscall` itself would go past the hook.
@@ -506,7 +506,7 @@ impl Scan {
     /// The operands relative to the instruction pointer in what is replayed; `None` if there are too many.
     fn relative(&self, from: u64, code: &[u8], start: u64) -> Option<Relative> {
         let mut relative = Relative::default();
-        let replayed = self.window[..self.len].iter().filter(|instruction| instruction.ip() >= from);
+        let replayed = self.before().filter(|instruction| instruction.ip() >= from);
         let moved = replayed.filter(|instruction| instruction.is_ip_rel_memory_operand());
         for (used, instruction) in moved.enumerate() {
             let bytes = code.get((instruction.ip() - start) as usize..)?;

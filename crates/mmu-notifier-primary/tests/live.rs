@@ -128,10 +128,11 @@ fn the_hook_is_installed_under_running_threads_and_never_allocates() {
 /// Each call once, and which range was announced as what.
 fn every_call_is_bracketed(watch: &Watch) {
     watch.remember.store(true, SeqCst);
-    let told = |at: *mut u8, event| watch.seen.lock().unwrap().get(&(at as usize, event)).copied().unwrap_or(0);
+    let told =
+        |at: *mut u8, event| watch.seen.lock().unwrap().get(&(at as usize, event)).copied().unwrap_or(0);
 
     let at = map(8);
-    // SAFETY, here and below: memory that this function has mapped.
+    // SAFETY: here and below, memory that this function has mapped.
     unsafe { libc::madvise(at.cast(), PAGE, libc::MADV_FREE) };
     assert_eq!(told(at, Event::Clear), 1);
     // SAFETY: see above.
@@ -144,9 +145,8 @@ fn every_call_is_bracketed(watch: &Watch) {
     assert_eq!(told(over, Event::Unmap), 1);
     let (source, target) = (map(1), map(1));
     // SAFETY: see above.
-    let moved = unsafe {
-        libc::mremap(source.cast(), PAGE, PAGE, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, target)
-    };
+    let moved =
+        unsafe { libc::mremap(source.cast(), PAGE, PAGE, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, target) };
     assert_eq!(moved, target.cast());
     assert_eq!((told(source, Event::Unmap), told(target, Event::Unmap)), (1, 1));
     // SAFETY: see above.
@@ -172,7 +172,7 @@ fn nothing_is_allocated() {
     let before = ALLOCATIONS.get();
     for _ in 0..200 {
         let at = map(4);
-        // SAFETY, in this loop: memory and a file of its own.
+        // SAFETY: memory and a file of its own.
         unsafe {
             libc::madvise(at.cast(), PAGE, libc::MADV_DONTNEED);
             libc::mprotect(at.cast(), PAGE, libc::PROT_READ);
