@@ -11,7 +11,7 @@ use std::slice;
 use serde_json::Value;
 
 use crate::kernel::Kernel;
-use crate::observe::{CallKind, Observed, Ret, Who};
+use crate::observe::Observed;
 use crate::state::{Impossible, Machine};
 use crate::trace::{Line, Trace, Trait};
 
@@ -204,55 +204,4 @@ pub fn replay(trace: &Trace, kernel: Kernel) -> Report {
         mismatches.extend(step.mismatches);
     }
     Report { mismatches, balances: replay.machine().balances() }
-}
-
-/// What was seen, behind the operation: ` = -11: start s1 refused, start s0, end s0; sequence 3`.
-impl fmt::Display for Observed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.ret, self.seq) {
-            (Some(Ret::Code(code)), _) => write!(f, " = {code}")?,
-            (Some(Ret::Truth(truth)), _) => write!(f, " = {truth}")?,
-            (_, Some(seq)) => write!(f, " = {seq}")?,
-            _ => {}
-        }
-        if let Some(s) = self.got {
-            write!(f, " s{s}")?;
-        }
-        if self.misuse {
-            f.write_str(" (not open)")?;
-        }
-        if let Some((wait, task)) = self.blocked {
-            write!(f, ": task {task} waits for {}", wait.name())?;
-        }
-        for (at, call) in self.calls.iter().enumerate() {
-            write!(f, "{}{}", if at == 0 { ": " } else { ", " }, call.kind.name())?;
-            match call.who {
-                Who::Subscriber(Some(s)) => write!(f, " s{s}")?,
-                Who::Subscriber(None) => {}
-                Who::Interval(i) => write!(f, " i{i}")?,
-                Who::Mm(m) => write!(f, " mm{m}")?,
-            }
-            match (call.kind, call.ret) {
-                (_, Some(Ret::Truth(false))) => f.write_str(" refused")?,
-                (CallKind::Start | CallKind::Alloc, Some(Ret::Code(code))) if code != 0 => {
-                    write!(f, " failed {code}")?;
-                }
-                _ => {}
-            }
-        }
-        for warning in &self.warnings {
-            write!(f, "; warning {}", warning.name())?;
-        }
-        if let Some(bug) = self.bug {
-            write!(f, "; BUG {}", bug.name())?;
-        }
-        for resumed in &self.resumed {
-            let (letter, id) = resumed.id;
-            write!(f, "; task {} goes on: {} {letter}{id}{}", resumed.task, resumed.op, resumed.seen)?;
-        }
-        if let Some(finish) = &self.finish {
-            write!(f, ": {} waiting, {} open", finish.stuck.len(), finish.open.len())?;
-        }
-        Ok(())
-    }
 }
