@@ -2,3 +2,4 @@
 
 mod heap;
 mod preload;
+pub mod subscribe;

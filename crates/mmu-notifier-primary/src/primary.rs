@@ -181,6 +181,11 @@ impl Primary {
         Ok(primary)
     }
 
+    /// This process's primary MMU, if it is installed.
+    pub fn get() -> Option<&'static Primary> {
+        hook::primary()
+    }
+
     /// The address space of this process: subscribe here.
     pub fn space(&self) -> &AddressSpace {
         &self.space

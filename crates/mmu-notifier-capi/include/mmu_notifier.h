@@ -1,0 +1,89 @@
+/* mmu_notifier.h - be told before and after every change of this process's address space
+ *
+ * Link with -lmmu_notifier_capi. All functions may be called from any thread. Errors are negative errno values.
+ * Addresses and lengths are in bytes. SPDX-License-Identifier: Apache-2.0 OR MIT
+ */
+#ifndef MMU_NOTIFIER_H
+#define MMU_NOTIFIER_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Why a range changes: the kernel's enum mmu_notifier_event. */
+enum mmu_notifier_event {
+    MMU_NOTIFIER_UNMAP = 0,           /* the mapping goes away for good */
+    MMU_NOTIFIER_CLEAR = 1,           /* the pages go or are replaced, the mapping stays */
+    MMU_NOTIFIER_PROTECTION_VMA = 2,  /* the rights of the whole range change */
+    MMU_NOTIFIER_PROTECTION_PAGE = 3, /* the rights of single pages change: fork, in the parent */
+    MMU_NOTIFIER_SOFT_DIRTY = 4,      /* write tracking is reset */
+    MMU_NOTIFIER_RELEASE = 5,         /* the address space goes: exec */
+    MMU_NOTIFIER_MIGRATE = 6,         /* pages move to or from a device */
+    MMU_NOTIFIER_EXCLUSIVE = 7        /* a device takes pages for itself */
+};
+
+/* A change: addresses from start up to and without end. */
+struct mmu_notifier_change {
+    size_t start;
+    size_t end;
+    int event;    /* enum mmu_notifier_event */
+    int blocking; /* 1: the callback may wait; 0: it must not, not for a lock and not for memory */
+};
+
+/* Callbacks run on the thread that makes the change, inside its system call: perhaps in a signal handler, perhaps with
+ * the allocator's lock held. They must not allocate or free with malloc, must not take a lock that a thread may hold
+ * while it allocates, and must not jump out. Memory calls of their own are announced to the others. */
+
+/* Cannot refuse, and has an end for every start. */
+struct mmu_notifier_ops {
+    /* The range is about to change: nothing may be reached through you any more. Required. */
+    void (*start)(const struct mmu_notifier_change *change, void *context);
+    /* The change is done, or was called off. Required. */
+    void (*end)(const struct mmu_notifier_change *change, void *context);
+    /* The address space or the subscription goes; the last callback. May be NULL. */
+    void (*release)(void *context);
+};
+
+/* May refuse a change that must not wait, and has no end. */
+struct mmu_notifier_refuser_ops {
+    /* The range is about to change, and there is time to wait. Required. */
+    void (*start)(const struct mmu_notifier_change *change, void *context);
+    /* The range is about to change, and there is none: 0, or -EAGAIN to refuse. Any other value is taken as 0.
+     * Required. */
+    int (*try_start)(const struct mmu_notifier_change *change, void *context);
+    void (*release)(void *context);
+};
+
+struct mmu_notifier_subscription;
+
+/* Rewrites the memory system calls of this process, so that its changes are announced. At start-up, best before there
+ * are threads. 0 also if it was done before (by mmun run, say).
+ * -EACCES: /proc/self/maps cannot be read. -ENOMEM: no memory. */
+int mmu_notifier_install(void);
+
+/* Tells ops of every change from now on; *subscription is for mmu_notifier_unsubscribe. size is sizeof(*ops).
+ * Returns when no change is under way any more that ops was not told of. Allocates (not with malloc), may wait.
+ * -EINVAL: a NULL argument, a wrong size, a required callback is missing. -ENODEV: not installed. */
+int mmu_notifier_subscribe(const struct mmu_notifier_ops *ops, size_t size, void *context,
+                           struct mmu_notifier_subscription **subscription);
+int mmu_notifier_subscribe_refuser(const struct mmu_notifier_refuser_ops *ops, size_t size, void *context,
+                                   struct mmu_notifier_subscription **subscription);
+
+/* Ends a subscription. Waits for callbacks of other threads that are running; when it returns, none runs or will run.
+ * Inside a callback of its own it does not wait for that one. NULL is ignored; the same twice is not allowed.
+ * In a forked child the parent's subscriptions may be given back, to no effect. */
+void mmu_notifier_unsubscribe(struct mmu_notifier_subscription *subscription);
+
+/* Announces a change that the program makes itself: start to all, then change(argument), then end to all. Returns what
+ * change returns. With blocking 0 it may be refused: -EAGAIN, and change is not called.
+ * -EINVAL: an empty range or one past the end of the address space, an unknown event, blocking not 0 or 1, no change.
+ * -ENODEV: not installed. */
+int mmu_notifier_invalidate(size_t start, size_t length, int event, int blocking, int (*change)(void *argument),
+                            void *argument);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
