@@ -47,8 +47,10 @@ impl Job {
     fn become_state(&self, mmun: char, program: char) {
         let begin = Instant::now();
         let states = || (state(self.mmun.id()), state(self.program));
-        let like = |is: char, wanted: char| is == wanted || (wanted == 'S' && is == 'R');
-        while !(like(states().0, mmun) && like(states().1, program)) {
+        // The program is busy now and then. mmun sleeps only where it waits for the next signal: just
+        // continued and still running, it has not yet blocked the next stop.
+        let reached = |(m, p)| m == mmun && (p == program || (program == 'S' && matches!(p, 'R' | 'D')));
+        while !reached(states()) {
             assert!(begin.elapsed() < Duration::from_secs(10), "states are {:?}", states());
             std::thread::sleep(Duration::from_millis(10));
         }
