@@ -89,12 +89,18 @@
         width: box.clientWidth || 600, height, legend: { show: false }, padding: [8, 22, 0, 0],
         ...built.options,
         cursor: { y: false, points: { show: false }, drag: { x: true, y: false }, ...(built.options.cursor || {}) },
-        hooks: { setCursor: [(u) => show(u.cursor.idx === undefined ? null : u.cursor.idx)] },
+        hooks: { setCursor: [(u) => show(pointed(u, built))] },
       }, built.data, box);
     };
     charts.push(draw);
     draw();
     new ResizeObserver(() => plot.setSize({ width: box.clientWidth, height })).observe(box);
+  }
+
+  // The bin under the cursor: the nearest bar, or where bins begin at their mark, the one it is in.
+  function pointed(u, built) {
+    if (u.cursor.left < 0 || u.cursor.idx === undefined || u.cursor.idx === null) return null;
+    return built.pick ? built.pick(u.posToVal(u.cursor.left, "x")) : u.cursor.idx;
   }
 
   const empty = (host, words) => host.append(make("p", { class: "empty" }, words));
@@ -137,13 +143,13 @@
       cursor: { sync: { key: "time" } },
     };
     const span = (i) => `${duration(edges[i])} – ${duration(edges[i] + data.bin_ns)}`;
-    const inside = (i) => i === null ? null : Math.min(i, data.bins - 1);
+    const pick = (ns) => Math.max(0, Math.min(Math.floor(ns / data.bin_ns), data.bins - 1));
     chart(at("timeline"), 240, () => {
       const { sums, series } = stack(rows, uPlot.paths.stepped({ align: 1 }));
       return {
         data: [edges, ...sums.map((row) => [...row, row[row.length - 1]])],
-        at: (i) => span(inside(i)),
-        keys: (i) => rows.map((row) => [row.id, row.label, count(i === null ? sum(row.values) : row.values[inside(i)])]),
+        pick, at: span,
+        keys: (i) => rows.map((row) => [row.id, row.label, count(i === null ? sum(row.values) : row.values[i])]),
         options: {
           ...x,
           scales: { ...x.scales, y: { range: (u, low, high) => [0, Math.max(1, high * 1.06)] } },
@@ -158,9 +164,9 @@
     const longest = filled(data.longest, data.bins).map((ns) => ns || null);
     chart(at("longest"), 150, () => ({
       data: [edges, [...longest, null]],
-      at: (i) => span(inside(i)),
+      pick, at: span,
       keys: (i) => [["accent", i === null ? "of all" : "longest",
-        i === null ? duration(most(data.longest)) : longest[inside(i)] ? duration(longest[inside(i)]) : "none"]],
+        i === null ? duration(most(data.longest)) : longest[i] ? duration(longest[i]) : "none"]],
       options: {
         ...x,
         scales: { ...x.scales, y: { distr: 3, range: (u, low, high) => decades(low, high) } },

@@ -34,9 +34,13 @@ pub struct Summary {
     pub changes: Times,
     /// How long all ends of a call took together.
     pub ends: Times,
-    /// Starts and ends that the paired counting subscriber got.
+    /// Starts and ends that the paired counting subscriber got, those of `cut_short` brackets included.
     pub balance_starts: u64,
+<<<<<<< HEAD
     /// See `balance_starts`. Short by `cut_short + still_open` at most, unless something is wrong.
+=======
+    /// See `balance_starts`. With `cut_short` they are as many as the starts, unless something is wrong.
+>>>>>>> mmun-report
     pub balance_ends: u64,
     /// Brackets that `exec` or a kill took with it: no end can come.
     pub cut_short: u64,
