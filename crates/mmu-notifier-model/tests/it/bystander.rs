@@ -340,10 +340,10 @@ impl Bystander {
                 }
             }
             Op::Mmdrop { m } => self.born[m as usize] = false,
-            Op::Start { r, m, change } => {
-                if change.blocking == Blocking::Allowed || seen.ret == Some(Ret::Code(0)) {
-                    self.open.insert(r, m);
-                }
+            Op::Start { r, m, change }
+                if change.blocking == Blocking::Allowed || seen.ret == Some(Ret::Code(0)) =>
+            {
+                self.open.insert(r, m);
             }
             Op::End { r } => drop(self.open.remove(&r)),
             Op::Insert { i, m, .. } | Op::InsertLocked { i, m, .. } => {

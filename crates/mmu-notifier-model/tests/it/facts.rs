@@ -4,8 +4,10 @@ use mmu_notifier_model::{Kernel, Replay, replay};
 
 use crate::golden;
 
-/// Every fact, by its name, with what turns it into its opposite.
-const FACTS: [(&str, fn(&mut Kernel)); 11] = [
+/// A fact by its name, and what turns it into its opposite.
+type Fact = (&'static str, fn(&mut Kernel));
+
+const FACTS: [Fact; 11] = [
     ("refused_start_is_ended", |k| k.refused_start_is_ended ^= true),
     ("tlb_runs_at_end", |k| k.tlb_runs_at_end ^= true),
     ("tlb_excludes_ranges", |k| k.tlb_excludes_ranges ^= true),
