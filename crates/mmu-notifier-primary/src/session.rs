@@ -7,10 +7,10 @@
 //! # Shape
 //!
 //! ```text
-//! +--------+--------------------------------------+---------------------------------+
-//! | Header | Process x PROCESSES                  | Ring x header.rings             |
-//! |        | counters (in shards), sites, modules | records of single system calls  |
-//! +--------+--------------------------------------+---------------------------------+
+//! +--------+--------------+--------------------------------------+--------------------------------+
+//! | Header | File x FILES | Process x PROCESSES                  | Ring x header.rings            |
+//! |        | call sites   | counters (in shards), sites, modules | records of single system calls |
+//! +--------+--------------+--------------------------------------+--------------------------------+
 //! ```
 //!
 //! Counters are exact. Records are for pictures and traces and may be dropped when the reader is too
@@ -40,6 +40,12 @@ pub const EVENTS: usize = 8;
 pub const MODULES: usize = 256;
 /// Things that could not be watched that a process lists by name.
 pub const UNSEEN: usize = 32;
+/// Files whose call sites a session remembers.
+pub const FILES: usize = 512;
+/// Call sites of a file that a session remembers; files with more are searched again.
+pub const SITES: usize = 64;
+/// Bytes of code around a site that are kept, to compare and to move.
+pub const SITE_BYTES: usize = 56;
 /// Bytes of a path; longer ones keep their end.
 pub const PATH: usize = 232;
 
@@ -61,12 +67,61 @@ pub struct Header {
     pub records_wanted: AtomicU32,
     /// 1: nobody reads any more; do not begin to watch.
     pub closed: AtomicU32,
+    /// Vector registers of this machine, found out by the first process: 0: not yet; 1: xmm, 2: ymm, 3: zmm.
+    pub vectors: AtomicU32,
+    /// Places of the file table that were taken, also beyond [`FILES`].
+    pub files_used: AtomicU32,
     /// Processes that found no free entry: they ran unwatched.
     pub processes_lost: AtomicU64,
     /// Where to look for a free entry next.
     pub process_hint: AtomicU64,
-    /// Every process that ever got an entry.
+    /// Processes that ever got an entry; a process that execs has one entry after the other.
     pub processes_total: AtomicU64,
+}
+
+/// The call sites of one executable mapping of a file: found by the first process that maps it, used by all.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct File {
+    /// 0: not used; 1: being written; 2: complete.
+    pub state: AtomicU32,
+    /// Sites in `sites`.
+    pub used: AtomicU32,
+    /// Which file.
+    pub device: AtomicU64,
+    /// Which file.
+    pub inode: AtomicU64,
+    /// Its size in bytes.
+    pub size: AtomicU64,
+    /// Its last change, in nanoseconds since 1970.
+    pub changed: AtomicU64,
+    /// Offset of the mapping in the file.
+    pub offset: AtomicU64,
+    /// Length of the mapping.
+    pub len: AtomicU64,
+    /// The sites.
+    pub sites: [FileSite; SITES],
+}
+
+/// One call site, in file offsets.
+#[derive(Debug)]
+#[repr(C)]
+pub struct FileSite {
+    /// The `syscall` instruction.
+    pub offset: AtomicU64,
+    /// The system call number; `u64::MAX`: unknown.
+    pub number: AtomicU64,
+    /// 1, 2: T1, T2; 3: T3, with the length of the `nop` to jump over in bits 8 to 16 and the padding's
+    /// offset above; 0: none fits, 4: in no function, 5: small stacks.
+    pub shape: AtomicU64,
+    /// First replaced byte.
+    pub from: AtomicU64,
+    /// Distance from the stack pointer to the return address; `u64::MAX`: unknown.
+    pub caller: AtomicU64,
+    /// Operands relative to the instruction pointer: four pairs of bytes, place and end.
+    pub relative: AtomicU64,
+    /// The code from `from` to behind the `syscall`.
+    pub code: [AtomicU8; SITE_BYTES],
 }
 
 /// What a process entry is used for. Free -> Starting -> Running -> Gone -> (reader) Free.
@@ -147,10 +202,8 @@ pub struct Process {
     pub unseen: AtomicU64,
     /// Brackets that were left open by a thread (cancelled, longjmp) and ended when that was found out.
     pub abandoned: AtomicU64,
-    /// Starts and ends that the paired counting subscriber saw; equal when no bracket is open.
-    pub balance_starts: AtomicU64,
-    /// See `balance_starts`.
-    pub balance_ends: AtomicU64,
+    /// Callbacks that a thread has jumped out of: a start or an end that has not returned.
+    pub unfinished: AtomicU64,
     /// Entries of `modules` in use.
     pub modules_used: AtomicU64,
     /// Counters; sum over all.
@@ -169,6 +222,10 @@ pub struct Shard {
     pub calls: [CallCount; Syscall::ALL.len()],
     /// By [`mmu_notifier::Event`].
     pub events: [EventCount; EVENTS],
+    /// Starts that the paired counting subscriber saw. Over all shards equal to the ends when no bracket is open.
+    pub balance_starts: AtomicU64,
+    /// Ends that it saw.
+    pub balance_ends: AtomicU64,
     /// Non-blocking changes that a subscriber refused.
     pub refused: AtomicU64,
     /// Refused changes that were announced again as blocking.
@@ -241,6 +298,8 @@ pub enum UnseenReason {
     Exec = 9,
     /// The bytes in memory are not those of the file: somebody else has patched them.
     ForeignPatch = 10,
+    /// Code of the Go runtime, whose stacks are too small for the hook.
+    SmallStacks = 11,
 }
 
 impl UnseenReason {
@@ -257,6 +316,7 @@ impl UnseenReason {
             8 => UnseenReason::TableFull,
             9 => UnseenReason::Exec,
             10 => UnseenReason::ForeignPatch,
+            11 => UnseenReason::SmallStacks,
             _ => UnseenReason::None,
         }
     }
@@ -307,7 +367,8 @@ pub struct RingHead {
 #[repr(C, align(128))]
 pub struct Tail(pub AtomicU64);
 
-/// One system call, 64 bytes.
+/// One change of a system call, or a system call that changes nothing; 64 bytes. A call that makes several changes
+/// has a record for each, with the same times.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Record {
@@ -315,16 +376,16 @@ pub struct Record {
     pub sequence: AtomicU64,
     /// Ticks when the hook was entered.
     pub time: AtomicU64,
-    /// Bits 0..8: [`Syscall`]; 8..16: first [`mmu_notifier::Event`] or 255 for none; 16: failed; 17: refused once;
+    /// Bits 0..8: [`Syscall`]; 8..16: [`mmu_notifier::Event`] or 255 for none; 16: failed; 17: refused once;
     /// 32..64: ticks of all starts.
     pub what: AtomicU64,
     /// Bits 0..32: ticks of the system call; 32..64: ticks of all ends.
     pub took: AtomicU64,
     /// Bits 0..32: thread id; 32..48: index of the process entry.
     pub who: AtomicU64,
-    /// First address of the first change, or the call's first argument.
+    /// First address of the change, or the call's first argument.
     pub start: AtomicU64,
-    /// Bytes of the first change, or the call's second argument.
+    /// Bytes of the change, or the call's second argument.
     pub len: AtomicU64,
     /// The return address of the function that made the call (0: not known).
     pub caller: AtomicU64,
@@ -335,9 +396,14 @@ pub const fn session_bytes(rings: usize, ring_records: usize) -> usize {
     ring_offset(rings, ring_records)
 }
 
+/// Where file `index` begins, in bytes from the start of the session.
+pub const fn file_offset(index: usize) -> usize {
+    size_of::<Header>() + index * size_of::<File>()
+}
+
 /// Where process entry `index` begins, in bytes from the start of the session.
 pub const fn process_offset(index: usize) -> usize {
-    size_of::<Header>() + index * size_of::<Process>()
+    file_offset(FILES).next_multiple_of(4096) + index * size_of::<Process>()
 }
 
 /// Where ring `index` begins, in bytes from the start of the session.

@@ -99,24 +99,25 @@ impl AddressSpace {
         };
         let entries = self.shared.list.walk(&held);
         let mut refused = false;
+        let mut panic = None;
         for (index, entry) in entries.iter().enumerate() {
             match call(&held, entry, |kind| start(kind, &change)) {
                 Ok(answer) => refused |= answer == Some(Err(WouldBlock)),
-                Err(panic) => {
+                Err(first) => {
                     // The one that panicked has not started.
-                    end_all(&held, &entries[..index], &change);
-                    held.free();
-                    resume_unwind(panic);
+                    panic = Some(first);
+                    break;
                 }
             }
+            held.set_started(index + 1);
         }
-        if refused {
-            let panic = end_all(&held, entries, &change);
-            held.free();
-            panic.map_or(Err(WouldBlock), |panic| resume_unwind(panic))
-        } else {
-            Ok(held.changing())
+        if !refused && panic.is_none() {
+            return Ok(held.changing());
         }
+        held.ending();
+        let panic = panic.or(end_all(&held, entries, &change));
+        held.free();
+        panic.map_or(Err(WouldBlock), |panic| resume_unwind(panic))
     }
 
     fn start_blocking(&self, caller: &Caller, range: Range, event: Event) -> OpenChange {
@@ -136,22 +137,48 @@ impl AddressSpace {
     pub fn end(&self, caller: &Caller, open: OpenChange) -> bool {
         let Some(held) = self.shared.open.finish(caller, open) else { return false };
         let change = held.change();
-        let panic = end_all(&held, self.shared.list.walk_again(&held), &change);
+        self.finish(held, &change);
+        true
+    }
+
+    fn finish(&self, held: Held<'_>, change: &Change) {
+        let panic = end_all(&held, self.shared.list.walk_again(&held), change);
         held.free();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
-        true
     }
 
     /// Ends the calling thread's open changes of which `gone` says, by the stack position they were started
-    /// with, that their frame does not exist any more. Returns how many.
+    /// with, that their frame does not exist any more.
     ///
-    /// A thread that is cancelled or jumps out of a signal handler leaves its change open. At the latest
-    /// its next change should ask.
-    pub fn end_abandoned(&self, caller: &Caller, mut gone: impl FnMut(usize) -> bool) -> usize {
-        self.shared.open.of_thread(caller).filter(|&(open, stack)| gone(stack) && self.end(caller, open)).count()
+    /// A thread that is cancelled or jumps out of a signal handler leaves its change open, perhaps in the middle
+    /// of a callback. Those whose start had returned, and whose end had not been called, get their end. At the
+    /// latest a thread's next change should ask.
+    pub fn end_abandoned(&self, caller: &Caller, mut gone: impl FnMut(usize) -> bool) -> Abandoned {
+        let mut abandoned = Abandoned::default();
+        for (open, stack) in self.shared.open.of_thread(caller) {
+            if gone(stack)
+                && let Some((held, inside_a_callback)) = self.shared.open.adopt(caller, open)
+            {
+                let change = held.change();
+                self.finish(held, &change);
+                abandoned.changes += 1;
+                abandoned.callbacks += usize::from(inside_a_callback);
+            }
+        }
+        abandoned
     }
+}
+
+/// What [`AddressSpace::end_abandoned`] has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abandoned {
+    /// Changes that were ended.
+    pub changes: usize,
+    /// Callbacks that a thread had left in their middle: a start that has not returned, and so has no end, or an
+    /// end that has not.
+    pub callbacks: usize,
 }
 
 /// A change in progress: started when it was made, ended when it is dropped.
@@ -187,10 +214,12 @@ fn start(kind: &Kind, change: &Change) -> Result<(), WouldBlock> {
     Ok(())
 }
 
-/// Calls end of every subscriber that has one; the first panic, after all have been called.
+/// Calls end of every subscriber that started and has one; the first panic, after all have been called.
 fn end_all(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) -> Option<Panic> {
     let mut first = None;
-    for entry in entries {
+    for (index, entry) in entries.iter().enumerate().take(held.started()).skip(held.ended()) {
+        // Before the call: an end that is jumped out of is not called again.
+        held.set_ended(index + 1);
         let called = call(held, entry, |kind| match kind {
             Kind::Paired(subscriber) => subscriber.end(change),
             Kind::Refuser(_) => {}

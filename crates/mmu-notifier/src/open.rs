@@ -39,7 +39,7 @@
 use std::fmt;
 
 use crate::caller::Caller;
-use crate::sync::{AtomicU64, AtomicUsize, Backoff, Ordering, fence, fence_after_rmw};
+use crate::sync::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Backoff, Ordering, fence, fence_after_rmw};
 use crate::{Blocking, Change, Event, Range};
 
 /// Threads with different homes modulo this number write to different cache lines.
@@ -72,7 +72,10 @@ struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
     /// Event << 1 | may wait.
-    what: AtomicU64,
+    what: AtomicU32,
+    /// Subscribers of the list whose start has returned, and those whose end has been called.
+    started: AtomicU16,
+    ended: AtomicU16,
     /// The list that the holder walks: address | 1; 0 while it is not known yet.
     list: AtomicUsize,
     /// The subscriber that the holder is calling, 0 if none.
@@ -107,6 +110,8 @@ pub struct OpenChange {
 }
 
 impl OpenChanges {
+    pub(crate) const BYTES: usize = SETS * WAYS * size_of::<Slot>();
+
     pub(crate) fn new() -> OpenChanges {
         let slot = || Slot {
             state: AtomicU64::new(FREE),
@@ -114,7 +119,9 @@ impl OpenChanges {
             stack: AtomicUsize::new(0),
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
-            what: AtomicU64::new(0),
+            what: AtomicU32::new(0),
+            started: AtomicU16::new(0),
+            ended: AtomicU16::new(0),
             list: AtomicUsize::new(0),
             calling: AtomicUsize::new(0),
         };
@@ -146,12 +153,15 @@ impl OpenChanges {
                 // Pairs with the fence in `wait` and in `holds`: see the module documentation.
                 fence_after_rmw();
                 // Relaxed: read by others for reports only, or after an Acquire of a later phase.
-                slot.thread.store(caller.thread, Ordering::Relaxed);
                 slot.stack.store(caller.stack, Ordering::Relaxed);
+                slot.started.store(0, Ordering::Relaxed);
+                slot.ended.store(0, Ordering::Relaxed);
+                // Release: a signal handler that finds its own thread here finds the stack position, too.
+                slot.thread.store(caller.thread, Ordering::Release);
                 slot.start.store(change.range().start(), Ordering::Relaxed);
                 slot.end.store(change.range().end(), Ordering::Relaxed);
-                let may_wait = u64::from(change.blocking() == Blocking::Allowed);
-                slot.what.store((change.event() as u64) << 1 | may_wait, Ordering::Relaxed);
+                let may_wait = u32::from(change.blocking() == Blocking::Allowed);
+                slot.what.store((change.event() as u32) << 1 | may_wait, Ordering::Relaxed);
                 let token = OpenChange { index: (set * WAYS + way) as u32, sequence };
                 return Some(Held { slot, sequence, token, busy });
             }
@@ -193,16 +203,37 @@ impl OpenChanges {
         })
     }
 
-    /// The changes that the calling thread has open, with the stack position of each.
+    /// The changes that the calling thread has open, in any phase, with the stack position of each.
     pub(crate) fn of_thread(&self, caller: &Caller) -> impl Iterator<Item = (OpenChange, usize)> + use<'_> {
         let home = caller.home % SETS;
         let thread = caller.thread;
         self.sets[home].iter().enumerate().filter_map(move |(way, slot)| {
+            // Relaxed: what is used was written by the calling thread itself.
             let state = slot.state.load(Ordering::Relaxed);
-            let mine = state & PHASE == CHANGING && slot.thread.load(Ordering::Relaxed) == thread;
+            let mine = state & PHASE != FREE && slot.thread.load(Ordering::Relaxed) == thread;
             let open = OpenChange { index: (home * WAYS + way) as u32, sequence: state >> 2 };
             mine.then(|| (open, slot.stack.load(Ordering::Relaxed)))
         })
+    }
+
+    /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
+    /// `Ending`; `None` if it is over. Says whether a callback was left in its middle.
+    pub(crate) fn adopt(&self, caller: &Caller, open: OpenChange) -> Option<(Held<'_>, bool)> {
+        let index = open.index as usize;
+        let slot = self.sets.get(index / WAYS)?.get(index % WAYS)?;
+        // Relaxed: the calling thread wrote it.
+        let state = slot.state.load(Ordering::Relaxed);
+        if state >> 2 != open.sequence || state & PHASE == FREE {
+            return None;
+        }
+        if state & PHASE == CHANGING {
+            return self.finish(caller, open).map(|held| (held, false));
+        }
+        let inside = slot.calling.load(Ordering::Relaxed) != 0;
+        slot.calling.store(0, Ordering::Relaxed);
+        let held = Held { slot, sequence: open.sequence, token: open, busy: self.busy(caller) };
+        held.ending();
+        Some((held, inside))
     }
 
     /// Whether some open change may still walk the list at `list`.
@@ -285,6 +316,31 @@ impl Held<'_> {
         Change::new(range, Event::ALL[(what >> 1) as usize % Event::ALL.len()], blocking)
     }
 
+    /// How many starts have returned, in the order of the list.
+    pub(crate) fn started(&self) -> usize {
+        // Relaxed, here and below: as in `list`.
+        self.slot.started.load(Ordering::Relaxed).into()
+    }
+
+    pub(crate) fn set_started(&self, count: usize) {
+        self.slot.started.store(count as u16, Ordering::Relaxed);
+    }
+
+    /// How many ends have been called, in the order of the list.
+    pub(crate) fn ended(&self) -> usize {
+        self.slot.ended.load(Ordering::Relaxed).into()
+    }
+
+    pub(crate) fn set_ended(&self, count: usize) {
+        self.slot.ended.store(count as u16, Ordering::Relaxed);
+    }
+
+    /// The change will not take place: from `Starting` to `Ending` at once.
+    pub(crate) fn ending(&self) {
+        // Relaxed: a reader before, a reader after; nobody may conclude anything from it.
+        self.slot.state.store(self.sequence << 2 | ENDING, Ordering::Relaxed);
+    }
+
     /// Runs `callback` of the subscriber at address `subscriber` with the call on record; false, and
     /// nothing run, if this thread is in a callback of that subscriber already.
     #[inline]
@@ -324,7 +380,8 @@ impl Held<'_> {
 
 impl fmt::Debug for OpenChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let open = self.sets.iter().flatten().filter(|slot| slot.state.load(Ordering::Relaxed) & PHASE != FREE);
+        let open =
+            self.sets.iter().flatten().filter(|slot| slot.state.load(Ordering::Relaxed) & PHASE != FREE);
         f.debug_list().entries(open).finish()
     }
 }

@@ -37,7 +37,11 @@ impl Range {
     ///
     /// [`RangeError`] when `end <= start`.
     pub const fn new(start: usize, end: usize) -> Result<Range, RangeError> {
-        if start < end { Ok(Range { start, end }) } else { Err(RangeError { start, end: Some(end), len: None }) }
+        if start < end {
+            Ok(Range { start, end })
+        } else {
+            Err(RangeError { start, end: Some(end), len: None })
+        }
     }
 
     /// The range of `len` bytes from `start` on.

@@ -33,6 +33,9 @@ pub(crate) struct Shared {
 }
 
 impl AddressSpace {
+    /// Memory that the record of open changes takes, in bytes: the most of an address space without subscribers.
+    pub const BYTES: usize = OpenChanges::BYTES;
+
     /// An address space without subscribers.
     pub fn new() -> AddressSpace {
         AddressSpace::with_callers(Caller::current)
@@ -59,6 +62,10 @@ impl AddressSpace {
     /// calling thread itself has open (this is a callback) are left out, as they could never end.
     /// Allocates.
     ///
+    /// # Panics
+    ///
+    /// If there are 65,535 subscribers already.
+    ///
     /// The subscriber is told until the [`Subscription`] is dropped. To keep a handle to it, subscribe
     /// an [`Arc`].
     #[doc(alias = "mmu_notifier_register")]
@@ -76,6 +83,7 @@ impl AddressSpace {
         let caller = self.caller();
         let held = self.record(&caller);
         let list = self.shared.list.replace(&held, |entries| {
+            assert!(entries.len() < usize::from(u16::MAX), "an address space has at most 65,535 subscribers");
             Some(std::iter::once(&entry).chain(entries).cloned().collect())
         });
         held.free();

@@ -18,6 +18,8 @@ pub struct Summary {
     pub processes: u64,
     /// Processes that ran unwatched because the session had no room.
     pub processes_lost: u64,
+    /// Processes that still ran when the program ended; their numbers are those of that moment.
+    pub processes_left: u64,
     /// Programs that were started by a watched process and never reported: path and how often.
     pub programs_unseen: BTreeMap<String, u64>,
     /// Threads, the first of each process included.
@@ -34,10 +36,12 @@ pub struct Summary {
     pub ends: Times,
     /// Starts and ends that the paired counting subscriber got.
     pub balance_starts: u64,
-    /// See `balance_starts`. Equal unless something is wrong.
+    /// See `balance_starts`. Short by `cut_short + still_open` at most, unless something is wrong.
     pub balance_ends: u64,
     /// Brackets that `exec` or a kill took with it: no end can come.
     pub cut_short: u64,
+    /// Brackets that were open in processes that outlived the program: they still run, the ends are to come.
+    pub still_open: u64,
     /// Brackets that a thread left open (cancelled, longjmp) and that were ended when that was found out.
     pub abandoned: u64,
     /// 1/N of the non-blocking starts were to be refused; 0: no refuser attached.
@@ -177,7 +181,7 @@ pub struct Record {
 }
 
 /// A place in a program that makes memory system calls.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Caller {
     /// `function+0x12`, or the bare address.
     pub symbol: String,

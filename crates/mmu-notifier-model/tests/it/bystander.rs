@@ -345,6 +345,7 @@ impl Bystander {
             {
                 self.open.insert(r, m);
             }
+            Op::Start { .. } => {}
             Op::End { r } => drop(self.open.remove(&r)),
             Op::Insert { i, m, .. } | Op::InsertLocked { i, m, .. } => {
                 self.intervals.insert(i, m);

@@ -1,0 +1,4 @@
+//! The shared object: the hook of a process, for `mmun` to preload and for C programs to link.
+
+mod heap;
+mod preload;

@@ -1,0 +1,322 @@
+//! Calls that make or end an address space: fork, exec, exit.
+//!
+//! * **A child with memory of its own** (`fork`, `clone` without `CLONE_VM`) starts with an empty address space:
+//!   nobody of the parent's subscribers is told of its changes.
+//! * **A child that shares the memory** (a thread, `vfork`, `posix_spawn`) changes the same address space; its
+//!   brackets are in the same place.
+//! * **exec** ends the address space if it succeeds, and nothing of ours runs after that: it is announced as
+//!   `Release` of everything, which a failed exec ends. A `vfork`ed child's exec leaves the parent's memory alone.
+//! * **exit_group** releases.
+
+// UNSAFETY: makes the program's system calls, and passes on an environment built on the stack.
+#![expect(unsafe_code)]
+
+use core::ffi::CStr;
+use core::sync::atomic::Ordering;
+
+use mmu_notifier::{Caller, Event};
+
+use crate::Syscall;
+use crate::decode::{decode, needs};
+use crate::entry::{Frame, Site};
+use crate::facts::Ranges;
+use crate::gate::{self, safe};
+use crate::hook::{Bracket, count, count_changes, return_address};
+use crate::log::{Entry, observe, ticks};
+use crate::primary::Primary;
+use crate::session::{PATH, ProcessState, UnseenReason};
+use crate::thread::Clone;
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_VFORK: u64 = 0x4000;
+const CLONE_SETTLS: u64 = 0x80000;
+
+/// Before the stub makes a call that returns twice.
+#[inline(never)]
+pub(crate) fn before_clone(
+    primary: &Primary,
+    caller: &Caller,
+    call: Syscall,
+    frame: &mut Frame,
+    site: &Site,
+) {
+    let args = frame.args();
+    let mut ranges = Ranges::new();
+    let facts = primary.memory.find(needs(call, &args), &mut ranges);
+    let changes = decode(call, &args, &facts);
+    let (flags, storage) = match call {
+        Syscall::Clone => (args[0] as u64, args[4]),
+        Syscall::Clone3 => (facts.clone_flags, clone3_storage(args[0])),
+        Syscall::Vfork => (CLONE_VM | CLONE_VFORK, 0),
+        _ => (0, 0),
+    };
+    let shares_memory = flags & CLONE_VM != 0;
+    if shares_memory {
+        if flags & CLONE_SETTLS != 0 {
+            primary.threads.forget(storage);
+        } else if flags & CLONE_VFORK == 0 {
+            primary.threads.share_base();
+        }
+    }
+    const CLONE_THREAD: u64 = 0x10000;
+    if flags & CLONE_THREAD != 0
+        && let Some(process) = primary.log.process()
+    {
+        process.threads.fetch_add(1, Ordering::Relaxed);
+    }
+    let time = ticks();
+    let bracket = Bracket::start(primary, caller, &changes);
+    primary.threads.set_clone(&Clone { call, time, started: ticks() });
+    if let Some(shard) = primary.log.shard(caller.home) {
+        count(shard, call, false, !changes.as_slice().is_empty());
+        count_changes(shard, &changes, &bracket);
+    }
+    frame.go = if shares_memory { site.thread } else { site.fork };
+}
+
+/// Where a `clone3` puts the child's thread storage.
+fn clone3_storage(args: usize) -> usize {
+    // struct clone_args: eight words, the last of them `tls`.
+    let mut storage = [0; 8];
+    match safe::read_memory(args.wrapping_add(56), &mut storage) {
+        Ok(8) => usize::from_ne_bytes(storage),
+        _ => 0,
+    }
+}
+
+/// In the parent; and in the child, if it has memory of its own.
+#[inline(never)]
+pub(crate) fn after_clone(primary: &Primary, frame: &Frame, site: &Site) {
+    let result = frame.rax as isize;
+    if result == 0 {
+        primary.forked();
+        return;
+    }
+    let caller = primary.threads.caller(frame.stack());
+    let changed = ticks();
+    // The bracket was opened at the same place of the stack.
+    let ended = primary.space.end_abandoned(&caller, |stack| stack == frame.stack());
+    let known = primary.threads.clone_of_caller();
+    let by_site = Syscall::from_number(site.number).unwrap_or(Syscall::Clone);
+    let call = known.as_ref().map_or(by_site, |known| known.call);
+    let failed = result < 0;
+    let Some(shard) = primary.log.shard(caller.home) else { return };
+    if failed {
+        shard.calls[call as usize].failed.fetch_add(1, Ordering::Relaxed);
+    }
+    if ended.changes > 0
+        && let Some(Clone { time, started, .. }) = known
+    {
+        let done = ticks();
+        observe(&shard.starts, started.saturating_sub(time));
+        observe(&shard.changes, changed.saturating_sub(started));
+        observe(&shard.ends, done - changed);
+        if primary.log.records_wanted() {
+            primary.log.record(&Entry {
+                call,
+                event: Some(Event::ProtectionPage),
+                failed,
+                refused: false,
+                time,
+                starts: started.saturating_sub(time),
+                change: changed.saturating_sub(started),
+                ends: done - changed,
+                thread: caller.thread,
+                home: caller.home,
+                start: 0,
+                len: usize::MAX,
+                caller: return_address(frame, site),
+            });
+        }
+    }
+}
+
+/// Ends the process.
+#[inline(never)]
+pub(crate) fn exit(primary: &Primary, caller: &Caller, frame: &mut Frame) {
+    if let Some(shard) = primary.log.shard(caller.home) {
+        count(shard, Syscall::ExitGroup, false, false);
+    }
+    // A vforked child ends alone; its parent's memory lives.
+    if safe::getpid() == primary.pid() {
+        primary.space.release();
+        primary.log.ending(ProcessState::Exited);
+    }
+    // SAFETY: the program's own call.
+    frame.rax = unsafe { gate::call(Syscall::ExitGroup.number(), &frame.args()) } as usize;
+}
+
+/// Becomes another program, with the preload object in its environment.
+// Rare, and large on the stack: kept out of the frame of every other call.
+#[inline(never)]
+pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mut Frame, site: &Site) {
+    let mut args = frame.args();
+    let (path_at, environment_at) = if call == Syscall::Execve { (0, 2) } else { (1, 3) };
+    let mut path = [0; PATH];
+    let path = read_string(args[path_at], &mut path);
+    let mut environment = Environment::new();
+    match &primary.preload {
+        // Who may not read the object (other rights, another root) gets no complaint of the loader for it.
+        Some(preload) if !preload.readable() => {}
+        None => {}
+        Some(preload) => match environment.build(args[environment_at], preload) {
+            Some(built) => args[environment_at] = built,
+            None => primary.log.unseen(UnseenReason::Exec, None, args[path_at], path),
+        },
+    }
+    let same_process = safe::getpid() == primary.pid();
+    let changes = decode(call, &args, &Default::default());
+    let mut claimed = None;
+    let mut bracket = None;
+    let time = ticks();
+    if same_process {
+        bracket = Some(Bracket::start(primary, caller, &changes));
+        if let Some(process) = primary.log.process() {
+            crate::log::put_path(&process.exec, path);
+        }
+    } else {
+        claimed = primary.log.vforked_exec(path);
+    }
+    if let Some(shard) = primary.log.shard(caller.home) {
+        count(shard, call, false, same_process);
+        if let Some(bracket) = &bracket {
+            count_changes(shard, &changes, bracket);
+        }
+    }
+    let started = ticks();
+    if same_process {
+        if primary.log.records_wanted() {
+            // Before the call: after it there is nobody to do it.
+            primary.log.record(&Entry {
+                call,
+                event: Some(Event::Release),
+                failed: false,
+                refused: bracket.as_ref().is_some_and(|bracket| bracket.refused > 0),
+                time,
+                starts: started - time,
+                change: 0,
+                ends: 0,
+                thread: caller.thread,
+                home: caller.home,
+                start: 0,
+                len: usize::MAX,
+                caller: return_address(frame, site),
+            });
+        }
+        primary.log.ending(ProcessState::Exec);
+    }
+    // SAFETY: the program's own call; `environment` lives through it.
+    let result = unsafe { gate::call(call.number(), &args) };
+    // Still here: it failed.
+    if let Some(index) = claimed {
+        primary.log.vforked_exec_failed(index);
+    }
+    if let Some(bracket) = &bracket {
+        primary.log.not_ending();
+        let changed = ticks();
+        bracket.end(primary, caller);
+        if let Some(shard) = primary.log.shard(caller.home) {
+            observe(&shard.starts, started - time);
+            observe(&shard.changes, changed - started);
+            observe(&shard.ends, ticks() - changed);
+        }
+    }
+    if let Some(shard) = primary.log.shard(caller.home) {
+        shard.calls[call as usize].failed.fetch_add(1, Ordering::Relaxed);
+    }
+    frame.rax = result as usize;
+}
+
+/// Reads a string of the program's, as far as it fits and is readable.
+fn read_string(at: usize, buffer: &mut [u8]) -> &[u8] {
+    let read = safe::read_memory(at, buffer).unwrap_or(0);
+    let len = buffer[..read].iter().position(|&byte| byte == 0).unwrap_or(read);
+    &buffer[..len]
+}
+
+/// What a followed program must find in its environment: `NAME=value`, zero-ended.
+#[derive(Debug)]
+pub(crate) struct Preload {
+    /// `LD_PRELOAD=` and the path of the preload object.
+    pub(crate) preload: Box<[u8]>,
+    /// The session.
+    pub(crate) session: Box<[u8]>,
+}
+
+impl Preload {
+    /// Whether this process, as it is now, can read the object.
+    fn readable(&self) -> bool {
+        let path = self.preload.get(Environment::NAME.len()..).unwrap_or(&[]);
+        CStr::from_bytes_until_nul(path).is_ok_and(|path| safe::File::open(path, 0).is_ok())
+    }
+}
+
+/// An environment for exec, built on the stack.
+struct Environment {
+    pointers: [usize; Environment::ENTRIES],
+    preload: [u8; 2048],
+}
+
+impl Environment {
+    /// Variables that are followed; a larger environment is left as it is.
+    const ENTRIES: usize = 1000;
+    const NAME: &'static [u8] = b"LD_PRELOAD=";
+
+    fn new() -> Environment {
+        Environment { pointers: [0; Environment::ENTRIES], preload: [0; 2048] }
+    }
+
+    /// The program's environment at `original` with ours in front; `None` if it is too large. One that the
+    /// kernel would not take either is handed on as it is.
+    fn build(&mut self, original: usize, preload: &Preload) -> Option<usize> {
+        let mut used = 2;
+        let mut theirs = 0;
+        let mut at = original;
+        'read: while at != 0 {
+            let mut words = [0u8; 64];
+            let read = safe::read_memory(at, &mut words).unwrap_or(0) / 8 * 8;
+            if read == 0 {
+                return Some(original);
+            }
+            for word in words[..read].chunks_exact(8) {
+                let pointer = word.try_into().map(usize::from_ne_bytes).unwrap_or(0);
+                if pointer == 0 {
+                    break 'read;
+                }
+                let mut start = [0; Environment::NAME.len()];
+                let _ = safe::read_memory(pointer, &mut start);
+                if start == Environment::NAME {
+                    theirs = pointer + start.len();
+                    continue;
+                }
+                // Leave room for the final zero.
+                if used + 1 == Environment::ENTRIES {
+                    return None;
+                }
+                self.pointers[used] = pointer;
+                used += 1;
+            }
+            at += read;
+        }
+        let ours = &preload.preload[..preload.preload.len() - 1];
+        let (head, tail) = self.preload.split_at_mut_checked(ours.len())?;
+        head.copy_from_slice(ours);
+        if theirs != 0 && tail.len() > 1 {
+            tail[0] = b':';
+            let room = tail.len() - 1;
+            let len = read_string(theirs, &mut tail[1..room]).len();
+            if len + 2 == room {
+                return None;
+            }
+            // Theirs may be ours, if the program has put it back.
+            tail[len + 1] = 0;
+            if len == 0 || tail[1..].starts_with(&ours[Environment::NAME.len()..]) {
+                tail[0] = 0;
+            }
+        }
+        self.pointers[0] = self.preload.as_ptr() as usize;
+        self.pointers[1] = preload.session.as_ptr() as usize;
+        self.pointers[used] = 0;
+        Some(self.pointers.as_ptr() as usize)
+    }
+}

@@ -1,0 +1,249 @@
+//! Which numbers a `syscall` instruction can get: constants followed backwards through a function.
+//!
+//! Compilers load the number of a system call far away from it, on several paths, or by way of another
+//! register. From the `syscall` every path is followed back until something is put into the register:
+//! a constant is a number it can get, a copy goes on with the other register, anything else - a
+//! parameter, memory, arithmetic, a call - means that it can be any. The hook looks at the real number
+//! again, so this only decides what need not be rewritten.
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use crate::Syscall;
+
+/// Longest function that is followed; in longer ones the number is not known.
+const STEPS: usize = 1024;
+
+/// What an instruction does to the registers that matter, and where it leads.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    address: u64,
+    /// Where it may jump to; 0: nowhere.
+    target: u64,
+    /// The next instruction may follow it.
+    falls_through: bool,
+    /// Does nothing: where nothing leads to it, it is padding.
+    nop: bool,
+    put: Put,
+}
+
+/// What an instruction puts where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Put {
+    Nothing,
+    Constant(Register, u32),
+    Copy(Register, Register),
+    Something(Register),
+    /// A call: every register that a callee may change.
+    Call,
+}
+
+/// The instructions of one function. Room to work in: made once, used for every site.
+#[derive(Debug, Default)]
+pub(crate) struct Flow {
+    steps: Vec<Step>,
+    /// Positions still to be followed, and those that were.
+    pending: Vec<(u32, Register)>,
+    seen: Vec<(u32, Register)>,
+}
+
+/// What numbers a site can get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// It cannot be told.
+    Any,
+    /// This one.
+    One(usize),
+    /// Several constants, a memory system call among them.
+    Several,
+    /// Constants, none of them a memory system call.
+    NoMemoryCall,
+}
+
+impl Flow {
+    pub(crate) fn new() -> Flow {
+        Flow {
+            steps: Vec::with_capacity(STEPS),
+            pending: Vec::with_capacity(STEPS),
+            seen: Vec::with_capacity(STEPS),
+        }
+    }
+
+    /// Memory that it takes.
+    pub(crate) const fn bytes() -> usize {
+        STEPS * (size_of::<Step>() + 2 * size_of::<(u32, Register)>())
+    }
+
+    /// The numbers that the `syscall` at address `syscall` can get, in the function whose code is `code`.
+    pub(crate) fn numbers(&mut self, code: &[u8], start: u64, syscall: u64) -> Numbers {
+        self.steps.clear();
+        let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
+        let mut instruction = Instruction::default();
+        let mut index = None;
+        while decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            if instruction.ip() == syscall {
+                index = Some(self.steps.len());
+            }
+            self.push(&instruction);
+        }
+        index.map_or(Numbers::Any, |index| self.number(index))
+    }
+
+    /// The next instruction of the function. Beyond the room there is, the function is not followed.
+    fn push(&mut self, instruction: &Instruction) {
+        if self.steps.len() == self.steps.capacity() {
+            return;
+        }
+        let flow = instruction.flow_control();
+        let target = match instruction.op0_kind() {
+            OpKind::NearBranch64 if flow != FlowControl::Call => instruction.near_branch64(),
+            _ => 0,
+        };
+        let falls_through = matches!(
+            flow,
+            FlowControl::Next
+                | FlowControl::ConditionalBranch
+                | FlowControl::Call
+                | FlowControl::IndirectCall
+        );
+        // `hlt` is a trap in user space.
+        let falls_through = falls_through && instruction.mnemonic() != Mnemonic::Hlt;
+        let nop = instruction.mnemonic() == Mnemonic::Nop;
+        self.steps.push(Step {
+            address: instruction.ip(),
+            target,
+            falls_through,
+            nop,
+            put: put(instruction),
+        });
+    }
+
+    /// The numbers that the `syscall` at position `index` can get.
+    fn number(&mut self, index: usize) -> Numbers {
+        if self.steps.len() == self.steps.capacity() {
+            return Numbers::Any;
+        }
+        let mut only = None;
+        let mut several = false;
+        let mut memory_call = false;
+        self.pending.clear();
+        self.seen.clear();
+        self.pending.push((index as u32, Register::RAX));
+        while let Some((at, register)) = self.pending.pop() {
+            if self.seen.contains(&(at, register)) {
+                continue;
+            }
+            if self.seen.len() == self.seen.capacity() {
+                return Numbers::Any;
+            }
+            self.seen.push((at, register));
+            let address = self.steps[at as usize].address;
+            let before = (at as usize).checked_sub(1).filter(|&before| self.steps[before].falls_through);
+            let mut came_from_somewhere = false;
+            for from in 0..self.steps.len() {
+                if Some(from) != before && self.steps[from].target != address {
+                    continue;
+                }
+                came_from_somewhere = true;
+                let next = match self.steps[from].put {
+                    Put::Constant(to, number) if to == register => {
+                        memory_call |= Syscall::from_number(number as usize).is_some();
+                        several |= only.is_some_and(|only| only != number);
+                        only = Some(number);
+                        continue;
+                    }
+                    Put::Copy(to, source) if to == register => (from as u32, source),
+                    Put::Something(to) if to == register => return Numbers::Any,
+                    Put::Call if changed_by_callee(register) => return Numbers::Any,
+                    _ => (from as u32, register),
+                };
+                if self.pending.len() == self.pending.capacity() {
+                    return Numbers::Any;
+                }
+                self.pending.push(next);
+            }
+            let padding = at > 0 && self.steps[at as usize].nop;
+            if !came_from_somewhere && !padding {
+                // The start of the function, or the target of a jump table.
+                return Numbers::Any;
+            }
+        }
+        match only {
+            None => Numbers::Any,
+            Some(_) if !memory_call => Numbers::NoMemoryCall,
+            Some(_) if several => Numbers::Several,
+            Some(number) => Numbers::One(number as usize),
+        }
+    }
+}
+
+fn changed_by_callee(register: Register) -> bool {
+    !matches!(
+        register,
+        Register::RBX
+            | Register::RBP
+            | Register::R12
+            | Register::R13
+            | Register::R14
+            | Register::R15
+            | Register::RSP
+    )
+}
+
+fn put(instruction: &Instruction) -> Put {
+    if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
+        // A system call is no such call: it changes rax, rcx and r11.
+        if instruction.mnemonic() == Mnemonic::Syscall {
+            return Put::Something(Register::RAX);
+        }
+        return Put::Call;
+    }
+    if instruction.op0_kind() != OpKind::Register {
+        return implicit(instruction);
+    }
+    let to = instruction.op0_register().full_register();
+    match (instruction.mnemonic(), instruction.op1_kind()) {
+        (Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push | Mnemonic::Bt, _) => Put::Nothing,
+        (Mnemonic::Mov, OpKind::Immediate32 | OpKind::Immediate32to64 | OpKind::Immediate64) => {
+            Put::Constant(to, instruction.immediate(1) as u32)
+        }
+        (Mnemonic::Mov, OpKind::Register) if instruction.op0_register().size() >= 4 => {
+            Put::Copy(to, instruction.op1_register().full_register())
+        }
+        (Mnemonic::Xor, OpKind::Register) if instruction.op1_register() == instruction.op0_register() => {
+            Put::Constant(to, 0)
+        }
+        _ => Put::Something(to),
+    }
+}
+
+/// Instructions that write a register which is not their first operand.
+fn implicit(instruction: &Instruction) -> Put {
+    match instruction.mnemonic() {
+        Mnemonic::Xchg | Mnemonic::Xadd if instruction.op1_kind() == OpKind::Register => {
+            Put::Something(instruction.op1_register().full_register())
+        }
+        Mnemonic::Cmpxchg
+        | Mnemonic::Cmpxchg8b
+        | Mnemonic::Cmpxchg16b
+        | Mnemonic::Mul
+        | Mnemonic::Imul
+        | Mnemonic::Div
+        | Mnemonic::Idiv
+        | Mnemonic::Cbw
+        | Mnemonic::Cwde
+        | Mnemonic::Cdqe
+        | Mnemonic::Cpuid
+        | Mnemonic::Rdtsc
+        | Mnemonic::Rdtscp
+        | Mnemonic::Rdpmc
+        | Mnemonic::Xgetbv
+        | Mnemonic::Lahf
+        | Mnemonic::Xlatb
+        | Mnemonic::Lodsb
+        | Mnemonic::Lodsw
+        | Mnemonic::Lodsd
+        | Mnemonic::Lodsq => Put::Something(Register::RAX),
+        _ => Put::Nothing,
+    }
+}

@@ -1,0 +1,245 @@
+//! The one `syscall` instruction of this crate.
+//!
+//! Everything that the hook asks of the kernel goes through here: no libc, no `errno`, no thread-local.
+//! The instruction itself is never patched (it would call itself), and as it lies at one known place,
+//! whoever filters system calls by address can let it through.
+
+// UNSAFETY: a system call is an instruction that only assembler has.
+#![expect(unsafe_code)]
+
+use core::arch::global_asm;
+
+global_asm!(
+    ".pushsection .text.mmu_notifier_gate, \"ax\", @progbits",
+    ".p2align 4",
+    ".hidden mmu_notifier_gate",
+    ".globl mmu_notifier_gate",
+    ".type mmu_notifier_gate, @function",
+    "mmu_notifier_gate:",
+    ".cfi_startproc",
+    "mov rax, rdi",
+    "mov rdi, [rsi]",
+    "mov rdx, [rsi + 16]",
+    "mov r10, [rsi + 24]",
+    "mov r8, [rsi + 32]",
+    "mov r9, [rsi + 40]",
+    "mov rsi, [rsi + 8]",
+    ".hidden mmu_notifier_gate_syscall",
+    ".globl mmu_notifier_gate_syscall",
+    "mmu_notifier_gate_syscall:",
+    "syscall",
+    "ret",
+    ".cfi_endproc",
+    ".size mmu_notifier_gate, . - mmu_notifier_gate",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn mmu_notifier_gate(number: usize, args: *const [usize; 6]) -> isize;
+    static mmu_notifier_gate_syscall: u8;
+}
+
+/// The address of the `syscall` instruction.
+pub(crate) fn address() -> usize {
+    &raw const mmu_notifier_gate_syscall as usize
+}
+
+/// Makes a system call. Returns what the kernel returns: `-errno` on failure.
+///
+/// # Safety
+///
+/// As for the system call itself: it can change any memory of the process. The call must return (once):
+/// not `vfork`, not a `clone` with a stack of its own.
+#[inline]
+pub(crate) unsafe fn call(number: usize, args: &[usize; 6]) -> isize {
+    // SAFETY: the caller answers for the call; the assembler keeps the C calling convention.
+    unsafe { mmu_notifier_gate(number, args) }
+}
+
+/// Calls that only look, or that work on memory of ours: safe wrappers.
+pub(crate) mod safe {
+    use core::ffi::CStr;
+
+    use super::call;
+
+    const READ: usize = 0;
+    const OPEN: usize = 2;
+    const CLOSE: usize = 3;
+    const FSTAT: usize = 5;
+    const STAT: usize = 4;
+    const PWRITE: usize = 18;
+    const GETPID: usize = 39;
+    const SHMCTL: usize = 31;
+    const READLINK: usize = 89;
+    const GETPPID: usize = 110;
+    const SIGALTSTACK: usize = 131;
+    const GETTID: usize = 186;
+    const PROCESS_VM_READV: usize = 310;
+    const MEMBARRIER: usize = 324;
+
+    const O_CLOEXEC: usize = 0o2000000;
+
+    /// A failed system call's `errno`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Errno(pub(crate) i32);
+
+    fn result(ret: isize) -> Result<usize, Errno> {
+        if (-4095..0).contains(&ret) { Err(Errno(-ret as i32)) } else { Ok(ret as usize) }
+    }
+
+    pub(crate) fn getpid() -> u32 {
+        // SAFETY: touches no memory.
+        unsafe { call(GETPID, &[0; 6]) as u32 }
+    }
+
+    pub(crate) fn getppid() -> u32 {
+        // SAFETY: touches no memory.
+        unsafe { call(GETPPID, &[0; 6]) as u32 }
+    }
+
+    pub(crate) fn gettid() -> u32 {
+        // SAFETY: touches no memory.
+        unsafe { call(GETTID, &[0; 6]) as u32 }
+    }
+
+    /// A file that is closed when dropped.
+    #[derive(Debug)]
+    pub(crate) struct File(usize);
+
+    impl File {
+        /// Opens `path` with `flags` of open(2).
+        pub(crate) fn open(path: &CStr, flags: usize) -> Result<File, Errno> {
+            // SAFETY: the path is a zero-ended string that lives through the call.
+            let fd = unsafe { call(OPEN, &[path.as_ptr() as usize, flags | O_CLOEXEC, 0, 0, 0, 0]) };
+            result(fd).map(File)
+        }
+
+        /// A descriptor of somebody else's, which is not closed.
+        pub(crate) fn borrowed(descriptor: usize) -> core::mem::ManuallyDrop<File> {
+            core::mem::ManuallyDrop::new(File(descriptor))
+        }
+
+        pub(crate) fn descriptor(&self) -> usize {
+            self.0
+        }
+
+        pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+            // SAFETY: the kernel writes into `buffer` only.
+            result(unsafe { call(READ, &[self.0, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0]) })
+        }
+
+        /// Writes to a file; on `/proc/self/mem` this changes memory, which the caller answers for.
+        pub(crate) fn write_at(&self, buffer: &[u8], offset: usize) -> Result<usize, Errno> {
+            // SAFETY: the kernel reads `buffer` only.
+            result(unsafe { call(PWRITE, &[self.0, buffer.as_ptr() as usize, buffer.len(), offset, 0, 0]) })
+        }
+    }
+
+    impl Drop for File {
+        fn drop(&mut self) {
+            // SAFETY: the descriptor is ours.
+            unsafe { call(CLOSE, &[self.0, 0, 0, 0, 0, 0]) };
+        }
+    }
+
+    /// Which file a descriptor or path is, and how long.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct FileId {
+        pub(crate) device: u64,
+        pub(crate) inode: u64,
+        /// Bytes.
+        pub(crate) size: u64,
+        /// Last change of the contents, in nanoseconds since 1970.
+        pub(crate) changed: u64,
+    }
+
+    fn file_id(ret: isize, stat: &[u64; 18]) -> Result<FileId, Errno> {
+        // struct stat of x86-64: st_dev, st_ino, st_nlink, (st_mode, st_uid), (st_gid, pad), st_rdev, st_size,
+        // st_blksize, st_blocks, st_atim, st_mtim, st_ctim
+        let changed = stat[11].wrapping_mul(1_000_000_000).wrapping_add(stat[12]);
+        result(ret).map(|_| FileId { device: stat[0], inode: stat[1], size: stat[6], changed })
+    }
+
+    pub(crate) fn fstat(descriptor: usize) -> Result<FileId, Errno> {
+        let mut stat = [0u64; 18];
+        // SAFETY: 144 bytes are what the kernel writes.
+        let ret = unsafe { call(FSTAT, &[descriptor, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+        file_id(ret, &stat)
+    }
+
+    /// Of a path that the program gave to the kernel: an address that may be anything.
+    pub(crate) fn stat(path: usize) -> Result<FileId, Errno> {
+        let mut stat = [0u64; 18];
+        // SAFETY: 144 bytes are what the kernel writes; a bad path is EFAULT.
+        let ret = unsafe { call(STAT, &[path, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+        file_id(ret, &stat)
+    }
+
+    /// The path of an open file, as far as it fits; empty if it cannot be found out.
+    pub(crate) fn descriptor_path(descriptor: usize, buffer: &mut [u8]) -> &[u8] {
+        let mut link = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
+        let mut digits = [0u8; 10];
+        let mut first = digits.len();
+        let mut left = descriptor as u32;
+        loop {
+            first -= 1;
+            digits[first] = b'0' + (left % 10) as u8;
+            left /= 10;
+            if left == 0 {
+                break;
+            }
+        }
+        let number = &digits[first..];
+        link[14..14 + number.len()].copy_from_slice(number);
+        match CStr::from_bytes_until_nul(&link) {
+            Ok(link) => read_link(link, buffer),
+            Err(_) => &[],
+        }
+    }
+
+    /// Where a symbolic link leads, as far as it fits; empty if it cannot be found out.
+    pub(crate) fn read_link<'a>(link: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
+        let args = [link.as_ptr() as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0];
+        // SAFETY: the path is zero-ended; the kernel writes into `buffer` only.
+        let read = result(unsafe { call(READLINK, &args) }).unwrap_or(0);
+        &buffer[..read]
+    }
+
+    /// Reads this process's own memory where it may not be mapped: bytes read.
+    pub(crate) fn read_memory(address: usize, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let local = [buffer.as_mut_ptr() as usize, buffer.len()];
+        let remote = [address, buffer.len()];
+        let args = [getpid() as usize, local.as_ptr() as usize, 1, remote.as_ptr() as usize, 1, 0];
+        // SAFETY: the kernel writes into `buffer` only; an unmapped source is EFAULT.
+        result(unsafe { call(PROCESS_VM_READV, &args) })
+    }
+
+    /// The alternate signal stack, if the thread is running on it.
+    pub(crate) fn on_signal_stack() -> Option<core::ops::Range<usize>> {
+        const SS_ONSTACK: usize = 1;
+        let mut stack = [0usize; 3];
+        // SAFETY: the kernel writes a stack_t of three words.
+        let ret = unsafe { call(SIGALTSTACK, &[0, stack.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+        (ret == 0 && stack[1] & SS_ONSTACK != 0).then(|| stack[0]..stack[0].saturating_add(stack[2]))
+    }
+
+    /// The size of a System V shared memory segment, in bytes.
+    pub(crate) fn segment_bytes(id: usize) -> Option<usize> {
+        const IPC_STAT: usize = 2;
+        let mut shmid = [0usize; 14];
+        // SAFETY: struct shmid_ds has 112 bytes on x86-64.
+        let ret = unsafe { call(SHMCTL, &[id, IPC_STAT, shmid.as_mut_ptr() as usize, 0, 0, 0]) };
+        // struct ipc_perm has 48 bytes, then shm_segsz.
+        (ret == 0).then_some(shmid[6])
+    }
+
+    /// Makes every thread of this process see code that was written before.
+    pub(crate) fn synchronize_code() -> Result<(), Errno> {
+        const PRIVATE_EXPEDITED_SYNC_CORE: usize = 1 << 5;
+        const REGISTER: usize = 1 << 6;
+        // SAFETY: touches no memory.
+        result(unsafe { call(MEMBARRIER, &[REGISTER, 0, 0, 0, 0, 0]) })?;
+        // SAFETY: touches no memory.
+        result(unsafe { call(MEMBARRIER, &[PRIVATE_EXPEDITED_SYNC_CORE, 0, 0, 0, 0, 0]) }).map(drop)
+    }
+}

@@ -1,0 +1,411 @@
+//! Rewriting call sites: stubs, the memory they lie in, and how code is written under running threads.
+//!
+//! # The stub of a site
+//!
+//! ```text
+//! entry:   (what was replaced, and what lies between it and the syscall)
+//!          lea  rcx, [site]          ; rcx and r11 are free: a system call changes them
+//!          jmp  [enter]              ; crate::entry
+//! plain:   syscall                   ; the three tails: see `Site`
+//!          jmp  back
+//! thread:  syscall
+//!          mov  rcx, rax
+//!          jrcxz back                ; the child touches nothing: its stack may be somebody else's
+//!          jmp  after
+//! fork:    syscall
+//! after:   lea  rcx, [site]
+//!          jmp  [after_entry]
+//! back:    jmp  (behind the site's syscall)
+//! ```
+//!
+//! # Writing
+//!
+//! Code that no thread can be running is written through `/proc/self/mem`, which needs no writable mapping. Code
+//! that is live is made writable for a moment; a jump that lies in one aligned word is one store, any other goes
+//! in by way of a two-byte jump to itself, with every processor told in between
+//! (`MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE`). Nobody can have stopped inside the replaced instruction but at its
+//! start, as only one instruction is replaced.
+
+// UNSAFETY: maps memory for stubs and writes code.
+#![expect(unsafe_code)]
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use mmu_notifier::{PAGE_SIZE, Range};
+
+use crate::Syscall;
+use crate::entry::{Entries, Site};
+use crate::gate::{self, safe::File};
+use crate::maps;
+use crate::search::{Found, Number, REPLAY, Shape};
+use crate::session::UnseenReason;
+
+/// Size of a pool of stubs, in bytes.
+const POOL: usize = 8 * PAGE_SIZE;
+/// Pools of a process: clusters of mappings further than a jump apart, each more than once if full.
+const POOLS: usize = 16;
+/// Room for the addresses of the entry code at the start of a pool.
+const POOL_HEADER: usize = 16;
+const CACHE_LINE: usize = 64;
+/// How far a near jump may go, with a margin for the length of a stub.
+const REACH: usize = (1 << 31) - (1 << 20);
+
+/// The stubs of a process. Protected by whoever owns it.
+#[derive(Debug)]
+pub(crate) struct Stubs {
+    entries: Entries,
+    pools: [Pool; POOLS],
+    used: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Pool {
+    address: usize,
+    used: usize,
+}
+
+/// Whether other threads may be running the code that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Live {
+    Yes,
+    No,
+}
+
+/// Writes into code.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    memory: Option<File>,
+    live: Live,
+    /// Memory system calls made.
+    pub(crate) own_calls: u64,
+}
+
+impl Writer {
+    pub(crate) fn new(live: Live) -> Writer {
+        const O_RDWR: usize = 2;
+        Writer { memory: File::open(c"/proc/self/mem", O_RDWR).ok(), live, own_calls: 0 }
+    }
+
+    /// Writes code that no thread runs.
+    ///
+    /// # Safety
+    ///
+    /// The bytes are the new code at `address`; no thread runs them.
+    unsafe fn quiet(&mut self, address: usize, bytes: &[u8]) -> Result<(), UnseenReason> {
+        if let Some(memory) = &self.memory
+            && memory.write_at(bytes, address) == Ok(bytes.len())
+        {
+            return Ok(());
+        }
+        self.writable(address, bytes.len(), || {
+            for (index, &byte) in bytes.iter().enumerate() {
+                // SAFETY: the page is writable now, and the caller answers for what is written.
+                unsafe { AtomicU8::from_ptr((address + index) as *mut u8) }.store(byte, Ordering::Relaxed);
+            }
+            true
+        })
+    }
+
+    /// Replaces the first bytes of an instruction by a jump, whether or not threads run it.
+    ///
+    /// # Safety
+    ///
+    /// `address` is the start of an instruction of at least `jump.len()` bytes that is never entered in its
+    /// middle; `jump` is one instruction.
+    unsafe fn jump(&mut self, address: usize, jump: &[u8]) -> Result<(), UnseenReason> {
+        if self.live == Live::No {
+            // SAFETY: nobody runs it.
+            return unsafe { self.quiet(address, jump) };
+        }
+        let word = address & !7;
+        let within = address - word;
+        self.writable(address, jump.len(), || {
+            if within + jump.len() <= 8 {
+                // SAFETY: an aligned word of code that is writable now.
+                let code = unsafe { AtomicU64::from_ptr(word as *mut u64) };
+                let mut bytes = code.load(Ordering::Relaxed).to_ne_bytes();
+                bytes[within..within + jump.len()].copy_from_slice(jump);
+                code.store(u64::from_ne_bytes(bytes), Ordering::Release);
+                return gate::safe::synchronize_code().is_ok();
+            }
+            if address % CACHE_LINE == CACHE_LINE - 1 {
+                // The first two bytes lie on two cache lines: no store changes both at once.
+                return false;
+            }
+            const SPIN: [u8; 2] = [0xeb, 0xfe];
+            // SAFETY: mapped code of at least `jump.len()` bytes.
+            let original = unsafe { [*(address as *const u8), *((address + 1) as *const u8)] };
+            // SAFETY: two bytes of code on one cache line, writable now; every state of them is an instruction.
+            unsafe { store_two(address, SPIN) };
+            if gate::safe::synchronize_code().is_err() {
+                // SAFETY: as above.
+                unsafe { store_two(address, original) };
+                return false;
+            }
+            for (index, &byte) in jump.iter().enumerate().skip(2) {
+                // SAFETY: the page is writable, and every thread that comes here spins two bytes before.
+                unsafe { AtomicU8::from_ptr((address + index) as *mut u8) }.store(byte, Ordering::Relaxed);
+            }
+            let synchronized = gate::safe::synchronize_code().is_ok();
+            // SAFETY: as above.
+            unsafe { store_two(address, [jump[0], jump[1]]) };
+            synchronized && gate::safe::synchronize_code().is_ok()
+        })
+    }
+
+    /// Runs `write` with the pages around some code writable.
+    fn writable(
+        &mut self,
+        address: usize,
+        len: usize,
+        write: impl FnOnce() -> bool,
+    ) -> Result<(), UnseenReason> {
+        const READ_WRITE_EXECUTE: usize = 7;
+        const READ_EXECUTE: usize = 5;
+        let start = address & !(PAGE_SIZE - 1);
+        let len = (address + len).next_multiple_of(PAGE_SIZE) - start;
+        let protect = |protection| {
+            let args = [start, len, protection, 0, 0, 0];
+            // SAFETY: only adds a right for a while; the code stays what it is.
+            unsafe { gate::call(Syscall::Mprotect.number(), &args) }
+        };
+        self.own_calls += 2;
+        if protect(READ_WRITE_EXECUTE) != 0 {
+            return Err(UnseenReason::NotWritable);
+        }
+        let written = write();
+        protect(READ_EXECUTE);
+        if written { Ok(()) } else { Err(UnseenReason::NotWritable) }
+    }
+}
+
+/// Stores two bytes at once: an ordinary store of two bytes on one cache line is atomic on x86-64, also if it is not
+/// aligned (Intel manual, volume 3, 10.1.1), which no atomic type of Rust may be.
+///
+/// # Safety
+///
+/// Both bytes are writable and on one cache line.
+unsafe fn store_two(address: usize, bytes: [u8; 2]) {
+    let bytes = u16::from_ne_bytes(bytes);
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!("mov word ptr [{}], {:x}", in(reg) address, in(reg) bytes, options(nostack, preserves_flags))
+    };
+}
+
+/// Machine code under construction.
+struct Code {
+    bytes: [u8; Code::MAX],
+    len: usize,
+    address: usize,
+}
+
+impl Code {
+    const MAX: usize = REPLAY + 128;
+
+    fn here(&self) -> usize {
+        self.address + self.len
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    /// An instruction that ends with a 32-bit distance from its end to `target`.
+    fn put_relative(&mut self, opcode: &[u8], target: usize) {
+        self.put(opcode);
+        let distance = target.wrapping_sub(self.here() + 4) as i32;
+        self.put(&distance.to_le_bytes());
+    }
+}
+
+impl Stubs {
+    pub(crate) fn new(entries: Entries) -> Stubs {
+        Stubs { entries, pools: [Pool::default(); POOLS], used: 0 }
+    }
+
+    /// Memory that the pools take, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.used * POOL
+    }
+
+    /// Whether `address` is in a stub.
+    pub(crate) fn pool_around(&self, address: usize) -> bool {
+        self.pools[..self.used].iter().any(|pool| (pool.address..pool.address + POOL).contains(&address))
+    }
+
+    /// Rewrites the site `found` of the file whose first byte is (or would be) mapped at `base`. `original` are
+    /// the file's bytes from the first replaced one to behind the `syscall`.
+    ///
+    /// # Safety
+    ///
+    /// `base + found.offset` is a `syscall` instruction of the running program as `found` describes it.
+    pub(crate) unsafe fn patch(
+        &mut self,
+        writer: &mut Writer,
+        base: usize,
+        found: &Found,
+        shape: Shape,
+        original: &[u8],
+    ) -> Result<(), UnseenReason> {
+        let syscall = base + found.offset;
+        let from = base + found.from;
+        let replay = &original[..found.offset - found.from];
+        // SAFETY: by the caller's promise this is mapped code.
+        let now = unsafe { core::slice::from_raw_parts(from as *const u8, original.len()) };
+        if now != original {
+            return Err(UnseenReason::ForeignPatch);
+        }
+        let pool = self.pool_near(writer, syscall)?;
+        let stub = self.pools[pool].address + self.pools[pool].used;
+        let code = self.stub(stub, syscall, from, replay, found).ok_or(UnseenReason::Shape)?;
+        // SAFETY: the pool is ours and nobody jumps to this part of it yet.
+        unsafe { writer.quiet(stub, &code.bytes[..code.len])? };
+        self.pools[pool].used += code.len.next_multiple_of(16);
+        let mut long = [0xe9, 0, 0, 0, 0];
+        match shape {
+            Shape::T1 | Shape::T2 => {
+                long[1..].copy_from_slice(&(stub.wrapping_sub(from + 5) as i32).to_le_bytes());
+                // SAFETY: `search` found the first replaced instruction to have at least 5 bytes, and no branch
+                // into it.
+                unsafe { writer.jump(from, &long) }
+            }
+            Shape::T3 { cave, nop } => {
+                let cave = base + cave;
+                // SAFETY: mapped code of the same file.
+                let padding = unsafe { core::slice::from_raw_parts(cave as *const u8, 5) };
+                if padding[0] == 0xe9 {
+                    return Err(UnseenReason::Shape);
+                }
+                if nop > 0 {
+                    // SAFETY: `search` found one instruction of at least 7 bytes there, with no branch into it.
+                    unsafe { writer.jump(cave - 2, &[0xeb, nop - 2])? };
+                }
+                long[1..].copy_from_slice(&(stub.wrapping_sub(cave + 5) as i32).to_le_bytes());
+                // SAFETY: `search` found this to be padding that is never executed, or it is jumped over now.
+                unsafe { writer.quiet(cave, &long)? };
+                let Ok(near) = i8::try_from(cave as isize - (syscall + 2) as isize) else {
+                    return Err(UnseenReason::Shape);
+                };
+                // SAFETY: the `syscall` instruction has 2 bytes.
+                unsafe { writer.jump(syscall, &[0xeb, near as u8]) }
+            }
+        }
+    }
+
+    /// The machine code of a stub at `at`, its `Site` included.
+    fn stub(&self, at: usize, syscall: usize, from: usize, replay: &[u8], found: &Found) -> Option<Code> {
+        let mut code = Code { bytes: [0; Code::MAX], len: 0, address: at };
+        code.put(replay);
+        for (place, end) in found.relative.operands {
+            let (place, end) = (usize::from(place), usize::from(end));
+            if end == 0 {
+                break;
+            }
+            let operand = code.bytes[..replay.len()].get_mut(place..place + 4)?;
+            let distance = i32::from_le_bytes((&*operand).try_into().ok()?) as isize;
+            let moved = distance + (from + end) as isize - (at + end) as isize;
+            operand.copy_from_slice(&i32::try_from(moved).ok()?.to_le_bytes());
+        }
+        let pool = at & !(POOL - 1);
+        // The Site lies behind the code, whose length is fixed from here on.
+        const TAIL: usize = 7 + 6 + 2 + 5 + 2 + 3 + 2 + 2 + 2 + 7 + 6 + 5;
+        let site_at = (code.here() + TAIL).next_multiple_of(8);
+        let back = site_at - (site_at - (code.here() + TAIL)) - 5;
+        let put_entry = |code: &mut Code, pointer: usize| {
+            code.put_relative(&[0x48, 0x8d, 0x0d], site_at); // lea rcx, [site]
+            code.put_relative(&[0xff, 0x25], pointer); // jmp [pointer]
+        };
+        put_entry(&mut code, pool);
+        let plain = code.here();
+        code.put(&[0x0f, 0x05]); // syscall
+        code.put_relative(&[0xe9], back); // jmp back
+        let thread = code.here();
+        code.put(&[0x0f, 0x05, 0x48, 0x89, 0xc1]); // syscall; mov rcx, rax
+        code.put(&[0xe3, (back - (code.here() + 2)) as u8]); // jrcxz back
+        code.put(&[0xeb, 2]); // jmp after
+        let fork = code.here();
+        code.put(&[0x0f, 0x05]); // syscall
+        put_entry(&mut code, pool + 8);
+        debug_assert_eq!(code.here(), back);
+        code.put_relative(&[0xe9], syscall + 2);
+        while code.here() < site_at {
+            code.put(&[0xcc]);
+        }
+        let number = match found.number {
+            Number::Known(number) => number,
+            Number::Unknown => usize::MAX,
+        };
+        let site = [syscall + 2, plain, thread, fork, found.caller.unwrap_or(usize::MAX), number];
+        for word in site {
+            code.put(&word.to_le_bytes());
+        }
+        const { assert!(size_of::<Site>() == 6 * 8) };
+        Some(code)
+    }
+
+    /// A pool within reach of `address` that has room for a stub.
+    fn pool_near(&mut self, writer: &mut Writer, address: usize) -> Result<usize, UnseenReason> {
+        let near = |pool: &Pool| pool.address.abs_diff(address) < REACH && pool.used + Code::MAX <= POOL;
+        if let Some(pool) = self.pools[..self.used].iter().position(near) {
+            return Ok(pool);
+        }
+        if self.used == POOLS {
+            return Err(UnseenReason::TableFull);
+        }
+        let at = map_near(writer, address).ok_or(UnseenReason::NoPool)?;
+        let mut header = [0; POOL_HEADER];
+        header[..8].copy_from_slice(&self.entries.enter.to_ne_bytes());
+        header[8..].copy_from_slice(&self.entries.after.to_ne_bytes());
+        // SAFETY: the pool has just been mapped; nobody knows it.
+        unsafe { writer.quiet(at, &header)? };
+        self.pools[self.used] = Pool { address: at, used: POOL_HEADER };
+        self.used += 1;
+        Ok(self.used - 1)
+    }
+}
+
+/// Maps executable memory for a pool within reach of `address`, aligned to its size.
+fn map_near(writer: &mut Writer, address: usize) -> Option<usize> {
+    const READ_EXECUTE: usize = 5;
+    const PRIVATE_ANONYMOUS_NOREPLACE: usize = 0x02 | 0x20 | 0x10_0000;
+    // A few tries: another thread may take the place between the look and the call.
+    for _ in 0..4 {
+        let at = nearest_gap(address)?;
+        let args = [at, POOL, READ_EXECUTE, PRIVATE_ANONYMOUS_NOREPLACE, usize::MAX, 0];
+        writer.own_calls += 1;
+        // SAFETY: new memory, nothing is replaced.
+        let got = unsafe { gate::call(Syscall::Mmap.number(), &args) };
+        if got == at as isize {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// The nearest place to `address` where nothing is mapped, with room to both sides.
+fn nearest_gap(address: usize) -> Option<usize> {
+    const MARGIN: usize = 16 * PAGE_SIZE;
+    let mut best: Option<usize> = None;
+    let mut last_end = 16 * PAGE_SIZE;
+    let mut consider = |gap: Range| {
+        for place in [gap.start() + MARGIN, gap.end().saturating_sub(POOL + MARGIN)] {
+            let place = place & !(POOL - 1);
+            let fits = Range::with_len(place, POOL).is_ok_and(|pool| gap.contains(&pool));
+            let nearer = best.is_none_or(|best| place.abs_diff(address) < best.abs_diff(address));
+            if fits && nearer && place.abs_diff(address) < REACH - POOL {
+                best = Some(place);
+            }
+        }
+    };
+    maps::for_each(|mapping| {
+        if let Ok(gap) = Range::new(last_end, mapping.range.start()) {
+            consider(gap);
+        }
+        last_end = mapping.range.end();
+    })
+    .ok()?;
+    best
+}

@@ -1,0 +1,172 @@
+//! Who is calling, without thread-local storage.
+//!
+//! The hook may run before thread-local storage is set up, on a thread that has none, and where touching it
+//! would allocate. The *address* of a thread's storage, the base of the `fs` segment, is its identity
+//! instead: reading it (`rdfsbase`) needs no memory. A table maps it to the thread id, which costs a system
+//! call only once.
+//!
+//! A new thread may get the storage, and so the identity, of one that has ended: whoever makes a thread says
+//! [`Threads::forget`] first. Threads that share a base (a raw `clone` without `CLONE_SETTLS`) make the base useless as an
+//! identity: after [`Threads::share_base`] everybody is asked for its thread id, every time.
+
+// UNSAFETY: reading the segment base is an instruction that only assembler has.
+#![expect(unsafe_code)]
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use mmu_notifier::Caller;
+
+use crate::Syscall;
+use crate::gate::safe::gettid;
+
+/// Threads that are known at one time; more are served, but each call asks for its id again.
+const THREADS: usize = 1024;
+/// Places where a thread is looked for.
+const PROBES: usize = 16;
+
+#[derive(Debug)]
+#[repr(C)]
+struct Thread {
+    /// Base of the segment; 0: free.
+    base: AtomicU64,
+    /// Thread id; 0: to be asked for.
+    id: AtomicU32,
+    /// Small number.
+    home: AtomicU32,
+    /// The call that the thread is in that returns twice: which, and ticks before and after its starts.
+    clone: [AtomicU64; 3],
+}
+
+/// A call that returns twice, between its two hooks.
+#[derive(Debug)]
+pub(crate) struct Clone {
+    pub(crate) call: Syscall,
+    /// Ticks before and after its starts.
+    pub(crate) time: u64,
+    pub(crate) started: u64,
+}
+
+/// The threads of this process.
+#[derive(Debug)]
+pub(crate) struct Threads {
+    table: Box<[Thread]>,
+    homes: AtomicU32,
+    by_base: AtomicBool,
+}
+
+/// The base of the `fs` segment.
+fn base() -> u64 {
+    let base: u64;
+    // SAFETY: reads a register; the kernel lets user space do it (checked in `Threads::new`).
+    unsafe { asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
+    base
+}
+
+impl Threads {
+    pub(crate) fn new(rdfsbase_works: bool) -> Threads {
+        let thread = || Thread {
+            base: AtomicU64::new(0),
+            id: AtomicU32::new(0),
+            home: AtomicU32::new(0),
+            clone: [const { AtomicU64::new(0) }; 3],
+        };
+        Threads {
+            table: (0..THREADS).map(|_| thread()).collect(),
+            homes: AtomicU32::new(0),
+            by_base: AtomicBool::new(rdfsbase_works),
+        }
+    }
+
+    /// Memory that the table takes.
+    pub(crate) const fn bytes() -> usize {
+        THREADS * size_of::<Thread>()
+    }
+
+    /// The calling thread.
+    #[inline]
+    pub(crate) fn caller(&self, stack: usize) -> Caller {
+        // Relaxed, in this file: each thread uses what it wrote itself; `forget` comes before the new thread.
+        if self.by_base.load(Ordering::Relaxed) {
+            let base = base();
+            if base != 0
+                && let Some(thread) = self.find(base, true)
+            {
+                let mut id = thread.id.load(Ordering::Relaxed);
+                if id == 0 {
+                    id = gettid();
+                    thread.home.store(self.homes.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+                    thread.id.store(id, Ordering::Relaxed);
+                }
+                return Caller {
+                    thread: id.into(),
+                    home: thread.home.load(Ordering::Relaxed) as usize,
+                    stack,
+                };
+            }
+        }
+        let id = gettid();
+        Caller { thread: id.into(), home: id as usize, stack }
+    }
+
+    fn find(&self, base: u64, or_add: bool) -> Option<&Thread> {
+        // Storage of threads lies whole pages apart, plus some; multiplying spreads both.
+        let hash = (base >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
+        for probe in 0..PROBES {
+            let thread = &self.table[(hash as usize + probe) % THREADS];
+            let found = thread.base.load(Ordering::Relaxed);
+            if found == base {
+                return Some(thread);
+            }
+            if found == 0 {
+                if !or_add {
+                    return None;
+                }
+                match thread.base.compare_exchange(0, base, Ordering::Relaxed, Ordering::Relaxed) {
+                    Ok(_) => return Some(thread),
+                    Err(now) if now == base => return Some(thread),
+                    Err(_) => {}
+                }
+            }
+        }
+        None
+    }
+
+    /// Notes the calling thread's `fork` or `clone`: what will be known of it behind the call.
+    pub(crate) fn set_clone(&self, clone: &Clone) {
+        if self.by_base.load(Ordering::Relaxed)
+            && let Some(thread) = self.find(base(), false)
+        {
+            let values = [clone.call.number() as u64, clone.time, clone.started];
+            for (place, value) in thread.clone.iter().zip(values) {
+                place.store(value, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What [`set_clone`](Threads::set_clone) has noted, if it could.
+    pub(crate) fn clone_of_caller(&self) -> Option<Clone> {
+        let thread = self.by_base.load(Ordering::Relaxed).then(|| self.find(base(), false)).flatten()?;
+        let [number, time, started] = thread.clone.each_ref().map(|value| value.load(Ordering::Relaxed));
+        Some(Clone { call: Syscall::from_number(number as usize)?, time, started })
+    }
+
+    /// A new thread is about to get the storage at `base`.
+    pub(crate) fn forget(&self, base: usize) {
+        if let Some(thread) = self.find(base as u64, false) {
+            thread.id.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// A thread is about to run with the storage of another one.
+    pub(crate) fn share_base(&self) {
+        self.by_base.store(false, Ordering::Relaxed);
+    }
+
+    /// In the only thread of a forked child: it has a new id, the others do not exist.
+    pub(crate) fn forked(&self) {
+        for thread in &self.table {
+            thread.id.store(0, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+use mmu_notifier::{Abandoned, AddressSpace, Blocking, Caller, Change, Event};
+
+use crate::witness::{Log, PAGES, Witness};
+
+const CHANGE: Change = Change::new(PAGES, Event::Unmap, Blocking::Allowed);
+
+/// The calling thread, as if it were this deep in its stack.
+fn at(space: &AddressSpace, stack: usize) -> Caller {
+    Caller { stack, ..space.caller() }
+}
+
+#[test]
+fn a_change_whose_frame_is_gone_is_ended_for_its_thread() {
+    let log = Log::default();
+    let space = AddressSpace::new();
+    let _subscription = space.subscribe(Witness::new("A", &log));
+    let left = space.start(&at(&space, 0x1000), CHANGE).unwrap();
+    let outer = space.start(&at(&space, 0x3000), CHANGE).unwrap();
+    log.take();
+    // The thread is at 0x2000 now: the frame at 0x1000, deeper, does not exist any more.
+    let ended = space.end_abandoned(&at(&space, 0x2000), |stack| stack <= 0x2000);
+    assert_eq!(ended, Abandoned { changes: 1, callbacks: 0 });
+    assert_eq!(log.take(), "A-");
+    assert!(!space.end(&space.caller(), left));
+    assert!(space.end(&space.caller(), outer), "the outer one is open as before");
+    assert_eq!(space.end_abandoned(&space.caller(), |_| true), Abandoned::default());
+}
+
+#[test]
+fn other_threads_changes_are_their_own() {
+    let space = AddressSpace::new();
+    let open = space.start(&space.caller(), CHANGE).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            assert_eq!(space.end_abandoned(&space.caller(), |_| true), Abandoned::default());
+        });
+    });
+    assert!(space.end(&space.caller(), open));
+}
+
+/// What a `siglongjmp` out of a callback does: the callback never returns, and the thread goes on elsewhere.
+fn jump_out_of(space: &AddressSpace, log: &Log, in_start: bool) -> String {
+    let (inner, inner_log) = (space.clone(), log.clone());
+    // The thread goes on inside the callback, as if it had jumped: from here the frames above do not exist.
+    let elsewhere = move |_: &Change| {
+        inner_log.add("jump");
+        let caller = Caller { stack: 0x5000, ..inner.caller() };
+        let abandoned = inner.end_abandoned(&caller, |stack| stack <= 0x5000);
+        inner_log.add(&format!("{}/{}", abandoned.changes, abandoned.callbacks));
+    };
+    let witness = Witness::new("B", log);
+    let witness = if in_start { witness.on_start(elsewhere) } else { witness.on_end(elsewhere) };
+    let _c = space.subscribe(Witness::new("C", log));
+    let _b = space.subscribe(witness);
+    let _a = space.subscribe(Witness::new("A", log));
+    let caller = Caller { stack: 0x1000, ..space.caller() };
+    if let Ok(open) = space.start(&caller, CHANGE) {
+        space.end(&caller, open);
+    }
+    log.take()
+}
+
+#[test]
+fn who_was_told_of_the_start_gets_its_end_after_a_jump_out_of_a_start() {
+    let log = Log::default();
+    let told = jump_out_of(&AddressSpace::new(), &log, true);
+    // A had started and is ended; B's start has not returned; C was not asked.
+    assert!(told.starts_with("A+ B+ jump A- 1/1"), "{told}");
+}
+
+#[test]
+fn who_has_not_been_told_of_the_end_is_told_after_a_jump_out_of_an_end() {
+    let log = Log::default();
+    let told = jump_out_of(&AddressSpace::new(), &log, false);
+    // A has had its end, B was in it, C still waited for it.
+    assert!(told.starts_with("A+ B+ C+ A- B- jump C- 1/1"), "{told}");
+}

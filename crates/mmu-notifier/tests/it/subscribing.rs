@@ -1,0 +1,260 @@
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mmu_notifier::{AddressSpace, Blocking, Change, Event, Subscriber, Subscription};
+
+use crate::witness::{Log, PAGES, Witness, change, space_with};
+
+#[test]
+fn who_unsubscribes_is_released_once_and_told_nothing_more() {
+    let log = Log::default();
+    let (space, mut subscriptions) = space_with(&log, &["A", "B"]);
+    drop(subscriptions.remove(0));
+    assert_eq!(log.take(), "A~");
+    change(&space, &log);
+    assert_eq!(log.take(), "B+ * B-");
+    space.release();
+    assert_eq!(log.take(), "B~");
+    change(&space, &log);
+    drop(subscriptions);
+    assert_eq!(log.take(), "*", "released already");
+}
+
+#[test]
+fn who_leaves_in_the_middle_of_a_change_gets_no_end() {
+    let log = Log::default();
+    let (space, mut subscriptions) = space_with(&log, &["A", "B"]);
+    space.invalidate(PAGES, Event::Unmap, || {
+        drop(subscriptions.remove(1));
+        log.add("*");
+    });
+    assert_eq!(log.take(), "B+ A+ B~ * A-");
+}
+
+#[test]
+fn who_comes_in_the_middle_of_a_change_gets_no_end_either() {
+    let log = Log::default();
+    let (space, _subscriptions) = space_with(&log, &["A"]);
+    let mut newcomer = None;
+    space.invalidate(PAGES, Event::Unmap, || newcomer = Some(space.subscribe(Witness::new("B", &log))));
+    assert_eq!(log.take(), "A+ A-", "both or neither");
+    change(&space, &log);
+    assert_eq!(log.take(), "B+ A+ * B- A-");
+}
+
+#[test]
+fn subscribing_waits_for_changes_of_others_that_do_not_know_one() {
+    let space = AddressSpace::new();
+    let (opened, is_open) = channel();
+    let (close, may_close) = channel::<()>();
+    let (subscribed, has_subscribed) = channel();
+    std::thread::scope(|scope| {
+        let space = &space;
+        scope.spawn(move || {
+            space.invalidate(PAGES, Event::Unmap, || {
+                opened.send(()).unwrap();
+                may_close.recv().unwrap();
+            });
+        });
+        is_open.recv().unwrap();
+        scope.spawn(move || {
+            let _subscription = space.subscribe(Witness::new("A", &Log::default()));
+            subscribed.send(()).unwrap();
+        });
+        assert!(has_subscribed.recv_timeout(Duration::from_millis(50)).is_err(), "a change is still open");
+        // New changes know the newcomer; nobody waits for them.
+        space.invalidate(PAGES, Event::Clear, || ());
+        close.send(()).unwrap();
+        has_subscribed.recv().unwrap();
+    });
+}
+
+#[test]
+fn unsubscribing_waits_for_a_running_callback_and_not_for_an_open_change() {
+    let log = Log::default();
+    let space = AddressSpace::new();
+    let (entered, is_inside) = channel();
+    let (leave, may_leave) = channel::<()>();
+    let (entered, may_leave) = (Mutex::new(entered), Mutex::new(may_leave));
+    let slow = Witness::new("A", &log).on_start(move |_| {
+        entered.lock().unwrap().send(()).unwrap();
+        may_leave.lock().unwrap().recv().unwrap();
+    });
+    let subscription = space.subscribe(slow);
+    let (finish, may_finish) = channel::<()>();
+    let (dropped, has_dropped) = channel();
+    std::thread::scope(|scope| {
+        let (space, log) = (&space, log.clone());
+        scope.spawn(move || space.invalidate(PAGES, Event::Unmap, || may_finish.recv().unwrap()));
+        is_inside.recv().unwrap();
+        let dropping = log.clone();
+        scope.spawn(move || {
+            drop(subscription);
+            dropping.add("dropped");
+            dropped.send(()).unwrap();
+        });
+        assert!(has_dropped.recv_timeout(Duration::from_millis(50)).is_err(), "its callback is running");
+        leave.send(()).unwrap();
+        // The change itself is still open, and stays so.
+        has_dropped.recv_timeout(Duration::from_secs(20)).expect("does not wait for the change");
+        finish.send(()).unwrap();
+        drop(log);
+    });
+    assert_eq!(log.take(), "A+ A~ dropped");
+}
+
+/// A subscriber whose value says when it is dropped.
+struct Noisy(Log);
+
+impl Subscriber for Noisy {
+    fn start(&self, _: &Change) {}
+    fn end(&self, _: &Change) {}
+}
+
+impl Drop for Noisy {
+    fn drop(&mut self) {
+        self.0.add("value dropped");
+    }
+}
+
+#[test]
+fn the_subscriber_itself_is_dropped_with_the_subscription_also_while_a_change_is_open() {
+    let log = Log::default();
+    let space = AddressSpace::new();
+    let subscription = space.subscribe(Noisy(log.clone()));
+    space.invalidate(PAGES, Event::Unmap, || {
+        drop(subscription);
+        log.add("*");
+    });
+    assert_eq!(log.take(), "value dropped *");
+}
+
+#[test]
+fn a_subscription_may_be_dropped_inside_its_own_callback() {
+    for in_end in [false, true] {
+        let log = Log::default();
+        let space = AddressSpace::new();
+        let own: Arc<Mutex<Option<Subscription>>> = Arc::default();
+        let take = own.clone();
+        let leave = move |_: &Change| drop(take.lock().unwrap().take());
+        let witness = Witness::new("A", &log);
+        let witness = if in_end { witness.on_end(leave) } else { witness.on_start(leave) };
+        *own.lock().unwrap() = Some(space.subscribe(witness));
+        change(&space, &log);
+        assert_eq!(log.take(), if in_end { "A+ * A- A~" } else { "A+ A~ *" }, "no further callback");
+        change(&space, &log);
+        assert_eq!(log.take(), "*");
+    }
+}
+
+#[test]
+fn a_subscription_may_be_dropped_inside_the_callback_of_another() {
+    let log = Log::default();
+    let space = AddressSpace::new();
+    let other = Arc::new(Mutex::new(Some(space.subscribe(Noisy(log.clone())))));
+    let witness = Witness::new("A", &log).on_start(move |_| drop(other.lock().unwrap().take()));
+    let _subscription = space.subscribe(witness);
+    change(&space, &log);
+    assert_eq!(log.take(), "A+ value dropped * A-");
+}
+
+#[test]
+fn one_may_subscribe_inside_a_callback() {
+    let log = Log::default();
+    let space = AddressSpace::new();
+    let newcomers: Arc<Mutex<Vec<Subscription>>> = Arc::default();
+    let (inner, keep, inner_log) = (space.clone(), newcomers.clone(), log.clone());
+    let witness = Witness::new("A", &log).on_start(move |_| {
+        let mut kept = keep.lock().unwrap();
+        if kept.is_empty() {
+            kept.push(inner.subscribe(Witness::new("B", &inner_log)));
+        }
+    });
+    let _subscription = space.subscribe(witness);
+    change(&space, &log);
+    assert_eq!(log.take(), "A+ * A-");
+    change(&space, &log);
+    assert_eq!(log.take(), "B+ A+ * B- A-");
+}
+
+#[test]
+fn a_forked_child_starts_empty() {
+    let log = Log::default();
+    let (space, subscriptions) = space_with(&log, &["A"]);
+    let caller = space.caller();
+    let open = space.start(&caller, Change::new(PAGES, Event::ProtectionPage, Blocking::Allowed)).unwrap();
+    assert_eq!(log.take(), "A+");
+    space.forked();
+    assert!(!space.end(&caller, open), "the change was the parent's");
+    change(&space, &log);
+    assert_eq!(log.take(), "*", "the subscribers are the parent's");
+    let _own = space.subscribe(Witness::new("B", &log));
+    change(&space, &log);
+    assert_eq!(log.take(), "B+ * B-");
+    std::mem::forget(subscriptions);
+}
+
+#[test]
+fn the_parents_subscriptions_can_be_dropped_in_the_child() {
+    let log = Log::default();
+    let (space, subscriptions) = space_with(&log, &["A", "B"]);
+    space.forked();
+    drop(subscriptions);
+    change(&space, &log);
+    assert!(log.take().ends_with('*'));
+}
+
+#[test]
+fn storms_of_coming_and_going_leave_every_balance_at_zero() {
+    let space = AddressSpace::new();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let rounds = if cfg!(miri) { 10 } else { 3000 };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    space.invalidate(PAGES, Event::Unmap, || ());
+                    let _ = space.try_invalidate(PAGES, Event::Clear, || ());
+                }
+            });
+        }
+        let going: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..rounds {
+                        let once = Arc::new(Once::default());
+                        drop(space.subscribe(once.clone()));
+                        let balance = *once.0.lock().unwrap();
+                        assert!((0..=2).contains(&balance), "{balance}: only open changes have no end");
+                        once.0.lock().unwrap().clone_from(&i64::MIN);
+                    }
+                })
+            })
+            .collect();
+        going.into_iter().for_each(|thread| thread.join().unwrap());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+/// Counts; after it is unsubscribed nobody may call it.
+#[derive(Default)]
+struct Once(Mutex<i64>);
+
+impl Once {
+    fn add(&self, change: i64) {
+        let mut balance = self.0.lock().unwrap();
+        assert!(*balance > i64::MIN / 2, "called after it was unsubscribed");
+        *balance += change;
+    }
+}
+
+impl Subscriber for Once {
+    fn start(&self, _: &Change) {
+        self.add(1);
+    }
+
+    fn end(&self, _: &Change) {
+        self.add(-1);
+    }
+}

@@ -1,0 +1,86 @@
+//! Builds the object that `mmun run` preloads into programs, for `main` to embed.
+//!
+//! The object is another crate's `cdylib` in another profile, which a dependency cannot express; so
+//! this is a second `cargo build`, in a target directory of its own because the outer cargo holds the
+//! lock of the usual one.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const OBJECT: &str = "libmmu_notifier_capi.so";
+
+/// Whose change makes a new object.
+const CRATES: [&str; 3] = ["mmu-notifier", "mmu-notifier-primary", "mmu-notifier-capi"];
+
+fn main() {
+    let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")).join("../..");
+    let out = PathBuf::from(variable("OUT_DIR"));
+    let target = variable("TARGET");
+    assert_eq!(
+        target, "x86_64-unknown-linux-gnu",
+        "mmun runs on x86_64-unknown-linux-gnu only: build it for that target"
+    );
+
+    for name in CRATES {
+        let folder = workspace.join("crates").join(name);
+        rerun_if_changed(&folder.join("src"));
+        rerun_if_changed(&folder.join("Cargo.toml"));
+    }
+    rerun_if_changed(&workspace.join("Cargo.toml"));
+    rerun_if_changed(&workspace.join("Cargo.lock"));
+    println!("cargo::rerun-if-changed=build.rs");
+
+    let target_dir = out.join("preload");
+    let mut cargo = Command::new(variable("CARGO"));
+    cargo
+        .current_dir(&workspace)
+        .args(["build", "--quiet", "--profile", "preload", "--package", "mmu-notifier-capi", "--lib"])
+        // Named, so that a target chosen in a cargo configuration does not move the result.
+        .args(["--target", &target])
+        .arg("--target-dir")
+        .arg(&target_dir);
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_about_the_outer_build) {
+            cargo.env_remove(&name);
+        }
+    }
+    let status = cargo.status().unwrap_or_else(|error| panic!("cannot run {cargo:?}: {error}"));
+    assert!(status.success(), "building the preload object failed: {cargo:?}");
+
+    let built = target_dir.join(&target).join("preload").join(OBJECT);
+    std::fs::copy(&built, out.join(OBJECT))
+        .unwrap_or_else(|error| panic!("cannot copy {}: {error}", built.display()));
+}
+
+/// Whether a variable describes the outer build in a way that must not reach the object: flags and
+/// `cfg`s (a sanitizer, loom), the outer target, the wrapper that makes a build a `clippy` run.
+/// `RUSTC_WRAPPER` (a compiler cache), `CARGO_HOME`, `CARGO_NET_*` and the job server stay.
+fn is_about_the_outer_build(name: &str) -> bool {
+    const NAMES: [&str; 13] = [
+        "CARGO_BUILD_RUSTFLAGS",
+        "CARGO_BUILD_TARGET",
+        "CARGO_BUILD_TARGET_DIR",
+        "CARGO_BUILD_BUILD_DIR",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_INCREMENTAL",
+        "CARGO_MANIFEST_DIR",
+        "CARGO_MANIFEST_PATH",
+        "CARGO_TARGET_DIR",
+        "CLIPPY_ARGS",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTDOCFLAGS",
+        "RUSTFLAGS",
+    ];
+    const PREFIXES: [&str; 6] =
+        ["CARGO_CFG_", "CARGO_FEATURE_", "CARGO_PKG_", "CARGO_PROFILE_", "CARGO_TARGET_", "__CARGO_"];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|error| panic!("{name}: {error}; cargo sets it"))
+}
+
+fn rerun_if_changed(path: &Path) {
+    println!("cargo::rerun-if-changed={}", path.display());
+}

@@ -1,0 +1,187 @@
+//! What can be said on the command line.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// See every change of a program's address space: what, why, how often, how long.
+#[derive(Debug, Parser)]
+#[command(name = "mmun", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a program and report its changes of memory.
+    Run(Run),
+}
+
+const EXAMPLES: &str = "\
+EXAMPLES:
+  mmun run -- ls -l                            a summary on stderr when ls is done
+  mmun run --report out.html -- ./server       a page with pictures
+  mmun run --trace out.json -- make -j8        a timeline for ui.perfetto.dev, all processes
+  mmun run --json - --quiet -- ./job | jq .    numbers for scripts
+  mmun run --refuse 1/3 -- ./program           refuse every third change that may not wait
+
+EXIT STATUS:
+  That of the program; a signal that kills it kills mmun too. Otherwise 125: mmun itself failed;
+  126: the program cannot be run or not be watched; 127: not found; 2: wrong usage.";
+
+/// Run a program and report its changes of memory.
+///
+/// Every system call of the program, and of the processes that it starts, that changes an address space
+/// (mmap, munmap, madvise, brk, fork and so on) is bracketed: subscribers are told before and after it.
+/// The program must be dynamically linked; it is not changed on disk, needs no symbols, and sees its
+/// terminal, signals and exit status as always.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Run {
+    /// Write all numbers as JSON; - is stdout.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write every call with its times as a trace for ui.perfetto.dev or chrome://tracing.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+
+    /// Write a page with pictures; one file, works offline.
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+
+    /// Attach a subscriber that refuses every N-th change that may not wait.
+    #[arg(long, value_name = "1/N", value_parser = parse_refuse)]
+    pub refuse: Option<u32>,
+
+    /// Memory for single calls on their way to --trace and --report (64k to 4g); what finds it full is
+    /// dropped and counted.
+    #[arg(long, value_name = "SIZE", default_value = "8m", value_parser = parse_size)]
+    pub buffer: u64,
+
+    /// No live line, and no summary if the program succeeds.
+    #[arg(long, short)]
+    pub quiet: bool,
+
+    /// Colours in the summary.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+
+    /// The program and its arguments.
+    #[arg(trailing_var_arg = true, required = true, value_names = ["PROGRAM", "ARGS"])]
+    pub program: Vec<OsString>,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Color {
+    /// Whether stderr gets colours.
+    pub fn on_stderr(self) -> bool {
+        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = || std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        match self {
+            Color::Auto => std::io::stderr().is_terminal() && !set("NO_COLOR") && !dumb(),
+            Color::Always => true,
+            Color::Never => false,
+        }
+    }
+}
+
+fn parse_refuse(text: &str) -> Result<u32, String> {
+    const SHAPE: &str = "give it as 1/N: 1/3 refuses every third";
+    let (one, n) = text.split_once('/').ok_or(SHAPE)?;
+    if one.trim() != "1" {
+        return Err(format!("one of N, not {} of N; {SHAPE}", one.trim()));
+    }
+    match n.trim().parse::<u32>() {
+        Ok(0) => Err(format!("one of none cannot be refused; {SHAPE}")),
+        Ok(n) => Ok(n),
+        Err(_) => Err(format!("N is a number from 1 to {}; {SHAPE}", u32::MAX)),
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    const SHAPE: &str = "give a number of bytes, or of k, m or g: 512k, 8m, 1g";
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match &lower[digits.len()..] {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return Err(SHAPE.to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| SHAPE)?;
+    let bytes = number.saturating_mul(1 << shift);
+    if !(64 << 10..=4 << 30).contains(&bytes) {
+        return Err("it must be between 64k and 4g".to_owned());
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn run(line: &str) -> Run {
+        let Command::Run(run) = Cli::try_parse_from(line.split_whitespace()).unwrap().command;
+        run
+    }
+
+    #[test]
+    fn is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_program_keeps_its_options() {
+        let with = run("mmun run --quiet --refuse 1/2 -- ls --quiet -- x");
+        assert_eq!(with.program, ["ls", "--quiet", "--", "x"]);
+        assert!(with.quiet);
+        let without = run("mmun run ls -l --json x");
+        assert_eq!(without.program, ["ls", "-l", "--json", "x"]);
+        assert_eq!((without.json, without.buffer), (None, 8 << 20));
+        assert_eq!(run("mmun run --json - true").json, Some("-".into()));
+        assert!(Cli::try_parse_from(["mmun", "run", "--jsn", "x", "ls"]).is_err());
+        assert!(Cli::try_parse_from(["mmun", "run"]).is_err());
+    }
+
+    #[test]
+    fn refuse() {
+        assert_eq!(parse_refuse("1/3"), Ok(3));
+        assert_eq!(parse_refuse("1/1"), Ok(1));
+        assert_eq!(parse_refuse("1/4294967295"), Ok(u32::MAX));
+        for wrong in ["", "3", "1/0", "2/3", "1/-3", "1/x", "1/4294967296", "0.5", "1/3/4"] {
+            assert!(parse_refuse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("65536"), Ok(65536));
+        assert_eq!(parse_size("64k"), Ok(65536));
+        assert_eq!(parse_size("8M"), Ok(8 << 20));
+        assert_eq!(parse_size("4g"), Ok(4 << 30));
+        assert_eq!(parse_size("2MiB"), Ok(2 << 20));
+        for wrong in
+            ["", "k", "8t", "-8m", "8 m m", "63k", "5g", "1.5m", "99999999999999999999", "99999999999999g"]
+        {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

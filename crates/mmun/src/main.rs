@@ -1,0 +1,51 @@
+//! `mmun`: see every change of a program's address space.
+//!
+//! `mmun run` starts a program with an object preloaded that brackets its memory system calls and
+//! counts into memory shared with mmun ([`session`]); a thread reads that ([`watch`]) and at the end it
+//! is summed up and reported.
+
+#![expect(unreachable_pub, reason = "a program is reached by nobody; here `pub` means: for other modules")]
+
+mod cli;
+mod clock;
+mod elf;
+mod launch;
+mod live;
+mod preload;
+mod processes;
+mod program;
+mod report;
+mod reports;
+mod rings;
+mod run;
+mod session;
+mod signals;
+mod summary;
+mod symbols;
+mod totals;
+mod watch;
+
+use std::io::Write;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::summary::Outcome;
+
+fn main() {
+    let Command::Run(options) = Cli::parse().command;
+    match run::run(&options) {
+        Ok(Outcome::Exited(status)) => std::process::exit(status),
+        Ok(Outcome::Killed(signal)) => signals::die_of(signal),
+        Ok(Outcome::Running) => unreachable!("it was waited for"),
+        Err(error) => {
+            complain(&error);
+            std::process::exit(run::status_of(&error));
+        }
+    }
+}
+
+/// One line on stderr; who has closed it does not want to know.
+fn complain(error: &anyhow::Error) {
+    let _ = writeln!(std::io::stderr(), "mmun: {error:#}");
+}

@@ -1,0 +1,105 @@
+//! `mmun run`: a program from its start to its report.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::cli::Run;
+use crate::clock::Clock;
+use crate::launch;
+use crate::live::Live;
+use crate::preload;
+use crate::program;
+use crate::reports::{self, Reports};
+use crate::session::{Session, Wanted};
+use crate::signals;
+use crate::summary::Outcome;
+use crate::watch::Watcher;
+
+/// Runs the program and reports. The outcome is the program's, or 125 if it was well and a report failed.
+pub fn run(options: &Run) -> Result<Outcome> {
+    let name = options.program.first().context("no program given")?;
+    let file = program::resolve(name, std::env::var_os("PATH").as_deref())?;
+    program::check(&file)?;
+    let (json, trace, html) = (&options.json, &options.trace, &options.report);
+    let reports = Reports::open(json.as_deref(), trace.as_deref(), html.as_deref())?;
+    let found = signals::take_over();
+    let object = preload::object()?;
+
+    let buffer = reports.want_records().then_some(options.buffer);
+    let wanted = Wanted { refuse_every: options.refuse.unwrap_or(0), buffer };
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    let session = Session::create(wanted, cpus)?;
+    let variables = [
+        ("MMUN_SESSION", session.path().into()),
+        ("LD_PRELOAD", preload_list(&object, std::env::var_os("LD_PRELOAD"))),
+    ];
+
+    let clock = Clock::start();
+    let child = match launch::start(&file, &options.program, &variables, &found)? {
+        Ok(child) => child,
+        Err(error) => return Err(program::exec_failed(&file, &error).into()),
+    };
+    let live = if options.quiet { None } else { Live::on_stderr() };
+    let watcher = Watcher::start(session, clock, reports, live)
+        .context("the program runs unwatched; end it if you do not want that")?;
+    let outcome = child.wait();
+    let wall = clock.elapsed();
+    let mut watched = watcher.finish()?;
+    found.give_back();
+
+    watched.summary.command =
+        options.program.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    watched.summary.wall = wall;
+    watched.summary.outcome = outcome;
+    if !options.quiet {
+        // Who closed our stderr does not want to know.
+        let _ = reports::write_text(&watched.summary, options.color.on_stderr());
+    }
+    let finished = watched.reports.finish(&watched.summary, &watched.callers);
+    match watched.failure.map_or(finished, Err) {
+        Err(error) if outcome == Outcome::Exited(0) => Err(error),
+        Err(error) => {
+            crate::complain(&error);
+            Ok(outcome)
+        }
+        Ok(()) => Ok(outcome),
+    }
+}
+
+/// What is preloaded: our object, and what was to be preloaded anyway.
+fn preload_list(object: &Path, others: Option<OsString>) -> OsString {
+    let mut list = object.as_os_str().to_owned();
+    if let Some(others) = others.filter(|others| !others.is_empty()) {
+        list.push(":");
+        list.push(others);
+    }
+    list
+}
+
+/// The status that mmun itself fails with.
+pub fn status_of(error: &anyhow::Error) -> i32 {
+    error.downcast_ref::<program::Refusal>().map_or(125, |refusal| refusal.status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn keeps_what_was_preloaded() {
+        let object = Path::new("/o.so");
+        assert_eq!(preload_list(object, None), "/o.so");
+        assert_eq!(preload_list(object, Some("".into())), "/o.so");
+        assert_eq!(preload_list(object, Some("a.so b.so".into())), "/o.so:a.so b.so");
+    }
+
+    #[test]
+    fn statuses() {
+        assert_eq!(status_of(&anyhow!("anything")), 125);
+        let refusal = program::resolve("".as_ref(), None).unwrap_err();
+        assert_eq!(status_of(&anyhow::Error::from(refusal)), 127);
+    }
+}

@@ -1,0 +1,187 @@
+//! The watcher: a thread that reads the session while the program runs.
+//!
+//! It wakes every 1 to 50 ms (by how full the rings are) if single calls are wanted, otherwise every
+//! 50 ms: looks who is gone, reads records, sums up who is gone, and keeps the live line. It takes no
+//! lock and never makes the watched processes wait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+use crate::clock::{Clock, Scale};
+use crate::live::Live;
+use crate::processes::{Processes, is_gone};
+use crate::reports::Reports;
+use crate::rings::{Entry, Rings};
+use crate::session::Session;
+use crate::summary::{Caller, Record, Summary};
+use crate::symbols::Symbols;
+
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_millis(50);
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Watcher {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Watched>,
+}
+
+/// What the watcher leaves behind.
+#[derive(Debug)]
+pub struct Watched {
+    /// Everything but the command, the outcome and the wall time.
+    pub summary: Summary,
+    /// Who made the calls that were recorded.
+    pub callers: Vec<Caller>,
+    /// Where they were written to, to be finished.
+    pub reports: Reports,
+    /// The first failure to write one.
+    pub failure: Option<anyhow::Error>,
+}
+
+impl Watcher {
+    /// Begins to read.
+    pub fn start(session: Session, clock: Clock, reports: Reports, live: Option<Live>) -> Result<Watcher> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = stop.clone();
+        let work = move || Work::new(session, clock, reports, live).run(&seen);
+        let thread = std::thread::Builder::new().name("watch".into()).spawn(work);
+        Ok(Watcher { stop, thread: thread.map_err(|error| anyhow!("cannot start a thread: {error}"))? })
+    }
+
+    /// Reads the rest and sums up. Processes that still run are left alone from here on.
+    pub fn finish(self) -> Result<Watched> {
+        // Pairs with the Acquire in `Work::run`; what matters was ordered by the end of the program.
+        self.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        self.thread.join().map_err(|_| anyhow!("the watching thread has failed; this is a bug in mmun"))
+    }
+}
+
+struct Work {
+    session: Session,
+    clock: Clock,
+    reports: Reports,
+    live: Option<Live>,
+    processes: Processes,
+    rings: Rings,
+    symbols: Symbols,
+    batch: Vec<Entry>,
+    failure: Option<anyhow::Error>,
+}
+
+impl Work {
+    fn new(session: Session, clock: Clock, reports: Reports, live: Option<Live>) -> Work {
+        Work {
+            rings: Rings::new(&session),
+            session,
+            clock,
+            reports,
+            live,
+            processes: Processes::default(),
+            symbols: Symbols::default(),
+            batch: Vec::new(),
+            failure: None,
+        }
+    }
+
+    fn run(mut self, stop: &AtomicBool) -> Watched {
+        let records = self.reports.want_records();
+        let mut pause = if records { SHORTEST } else { LONGEST };
+        let mut next_look = Instant::now();
+        while !stop.load(Ordering::Acquire) {
+            std::thread::park_timeout(pause);
+            let now = Instant::now();
+            let gone = (now >= next_look).then(|| self.processes.look(&self.session, now, &is_gone));
+            if records {
+                let fullest = self.read_records(now, false);
+                pause = if fullest > 0.1 { pause / 2 } else { pause * 2 }.clamp(SHORTEST, LONGEST);
+            }
+            if let Some(gone) = gone {
+                self.processes.fold(&self.session, gone);
+                next_look = now + LONGEST;
+            }
+            if let Some(live) = &mut self.live {
+                let progress = || self.processes.progress(&self.session);
+                let processes = self.session.header().processes_total.load(Ordering::Relaxed);
+                live.show(self.clock.elapsed(), processes, progress);
+            }
+        }
+        if let Some(live) = self.live.take() {
+            live.clear();
+        }
+        self.sum_up(records)
+    }
+
+    fn sum_up(mut self, records: bool) -> Watched {
+        // Pairs with the Acquire of a program that starts: from here on it does not begin to watch.
+        self.session.header().closed.store(1, Ordering::Release);
+        let now = Instant::now();
+        if records {
+            self.read_records(now, true);
+        }
+        let left = self.processes.finish(&self.session, now, &is_gone);
+        let header = self.session.header();
+        let mut summary = Summary {
+            processes: header.processes_total.load(Ordering::Relaxed),
+            processes_lost: header.processes_lost.load(Ordering::Relaxed),
+            processes_left: left,
+            programs_unseen: self.processes.unseen().clone(),
+            refuse_every: header.refuse_every.load(Ordering::Relaxed),
+            records: self.rings.read(),
+            records_dropped: self.rings.dropped(&self.session),
+            record_buffer: if records { self.session.record_bytes() } else { 0 },
+            ..Summary::default()
+        };
+        self.processes.totals().fill(&mut summary, &self.clock.scale());
+        Watched {
+            summary,
+            callers: self.symbols.into_callers(),
+            reports: self.reports,
+            failure: self.failure,
+        }
+    }
+
+    /// Reads what was recorded and passes it on, and says how full the fullest ring was.
+    fn read_records(&mut self, now: Instant, last: bool) -> f64 {
+        let fullest = self.rings.drain(&self.session, now, last, &mut self.batch);
+        if self.batch.is_empty() {
+            return fullest;
+        }
+        let scale = self.clock.scale();
+        for entry in self.batch.drain(..) {
+            let process = self.session.process(entry.process);
+            let index = self.symbols.caller(entry.process, process, entry.caller);
+            let record = in_nanoseconds(&entry, process.pid.load(Ordering::Relaxed), index, &scale);
+            let result = self.reports.record(&record, self.symbols.get(index));
+            if let Err(error) = result
+                && self.failure.is_none()
+            {
+                self.failure = Some(error);
+            }
+        }
+        fullest
+    }
+}
+
+fn in_nanoseconds(entry: &Entry, pid: u32, caller: u32, scale: &Scale) -> Record {
+    Record {
+        time_ns: scale.since_start(entry.time),
+        pid,
+        tid: entry.tid,
+        call: entry.call.name(),
+        event: entry.event.map(|event| event.name()),
+        failed: entry.failed,
+        refused: entry.refused,
+        start: entry.start,
+        len: entry.len,
+        starts_ns: scale.ns(entry.starts),
+        change_ns: scale.ns(entry.change),
+        ends_ns: scale.ns(entry.ends),
+        caller,
+    }
+}

@@ -1,0 +1,16 @@
+//! `mmun run`, from the outside: real programs, held against what `strace` saw.
+//!
+//! A test that needs a program this machine has not says `SKIPPED: ...` on standard error and passes.
+//! What a failing test leaves behind is in a directory of its name under `target/tmp`.
+
+mod behave;
+mod command;
+mod hook;
+mod launch;
+mod matrix;
+mod program;
+mod shell;
+mod signals;
+mod strace;
+mod truth;
+mod twelve;

@@ -1,0 +1,8 @@
+// Prints a word.
+#include <stdio.h>
+
+int main(void)
+{
+    puts("hello");
+    return 0;
+}
