@@ -32,6 +32,15 @@ pub(super) fn read(fields: &mut Fields, op: &Op) -> Read<Observed> {
     if fields.has("bug") {
         seen.bug = Some(fields.word("bug", &Bug::ALL, Bug::name)?);
     }
+    // Without a bug, whoever went on has a result or waits again.
+    let lacks_result = |r: &Resumed| {
+        r.op != "remove" && r.seen.blocked.is_none() && r.seen.ret.is_none() && r.seen.seq.is_none()
+    };
+    if seen.bug.is_none()
+        && let Some(at) = seen.resumed.iter().position(lacks_result)
+    {
+        return fields.fault(&format!("resumed[{at}]"), "its result is missing");
+    }
     let may_wait = WAITING.iter().any(|(name, _)| *name == op.name());
     if may_wait && fields.has("blocked") {
         let wait = fields.word("blocked", &Wait::ALL, Wait::name)?;

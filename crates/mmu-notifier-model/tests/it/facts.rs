@@ -4,8 +4,7 @@ use mmu_notifier_model::{Kernel, Replay, replay};
 
 use crate::golden;
 
-/// Every fact, by its name, with what turns it into its opposite.
-/// A fact's name, and what changes it.
+/// A fact by its name, and what turns it into its opposite.
 type Fact = (&'static str, fn(&mut Kernel));
 
 const FACTS: [Fact; 11] = [

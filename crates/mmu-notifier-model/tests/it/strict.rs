@@ -1,6 +1,6 @@
 //! What is not a trace is refused, and the error says where and why.
 
-use mmu_notifier_model::{Kernel, Trace, TraceError, replay};
+use mmu_notifier_model::{Blocking, Change, Event, Kernel, Machine, Op, Trace, TraceError, replay};
 
 use crate::Random;
 use crate::golden;
@@ -172,6 +172,10 @@ fn observations_that_are_none() {
             start(r#""ret":null,"resumed":[{"task":1,"op":"remove","i":0,"ret":0}]"#),
             "resumed[0].ret: the field is unknown here",
         ),
+        (
+            start(r#""ret":null,"resumed":[{"task":1,"op":"register","s":0}]"#),
+            "resumed[0]: its result is missing",
+        ),
         (start(r#""ret":null,"st":{"m":0,"users":1}"#), "st.count: the field is missing"),
         (
             start(r#""ret":null,"st":{"m":0,"users":1,"count":1,"subs":[]}"#),
@@ -233,4 +237,42 @@ fn nothing_that_is_read_makes_a_replay_panic() {
         replayed += 1;
     }
     assert!(replayed > 300, "only {replayed} of them could be read");
+}
+
+/// What cannot be done leaves the machine as it was.
+#[test]
+fn an_impossible_operation_changes_nothing() {
+    const NOBODY: u64 = 1 << 40;
+    let change = Change { start: 0, end: 1, event: Event::Clear, blocking: Blocking::Allowed, owner: 0 };
+    let impossible = [
+        Op::Mm { m: 0 },
+        Op::Register { s: NOBODY, c: NOBODY, m: 0 },
+        Op::Register { s: NOBODY, c: 0, m: NOBODY },
+        Op::Unregister { s: NOBODY },
+        Op::Get { c: NOBODY, m: 0, new: NOBODY },
+        Op::Put { s: NOBODY },
+        Op::Exit { m: NOBODY },
+        Op::Mmdrop { m: NOBODY },
+        Op::Start { r: NOBODY, m: NOBODY, change },
+        Op::End { r: NOBODY },
+        Op::EndOnly { r: NOBODY },
+        Op::Insert { i: NOBODY, c: NOBODY, m: 0, start: 0, length: 1 },
+        Op::Remove { i: NOBODY },
+        Op::ReadBegin { i: NOBODY },
+        Op::CheckRetry { i: NOBODY, seq: 1 },
+        Op::TestYoung { m: NOBODY, address: 0 },
+        Op::Tlb { m: NOBODY, start: 0, end: 1 },
+        Op::PokeUsers { s: 0, v: NOBODY },
+        Op::Peek { m: NOBODY },
+    ];
+    for trace in golden::traces().iter().filter(|trace| trace.header.random.is_none()) {
+        let mut machine = Machine::new(trace.header.kernel);
+        for line in &trace.lines {
+            let observed = machine.apply(&line.op).expect("possible");
+            assert_eq!(observed, line.seen, "{}:{}", trace.file, line.number);
+            for op in &impossible {
+                machine.apply(op).expect_err("impossible");
+            }
+        }
+    }
 }
