@@ -6,7 +6,9 @@
 use core::ffi::{c_int, c_void};
 use core::ptr::NonNull;
 
-use mmu_notifier::{AddressSpace, Blocking, Change, Event, Range, Refuser, Subscriber, Subscription, WouldBlock};
+use mmu_notifier::{
+    AddressSpace, Blocking, Change, Event, Range, Refuser, Subscriber, Subscription, WouldBlock,
+};
 use mmu_notifier_primary::{InstallError, Options, Primary};
 
 use crate::heap::HEAP;

@@ -36,11 +36,7 @@ pub struct Summary {
     pub ends: Times,
     /// Starts and ends that the paired counting subscriber got, those of `cut_short` brackets included.
     pub balance_starts: u64,
-<<<<<<< HEAD
     /// See `balance_starts`. Short by `cut_short + still_open` at most, unless something is wrong.
-=======
-    /// See `balance_starts`. With `cut_short` they are as many as the starts, unless something is wrong.
->>>>>>> mmun-report
     pub balance_ends: u64,
     /// Brackets that `exec` or a kill took with it: no end can come.
     pub cut_short: u64,

@@ -7,7 +7,7 @@ use crate::witness::{Busy, Log, PAGES, Witness, change, try_change};
 /// The message of the panic that `run` ends with.
 fn message(run: impl FnOnce()) -> &'static str {
     let panic = catch_unwind(AssertUnwindSafe(run)).expect_err("it panics");
-    *panic.downcast_ref::<&'static str>().unwrap()
+    panic.downcast_ref::<&'static str>().copied().unwrap()
 }
 
 fn three(log: &Log, middle: Witness) -> (AddressSpace, Vec<mmu_notifier::Subscription>) {

@@ -76,6 +76,7 @@ struct Balance {
     starts: u64,
     ends: u64,
     cut_short: u64,
+    still_open: u64,
     abandoned: u64,
 }
 
@@ -151,6 +152,7 @@ impl<'a> From<&'a Summary> for Run<'a> {
                 starts: summary.balance_starts,
                 ends: summary.balance_ends,
                 cut_short: summary.cut_short,
+                still_open: summary.still_open,
                 abandoned: summary.abandoned,
             },
             refusals: Refusals {

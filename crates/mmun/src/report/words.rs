@@ -7,7 +7,7 @@ use crate::summary::{Outcome, Summary};
 pub(super) enum Balance {
     /// Every start has its end.
     Equal,
-    /// Ends are missing, no more than brackets were cut short by `exec` or a kill.
+    /// Ends are missing, no more than brackets were cut short by `exec` or a kill, or are still open.
     CutShort,
     /// So many starts have no end and nothing that explains it.
     Elevated(u64),
@@ -21,7 +21,10 @@ impl Balance {
         if ends > starts {
             return Balance::Surplus(ends - starts);
         }
-        match (starts - ends, (starts - ends).saturating_sub(summary.cut_short)) {
+        match (
+            starts - ends,
+            (starts - ends).saturating_sub(summary.cut_short.saturating_add(summary.still_open)),
+        ) {
             (0, _) => Balance::Equal,
             (_, 0) => Balance::CutShort,
             (_, unexplained) => Balance::Elevated(unexplained),
