@@ -123,6 +123,8 @@ int main(int count, char **words) {
                 return 1;
         }
     } else if (!strcmp(words[1], "ucm")) {
+        /* libucm leaves some of its symbols to libucs. */
+        dlopen("libucs.so.0", RTLD_NOW | RTLD_GLOBAL);
         void *object = dlopen("libucm.so.0", RTLD_NOW | RTLD_GLOBAL);
         int (*handle)(int, int, void (*)(int, void *, void *), void *) =
             object ? dlsym(object, "ucm_set_event_handler") : NULL;
