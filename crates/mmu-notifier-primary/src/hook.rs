@@ -28,7 +28,7 @@ use crate::decode::{Changes, decode, needs};
 use crate::entry::{Frame, Site};
 use crate::facts::Ranges;
 use crate::gate::{self, safe};
-use crate::log::{self, observe, ticks};
+use crate::log::{self, observe};
 use crate::primary::Primary;
 use crate::session::Shard;
 
@@ -105,14 +105,14 @@ fn change(primary: &Primary, caller: &Caller, call: Syscall, frame: &mut Frame, 
     let args = frame.args();
     let mut ranges = Ranges::new();
     let changes = decode(call, &args, &primary.memory.find(needs(call, &args), &mut ranges));
-    let time = ticks();
+    let time = primary.log.now();
     let bracket = Bracket::start(primary, caller, &changes);
-    let started = ticks();
+    let started = primary.log.now();
     // SAFETY: the program's own call, with its own arguments.
     let result = unsafe { gate::call(call.number(), &args) };
-    let changed = ticks();
+    let changed = primary.log.now();
     bracket.end(primary, caller);
-    let ended = ticks();
+    let ended = primary.log.now();
     frame.rax = result as usize;
     // `brk` fails by returning the old break.
     let failed = if call == Syscall::Brk {

@@ -557,7 +557,7 @@ fn open_log(session: Option<&CStr>) -> Result<Log, InstallError> {
     // SAFETY: mapped just now with `bytes` bytes, and never unmapped.
     let log = unsafe { Log::open(at as *mut u8, bytes) };
     if let Some(log) = log {
-        return Ok(log);
+        return Ok(if session.is_some() { log } else { log.unwatched() });
     }
     // SAFETY: mapped above; nobody has it.
     unsafe { gate::call(Syscall::Munmap.number(), &[at as usize, bytes, 0, 0, 0, 0]) };
