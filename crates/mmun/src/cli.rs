@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 /// See every change of a program's address space: what, why, how often, how long.
 #[derive(Debug, Parser)]
-#[command(name = "mmun", version, about, max_term_width = 100)]
+#[command(name = "mmun", version, about, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -64,7 +64,7 @@ pub struct Run {
     #[arg(long, value_name = "SIZE", default_value = "8m", value_parser = parse_size)]
     pub buffer: u64,
 
-    /// No live line, and no summary if the program succeeds.
+    /// No live line and no summary.
     #[arg(long, short)]
     pub quiet: bool,
 
