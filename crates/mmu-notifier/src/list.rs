@@ -14,12 +14,11 @@
 // entry. Both rest on the record of open changes.
 #![expect(unsafe_code)]
 
-use std::cell::UnsafeCell;
 use std::fmt;
 
 use crate::caller::Caller;
 use crate::open::{Held, OpenChanges};
-use crate::sync::{Arc, AtomicBool, AtomicPtr, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicPtr, Ordering, UnsafeCell};
 use crate::{Refuser, Subscriber};
 
 /// What a subscriber is.
@@ -77,7 +76,7 @@ impl Entry {
         // SAFETY: `held` is in phase Starting or Ending, and `gone` was false after its fence. Whoever sets
         // `gone` and wants to take the subscriber fences after that and then waits for our phase to end
         // (`OpenChanges::wait_for_callbacks`), so `take` cannot run while this reference lives.
-        unsafe { (*self.kind.get()).as_ref() }
+        self.kind.with(|kind| unsafe { (*kind).as_ref() })
     }
 
     /// No callback begins after this, except by who is on record already.
@@ -104,7 +103,7 @@ impl Entry {
     /// thread, and no other thread calls this.
     unsafe fn take(&self) -> Option<Kind> {
         // SAFETY: by the caller's promise no reference from `subscriber` lives, and none will be made.
-        unsafe { (*self.kind.get()).take() }
+        self.kind.with_mut(|kind| unsafe { (*kind).take() })
     }
 }
 
@@ -260,6 +259,8 @@ impl Published {
         if let Some(held) = open.claim(caller, nobody) {
             for entry in self.walk(&held) {
                 entry.leave();
+                // Whoever drops the parent's subscription here must not tell the parent's subscriber.
+                entry.claim_release();
             }
             held.free();
         }

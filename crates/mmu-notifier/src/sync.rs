@@ -12,6 +12,32 @@ pub(crate) use loom::sync::{
     atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
+/// A cell whose accesses loom checks.
+#[cfg(mmu_loom)]
+pub(crate) use loom::cell::UnsafeCell;
+
+/// A cell in the shape of loom's.
+#[cfg(not(mmu_loom))]
+#[derive(Debug)]
+pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+#[cfg(not(mmu_loom))]
+impl<T> UnsafeCell<T> {
+    pub(crate) fn new(value: T) -> UnsafeCell<T> {
+        UnsafeCell(std::cell::UnsafeCell::new(value))
+    }
+
+    #[inline(always)]
+    pub(crate) fn with<R>(&self, read: impl FnOnce(*const T) -> R) -> R {
+        read(self.0.get())
+    }
+
+    #[inline(always)]
+    pub(crate) fn with_mut<R>(&self, write: impl FnOnce(*mut T) -> R) -> R {
+        write(self.0.get())
+    }
+}
+
 /// A full fence directly behind a read-modify-write of the calling thread.
 ///
 /// On x86-64 a locked instruction is a full barrier by itself (AMD64 manual, volume 2, 7.4.2), so only

@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -130,14 +131,30 @@ fn the_subscriber_itself_is_dropped_with_the_subscription_also_while_a_change_is
     assert_eq!(log.take(), "value dropped *");
 }
 
+/// Says when the callback that holds it is dropped.
+struct Canary(&'static AtomicUsize);
+
+impl Drop for Canary {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
 #[test]
 fn a_subscription_may_be_dropped_inside_its_own_callback() {
+    static DROPPED: AtomicUsize = AtomicUsize::new(0);
     for in_end in [false, true] {
+        DROPPED.store(0, Relaxed);
+        let canary = Canary(&DROPPED);
         let log = Log::default();
         let space = AddressSpace::new();
         let own: Arc<Mutex<Option<Subscription>>> = Arc::default();
         let take = own.clone();
-        let leave = move |_: &Change| drop(take.lock().unwrap().take());
+        let leave = move |_: &Change| {
+            let _held = &canary;
+            drop(take.lock().unwrap().take());
+            assert_eq!(DROPPED.load(Relaxed), 0, "dropped while it runs");
+        };
         let witness = Witness::new("A", &log);
         let witness = if in_end { witness.on_end(leave) } else { witness.on_start(leave) };
         *own.lock().unwrap() = Some(space.subscribe(witness));
@@ -145,6 +162,8 @@ fn a_subscription_may_be_dropped_inside_its_own_callback() {
         assert_eq!(log.take(), if in_end { "A+ * A- A~" } else { "A+ A~ *" }, "no further callback");
         change(&space, &log);
         assert_eq!(log.take(), "*");
+        drop(space.subscribe(Witness::new("B", &log)));
+        assert_eq!(DROPPED.load(Relaxed), 1, "dropped later, by somebody else's coming and going");
     }
 }
 
@@ -202,7 +221,7 @@ fn the_parents_subscriptions_can_be_dropped_in_the_child() {
     space.forked();
     drop(subscriptions);
     change(&space, &log);
-    assert!(log.take().ends_with('*'));
+    assert_eq!(log.take(), "*", "not even by release: they are the parent's");
 }
 
 #[test]
