@@ -60,11 +60,13 @@ struct mmu_notifier_subscription;
 
 /* Rewrites the memory system calls of this process, so that its changes are announced. At start-up, best before there
  * are threads. 0 also if it was done before (by mmun run, say).
- * -EACCES: /proc/self/maps cannot be read. -ENOMEM: no memory. */
+ * -EACCES: /proc/self/maps cannot be read. -ENOMEM: no memory. -EEXIST: another copy of this object was loaded first;
+ * call its functions (those that dlsym finds with RTLD_DEFAULT). */
 int mmu_notifier_install(void);
 
 /* Tells ops of every change from now on; *subscription is for mmu_notifier_unsubscribe. size is sizeof(*ops).
- * Returns when no change is under way any more that ops was not told of. Allocates (not with malloc), may wait.
+ * Returns when no change is under way any more that ops was not told of. Allocates (not with malloc), may wait: so
+ * not in a signal handler, and not in callbacks of two threads at a time, which would wait for each other.
  * -EINVAL: a NULL argument, a wrong size, a required callback is missing. -ENODEV: not installed. */
 int mmu_notifier_subscribe(const struct mmu_notifier_ops *ops, size_t size, void *context,
                            struct mmu_notifier_subscription **subscription);
@@ -72,12 +74,16 @@ int mmu_notifier_subscribe_refuser(const struct mmu_notifier_refuser_ops *ops, s
                                    struct mmu_notifier_subscription **subscription);
 
 /* Ends a subscription. Waits for callbacks of other threads that are running; when it returns, none runs or will run.
- * Inside a callback of its own it does not wait for that one. NULL is ignored; the same twice is not allowed.
+ * Changes that are open have no end for it; release has been called instead. Inside a callback of its own it does not
+ * wait for anybody: no further callback begins, but some may still run in other threads. Inside a callback of another
+ * subscription it waits for other threads' callbacks, so two threads that do so would wait for each other.
+ * Not while holding a lock that a callback takes. NULL is ignored; the same twice is not allowed.
  * In a forked child the parent's subscriptions may be given back, to no effect. */
 void mmu_notifier_unsubscribe(struct mmu_notifier_subscription *subscription);
 
-/* Announces a change that the program makes itself: start to all, then change(argument), then end to all. Returns what
- * change returns. With blocking 0 it may be refused: -EAGAIN, and change is not called.
+/* Announces a change that the program makes itself: start to all, then change(argument), then end to all. The range is
+ * told as it is, not rounded to pages. Memory calls of change are announced for themselves. If change jumps out, the
+ * end comes with a later change of the thread. Returns what change returns. With blocking 0 it may be refused: -EAGAIN, and change is not called.
  * -EINVAL: an empty range or one past the end of the address space, an unknown event, blocking not 0 or 1, no change.
  * -ENODEV: not installed. */
 int mmu_notifier_invalidate(size_t start, size_t length, int event, int blocking, int (*change)(void *argument),

@@ -9,7 +9,7 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dlmalloc::{Allocator, Dlmalloc};
 use mmu_notifier_primary::pages;
@@ -20,12 +20,36 @@ struct Pages;
 /// What is asked for at least. Not more than what is needed once: it counts against the program's limits.
 const PIECE: usize = 256 << 10;
 
+/// Where the pieces begin and end, the oldest first. A process whose subscribers take more of them is past
+/// caring about a leak after a fork.
+static PIECES: [[AtomicUsize; 2]; 64] = [const { [const { AtomicUsize::new(0) }; 2] }; 64];
+static PIECES_USED: AtomicUsize = AtomicUsize::new(0);
+/// Pieces of a heap that was given up in a forked child.
+static PIECES_LOST: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether memory is on a heap that was given up: then it stays there.
+fn is_lost(pointer: *mut u8) -> bool {
+    let lost = PIECES_LOST.load(Ordering::Relaxed);
+    lost > PIECES.len()
+        || PIECES[..lost].iter().any(|[start, end]| {
+            (start.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)).contains(&(pointer as usize))
+        })
+}
+
 // SAFETY: `alloc` returns fresh, exclusive memory or null; nothing is ever moved or given back in part.
 unsafe impl Allocator for Pages {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
         let size = size.next_multiple_of(PIECE);
         let at = pages::map(size);
-        if at.is_null() { (at, 0, 0) } else { (at, size, 0) }
+        if at.is_null() {
+            return (at, 0, 0);
+        }
+        // Relaxed, here and below: under the lock of the heap.
+        if let Some(piece) = PIECES.get(PIECES_USED.fetch_add(1, Ordering::Relaxed)) {
+            piece[0].store(at as usize, Ordering::Relaxed);
+            piece[1].store(at as usize + size, Ordering::Relaxed);
+        }
+        (at, size, 0)
     }
 
     fn remap(&self, _: *mut u8, _: usize, _: usize, _: bool) -> *mut u8 {
@@ -79,9 +103,10 @@ impl Heap {
     }
 
     /// In the only thread of a forked child: if a thread that does not exist here was at the heap, its
-    /// state may be half changed. What is on it stays; a new heap is begun.
+    /// state may be half changed. What is on it stays, also when it is given back; a new heap is begun.
     pub(crate) fn forked(&self) {
         if self.busy.load(Ordering::Relaxed) {
+            PIECES_LOST.store(PIECES_USED.load(Ordering::Relaxed), Ordering::Relaxed);
             // SAFETY: there is no other thread, and this one is not inside `with` (it is inside `fork`).
             unsafe { self.heap.get().write(Dlmalloc::new_with_allocator(Pages)) };
             self.busy.store(false, Ordering::Relaxed);
@@ -97,6 +122,9 @@ unsafe impl GlobalAlloc for Heap {
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        if is_lost(pointer) {
+            return;
+        }
         // SAFETY: by the caller's promise it came from `alloc` with this layout.
         self.with(|heap| unsafe { heap.free(pointer, layout.size(), layout.align()) });
     }

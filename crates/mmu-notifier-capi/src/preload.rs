@@ -60,6 +60,11 @@ unsafe fn take_environment(environment: *mut *mut c_char) -> Option<(&'static CS
     if environment.is_null() {
         return None;
     }
+    // SAFETY: by the caller's promise, as below.
+    if !unsafe { variables(environment) }.any(|variable| variable.to_bytes().starts_with(SESSION)) {
+        // Not preloaded by `mmun` but linked: what stands in `LD_PRELOAD` is none of ours.
+        return None;
+    }
     let mut session = None;
     let mut object = None;
     let mut from = environment;
@@ -102,6 +107,25 @@ unsafe fn take_environment(environment: *mut *mut c_char) -> Option<(&'static CS
         to = unsafe { to.add(1) };
     }
     session.zip(object)
+}
+
+/// The variables of an environment.
+///
+/// # Safety
+///
+/// As for [`take_environment`], as long as the iterator lives.
+unsafe fn variables(mut at: *mut *mut c_char) -> impl Iterator<Item = &'static CStr> {
+    core::iter::from_fn(move || {
+        // SAFETY: not beyond the final null, by the caller's promise.
+        let variable = unsafe { *at };
+        if variable.is_null() {
+            return None;
+        }
+        // SAFETY: the array goes on to its final null.
+        at = unsafe { at.add(1) };
+        // SAFETY: by the caller's promise a zero-ended string.
+        Some(unsafe { CStr::from_ptr(variable) })
+    })
 }
 
 /// Subscribes the two that a watched process always or on request has. They are never unsubscribed.

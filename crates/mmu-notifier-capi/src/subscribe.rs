@@ -3,11 +3,11 @@
 // UNSAFETY: C calls in with pointers, and is called back through pointers.
 #![expect(unsafe_code)]
 
-use core::ffi::{c_int, c_void};
+use core::ffi::{c_char, c_int, c_void};
 use core::ptr::NonNull;
 
 use mmu_notifier::{
-    AddressSpace, Blocking, Change, Event, Range, Refuser, Subscriber, Subscription, WouldBlock,
+    AddressSpace, Blocking, Caller, Change, Event, Range, Refuser, Subscriber, Subscription, WouldBlock,
 };
 use mmu_notifier_primary::{InstallError, Options, Primary};
 
@@ -16,6 +16,7 @@ use crate::heap::HEAP;
 const EAGAIN: c_int = 11;
 const ENOMEM: c_int = 12;
 const EACCES: c_int = 13;
+const EEXIST: c_int = 17;
 const ENODEV: c_int = 19;
 const EINVAL: c_int = 22;
 
@@ -126,9 +127,44 @@ fn space() -> Result<AddressSpace, c_int> {
     Primary::get().map(|primary| primary.space().clone()).ok_or(-ENODEV)
 }
 
+/// Whether another copy of this object came first: it has the process, and its functions are the ones to call.
+fn is_second() -> bool {
+    /// `Dl_info`.
+    #[repr(C)]
+    struct Info {
+        file: *const c_char,
+        base: *const c_void,
+        symbol: *const c_char,
+        address: *const c_void,
+    }
+    unsafe extern "C" {
+        fn dlsym(handle: *mut c_void, name: *const c_char) -> *const c_void;
+        fn dladdr(address: *const c_void, info: *mut Info) -> c_int;
+    }
+    let object_of = |address: *const c_void| {
+        let mut info = Info {
+            file: core::ptr::null(),
+            base: core::ptr::null(),
+            symbol: core::ptr::null(),
+            address: core::ptr::null(),
+        };
+        // SAFETY: any address will do; `Info` is what the C library fills in.
+        unsafe { dladdr(address, &raw mut info) };
+        info.base
+    };
+    // SAFETY: RTLD_DEFAULT and a zero-ended name.
+    let first = unsafe { dlsym(core::ptr::null_mut(), c"mmu_notifier_install".as_ptr()) };
+    // Null: this copy was opened with `RTLD_LOCAL`, and there is no other. An exported function of ours has the
+    // address of the first one of that name, so ask for something private.
+    !first.is_null() && object_of(first) != object_of((&raw const HEAP).cast())
+}
+
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn mmu_notifier_install() -> c_int {
+    if Primary::get().is_none() && is_second() {
+        return -EEXIST;
+    }
     let options = Options { after_fork: |_| HEAP.forked(), ..Options::default() };
     match Primary::install(&options) {
         Ok(_) | Err(InstallError::Twice) => 0,
@@ -242,15 +278,21 @@ pub unsafe extern "C" fn mmu_notifier_invalidate(
     let (Some(change), Some(&event), Ok(range)) = (change, event, Range::with_len(start, length)) else {
         return -EINVAL;
     };
-    let space = match space() {
-        Ok(space) => space,
-        Err(error) => return error,
+    let blocking = match blocking {
+        0 => Blocking::Forbidden,
+        1 => Blocking::Allowed,
+        _ => return -EINVAL,
+    };
+    let Some(primary) = Primary::get() else { return -ENODEV };
+    // Everything that `change` calls lies deeper on the stack than this. Says what is nested in this change and
+    // what comes after it was jumped out of.
+    let here = 0u8;
+    let caller = Caller { stack: (&raw const here).addr(), ..primary.space().caller() };
+    let Ok(open) = primary.space().start(&caller, Change::new(range, event, blocking)) else {
+        return -EAGAIN;
     };
     // SAFETY: by the caller's promise.
-    let change = || unsafe { change(argument) };
-    match blocking {
-        0 => space.try_invalidate(range, event, change).unwrap_or(-EAGAIN),
-        1 => space.invalidate(range, event, change),
-        _ => -EINVAL,
-    }
+    let result = unsafe { change(argument) };
+    primary.space().end(&caller, open);
+    result
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// The folder of the shared object, built as it is shipped: cargo builds no `cdylib` for the tests of its package.
 fn object_folder() -> PathBuf {
@@ -14,25 +15,99 @@ fn object_folder() -> PathBuf {
     target.join("preload")
 }
 
-#[test]
-fn a_c_program_is_told_of_every_change() {
+/// The object, built once.
+fn object() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(object_folder)
+}
+
+/// Compiles `tests/NAME.c`; `None`, and said so, if there is no compiler.
+fn compile(name: &str) -> Option<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("watch");
-    let folder = object_folder();
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let mut compiler = Command::new("gcc");
     compiler.args(["-O2", "-Wall", "-Werror", "-pthread", "-I"]).arg(here.join("include"));
-    compiler.arg(here.join("tests/watch.c")).arg("-o").arg(&program).arg("-L").arg(&folder);
-    compiler.arg("-lmmu_notifier_capi").arg(format!("-Wl,-rpath,{}", folder.display()));
+    compiler.arg(here.join("tests").join(name).with_extension("c")).arg("-o").arg(&program);
+    compiler.arg("-L").arg(object()).arg("-lmmu_notifier_capi");
+    compiler.arg(format!("-Wl,-rpath,{}", object().display()));
     match compiler.output() {
         Err(error) => {
             eprintln!("SKIPPED: gcc cannot be run: {error}");
-            return;
+            None
         }
-        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Ok(output) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Some(program)
+        }
     }
-    let output = Command::new(&program).output().expect("it runs");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said == "watch ok\n", "{:?}: {said}", output.status);
+}
+
+/// Runs a command that must succeed and say `expected`.
+fn says(command: &mut Command, expected: &str) {
+    let output = command.output().expect("it runs");
+    let (said, complaint) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && said == expected,
+        "{command:?}: {:?}: {said}{complaint}",
+        output.status
+    );
+}
+
+#[test]
+fn a_c_program_is_told_of_every_change() {
+    if let Some(program) = compile("watch") {
+        says(&mut Command::new(program), "watch ok\n");
+    }
+}
+
+#[test]
+fn the_corners_hold() {
+    let Some(program) = compile("edges") else { return };
+    let cases = [
+        "nested",
+        "jumped",
+        "calls_in_callbacks",
+        "cleaning",
+        "signalled",
+        "forks",
+        "dlclosed",
+        "second_copy",
+    ];
+    for case in cases {
+        let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("copy.so");
+        std::fs::copy(object().join("libmmu_notifier_capi.so"), &copy).expect("a copy");
+        says(Command::new(&program).arg(case).arg(copy), "ok\n");
+    }
+}
+
+#[test]
+fn a_program_keeps_what_it_preloads_itself() {
+    if let Some(program) = compile("edges") {
+        let object = object().join("libmmu_notifier_capi.so");
+        says(Command::new(program).arg("environment").env("LD_PRELOAD", object), "ok\n");
+    }
+}
+
+#[test]
+fn nothing_else_is_exported() {
+    let object = object().join("libmmu_notifier_capi.so");
+    let output =
+        match Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(object).output() {
+            Err(error) => return eprintln!("SKIPPED: nm cannot be run: {error}"),
+            Ok(output) => output,
+        };
+    let symbols = String::from_utf8_lossy(&output.stdout);
+    let names: Vec<_> = symbols.lines().filter_map(|line| line.split(' ').next()).collect();
+    let header = include_str!("../include/mmu_notifier.h");
+    // The assembler of the hook calls these two by name.
+    let own = ["mmu_notifier_hook", "mmu_notifier_hook_after"];
+    for name in &names {
+        assert!(own.contains(name) || header.contains(&format!("{name}(")), "{name} is not in the header");
+    }
+    for function in ["install", "subscribe", "subscribe_refuser", "unsubscribe", "invalidate"] {
+        assert!(names.contains(&format!("mmu_notifier_{function}").as_str()), "{function} is not exported");
+    }
 }
 
 #[test]
