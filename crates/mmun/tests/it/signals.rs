@@ -15,7 +15,9 @@ struct Job {
 
 impl Job {
     fn start(script: &str) -> Job {
-        let script = format!("{script}; echo $$; n=0; while [ $n -lt 600 ]; do sleep 0.05; n=$((n+1)); done");
+        // It waits in the shell itself: a shell that is just starting a command by vfork cannot be stopped until
+        // its child has come to the exec, and that has been stopped, too.
+        let script = format!("{script}; sleep 30 >/dev/null 2>&1 & echo $$; wait");
         let mut mmun =
             mmun_sh(&script).process_group(0).stderr(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
