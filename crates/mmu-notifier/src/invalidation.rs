@@ -19,7 +19,7 @@ use crate::open::{Held, OpenChange};
 use crate::sync::Arc;
 use crate::{AddressSpace, Blocking, Change, Event, Range, WouldBlock};
 
-type Panic = Box<dyn Any + Send>;
+pub(crate) type Panic = Box<dyn Any + Send>;
 
 impl AddressSpace {
     /// Announces that `range` changes because of `event`, makes the change, and announces that it is done.
@@ -231,14 +231,14 @@ fn end_all(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) -> Option<P
     first
 }
 
-/// Runs a callback of `entry`'s subscriber, unless it has gone or this thread is in one of its already.
+/// Runs a callback of `entry`'s subscriber, unless it has gone or the change was made in one of its callbacks.
 #[inline]
 fn call<R>(held: &Held<'_>, entry: &Entry, callback: impl FnOnce(&Kind) -> R) -> Result<Option<R>, Panic> {
-    let mut result = Ok(None);
-    held.calling(entry.address(), || {
-        if let Some(kind) = entry.subscriber(held) {
-            result = catch_unwind(AssertUnwindSafe(|| callback(kind))).map(Some);
-        }
-    });
-    result
+    if held.skips(entry.address()) {
+        return Ok(None);
+    }
+    held.calling(entry.address(), || match entry.subscriber(held) {
+        Some(kind) => catch_unwind(AssertUnwindSafe(|| callback(kind))).map(Some),
+        None => Ok(None),
+    })
 }

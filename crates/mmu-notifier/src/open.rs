@@ -6,15 +6,18 @@
 //!
 //! # Protocol
 //!
-//! A slot goes through four phases. Only the thread that holds it writes it, except that an abandoned
-//! change may be ended by somebody else, who then holds it.
+//! A slot goes through four phases. Only the thread that holds it writes it; a change in its middle may be
+//! ended by another thread, which then holds it.
 //!
 //! ```text
-//!           claim (CAS)             change()            finish (CAS)          free()
+//!           claim (CAS)            changing()           finish (CAS)          free()
 //! Free ---------------> Starting ------------> Changing -----------> Ending ---------> Free
 //!                       callbacks              no callback           callbacks
 //!                       run: a reader          runs                  run: a reader
 //! ```
+//!
+//! Another thread goes from `Changing` to `Ending` by way of `Taken`, in which it writes its own name over the
+//! name of who started: in `Starting` and `Ending` the name is that of who calls, for whoever sees the phase.
 //!
 //! * In `Starting` and `Ending` the holder may call subscribers: whoever took a subscriber off the list
 //!   waits for these two ([`OpenChanges::wait_for_callbacks`]).
@@ -53,25 +56,43 @@ const SETS: usize = 1;
 /// Open changes of one home: nested ones, and a neighbour's when its own set is full.
 const WAYS: usize = if cfg!(mmu_loom) { 2 } else { 4 };
 
+/// How many callbacks deep a change is still kept from the subscribers whose callbacks these are. Who makes
+/// changes in callbacks deeper than that is told of them himself.
+const SKIPPED: usize = if cfg!(mmu_loom) { 1 } else { 8 };
+
 const FREE: u64 = 0;
 const STARTING: u64 = 1;
 const CHANGING: u64 = 2;
 const ENDING: u64 = 3;
-const PHASE: u64 = 3;
+const TAKEN: u64 = 4;
 
-/// One open change. Two slots never share a cache line.
+/// A slot's state is the number of its uses and a phase.
+const fn state(sequence: u64, phase: u64) -> u64 {
+    sequence << 3 | phase
+}
+
+const fn phase(state: u64) -> u64 {
+    state & 7
+}
+
+const fn sequence(state: u64) -> u64 {
+    state >> 3
+}
+
+/// One open change. Two slots never share a cache line, nor a pair of them that is fetched together. The second
+/// line is touched only by changes that are made in callbacks.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(align(128))]
 struct Slot {
-    /// Number of uses << 2 | phase.
+    /// See [`state`].
     state: AtomicU64,
-    /// [`Caller::thread`] and [`Caller::stack`] of the holder.
+    /// [`Caller::thread`] of the holder, 0 if it is free or not written yet; [`Caller::stack`] of who claimed it.
     thread: AtomicU64,
     stack: AtomicUsize,
     /// The change.
     start: AtomicUsize,
     end: AtomicUsize,
-    /// Event << 1 | may wait.
+    /// See [`What`].
     what: AtomicU32,
     /// Subscribers of the list whose start has returned, and those whose end has been called.
     started: AtomicU16,
@@ -80,21 +101,52 @@ struct Slot {
     list: AtomicUsize,
     /// The subscriber that the holder is calling, 0 if none.
     calling: AtomicUsize,
+    /// The subscribers in whose callbacks the change was made: they hear neither its start nor its end.
+    skipped: [AtomicUsize; SKIPPED],
+}
+
+/// The small things on record, in one word.
+#[derive(Clone, Copy)]
+struct What {
+    event: Event,
+    blocking: Blocking,
+    /// How many of `skipped` are in use.
+    skipped: usize,
+    /// The slot is not of the claimer's home.
+    away: bool,
+}
+
+impl What {
+    fn to_word(self) -> u32 {
+        let may_wait = u32::from(self.blocking == Blocking::Allowed);
+        (self.event as u32) << 8 | (self.skipped as u32) << 2 | u32::from(self.away) << 1 | may_wait
+    }
+
+    fn from_word(word: u32) -> What {
+        What {
+            event: Event::ALL[(word >> 8) as usize % Event::ALL.len()],
+            blocking: if word & 1 == 1 { Blocking::Allowed } else { Blocking::Forbidden },
+            skipped: (word >> 2 & 63) as usize,
+            away: word & 2 == 2,
+        }
+    }
 }
 
 /// The slots of one address space.
 pub(crate) struct OpenChanges {
     sets: Box<[[Slot; WAYS]]>,
+    /// Slots in use by threads that have another home: while there are none, a thread finds all that it has open
+    /// at home.
+    away: AtomicUsize,
 }
 
 /// A slot that the caller holds: a change in phase `Starting` or `Ending`.
 #[derive(Clone, Copy)]
 pub(crate) struct Held<'a> {
+    open: &'a OpenChanges,
     slot: &'a Slot,
-    sequence: u64,
     token: OpenChange,
-    /// Subscribers that this thread is calling already: it came back to us out of their callbacks.
-    busy: [usize; WAYS],
+    what: What,
 }
 
 /// A change that has been started and not ended: what [`AddressSpace::start`](crate::AddressSpace::start)
@@ -124,26 +176,30 @@ impl OpenChanges {
             ended: AtomicU16::new(0),
             list: AtomicUsize::new(0),
             calling: AtomicUsize::new(0),
+            skipped: std::array::from_fn(|_| AtomicUsize::new(0)),
         };
-        OpenChanges { sets: (0..SETS).map(|_| std::array::from_fn(|_| slot())).collect() }
+        let sets = (0..SETS).map(|_| std::array::from_fn(|_| slot())).collect();
+        OpenChanges { sets, away: AtomicUsize::new(0) }
     }
 
     /// Takes a slot for `change`, in phase `Starting`; `None` if all are in use.
     pub(crate) fn claim(&self, caller: &Caller, change: &Change) -> Option<Held<'_>> {
         let home = caller.home % SETS;
-        let busy = self.busy(caller);
         for step in 0..SETS {
             let set = (home + step) % SETS;
             for (way, slot) in self.sets[set].iter().enumerate() {
-                let state = slot.state.load(Ordering::Relaxed);
-                if state & PHASE != FREE {
+                let free = slot.state.load(Ordering::Relaxed);
+                if phase(free) != FREE {
                     continue;
                 }
-                let sequence = (state >> 2) + 1;
+                let sequence = sequence(free) + 1;
+                // The callbacks that this thread is in. Before the claim: the slot itself is none of them.
+                let mut busy = self.of(caller).filter_map(|(_, slot)| calling(slot));
+                let first = busy.next();
                 // Acquire pairs with the Release in `free`: the fields of the last use are over.
                 let claimed = slot.state.compare_exchange(
-                    state,
-                    sequence << 2 | STARTING,
+                    free,
+                    state(sequence, STARTING),
                     Ordering::Acquire,
                     Ordering::Relaxed,
                 );
@@ -156,14 +212,26 @@ impl OpenChanges {
                 slot.stack.store(caller.stack, Ordering::Relaxed);
                 slot.started.store(0, Ordering::Relaxed);
                 slot.ended.store(0, Ordering::Relaxed);
-                // Release: a signal handler that finds its own thread here finds the stack position, too.
-                slot.thread.store(caller.thread, Ordering::Release);
                 slot.start.store(change.range().start(), Ordering::Relaxed);
                 slot.end.store(change.range().end(), Ordering::Relaxed);
-                let may_wait = u32::from(change.blocking() == Blocking::Allowed);
-                slot.what.store((change.event() as u32) << 1 | may_wait, Ordering::Relaxed);
+                let mut skipped = 0;
+                if let Some(first) = first {
+                    for (subscriber, place) in std::iter::once(first).chain(busy).zip(&slot.skipped) {
+                        place.store(subscriber, Ordering::Relaxed);
+                        skipped += 1;
+                    }
+                }
+                let away = step > 0;
+                if away {
+                    // Relaxed: only the calling thread has to see it.
+                    self.away.fetch_add(1, Ordering::Relaxed);
+                }
+                let what = What { event: change.event(), blocking: change.blocking(), skipped, away };
+                slot.what.store(what.to_word(), Ordering::Relaxed);
+                // Release: a signal handler that finds its own thread here finds the rest, too.
+                slot.thread.store(caller.thread, Ordering::Release);
                 let token = OpenChange { index: (set * WAYS + way) as u32, sequence };
-                return Some(Held { slot, sequence, token, busy });
+                return Some(Held { open: self, slot, token, what });
             }
         }
         None
@@ -171,69 +239,89 @@ impl OpenChanges {
 
     /// Takes a change out of phase `Changing` into `Ending`; `None` if it has been ended already.
     pub(crate) fn finish(&self, caller: &Caller, open: OpenChange) -> Option<Held<'_>> {
-        let index = open.index as usize;
-        let slot = self.sets.get(index / WAYS)?.get(index % WAYS)?;
-        // Acquire pairs with the Release in `change`, for the one who ends somebody else's.
-        let ending = slot.state.compare_exchange(
-            open.sequence << 2 | CHANGING,
-            open.sequence << 2 | ENDING,
+        let slot = self.slot(open)?;
+        // Relaxed: who started the change reads what it wrote itself; who got the token from there reads
+        // that, or something later.
+        let next = if slot.thread.load(Ordering::Relaxed) == caller.thread { ENDING } else { TAKEN };
+        // Acquire pairs with the Release in `changing`, for the one who ends somebody else's.
+        let taken = slot.state.compare_exchange(
+            state(open.sequence, CHANGING),
+            state(open.sequence, next),
             Ordering::Acquire,
             Ordering::Relaxed,
         );
-        ending.ok()?;
+        taken.ok()?;
+        if next == TAKEN {
+            // Relaxed: published by the exchange below.
+            slot.thread.store(caller.thread, Ordering::Relaxed);
+            // Release pairs with the Acquire in `wait` and `of`: who sees this phase sees who is calling.
+            slot.state.swap(state(open.sequence, ENDING), Ordering::Release);
+        }
         // Pairs with the fence in `wait`: see the module documentation.
         fence_after_rmw();
-        let busy = self.busy(caller);
-        // Relaxed: as in `claim`. Who ends somebody else's abandoned change is the one who calls now.
-        slot.thread.store(caller.thread, Ordering::Relaxed);
-        Some(Held { slot, sequence: open.sequence, token: open, busy })
+        Some(self.held(slot, open))
     }
 
-    /// The subscribers whose callbacks the calling thread is in.
-    fn busy(&self, caller: &Caller) -> [usize; WAYS] {
-        std::array::from_fn(|way| {
-            let slot = &self.sets[caller.home % SETS][way];
-            // Relaxed: what is used was written by the calling thread itself.
-            let callbacks = matches!(slot.state.load(Ordering::Relaxed) & PHASE, STARTING | ENDING);
-            if callbacks && slot.thread.load(Ordering::Relaxed) == caller.thread {
-                slot.calling.load(Ordering::Relaxed)
-            } else {
-                0
-            }
+    fn slot(&self, open: OpenChange) -> Option<&Slot> {
+        let index = open.index as usize;
+        self.sets.get(index / WAYS)?.get(index % WAYS)
+    }
+
+    fn held<'a>(&'a self, slot: &'a Slot, token: OpenChange) -> Held<'a> {
+        // Relaxed: the caller wrote it, or has acquired a later phase.
+        let what = What::from_word(slot.what.load(Ordering::Relaxed));
+        Held { open: self, slot, token, what }
+    }
+
+    /// The slots that the calling thread holds, in any phase.
+    fn of(&self, caller: &Caller) -> impl Iterator<Item = (OpenChange, &Slot)> + use<'_> {
+        let home = caller.home % SETS;
+        let thread = caller.thread;
+        // Relaxed: the calling thread sees at least its own.
+        let away = self.away.load(Ordering::Relaxed) > 0;
+        let sets = if away { 0..SETS } else { home..home + 1 };
+        sets.flat_map(move |set| (0..WAYS).map(move |way| (set, way))).filter_map(move |(set, way)| {
+            let slot = &self.sets[set][way];
+            // Acquire: a slot that somebody else has claimed does not bear the name of its last holder any more.
+            let state = slot.state.load(Ordering::Acquire);
+            // Relaxed: see above.
+            let mine = phase(state) != FREE && slot.thread.load(Ordering::Relaxed) == thread;
+            let open = OpenChange { index: (set * WAYS + way) as u32, sequence: sequence(state) };
+            mine.then_some((open, slot))
         })
     }
 
     /// The changes that the calling thread has open, in any phase, with the stack position of each.
     pub(crate) fn of_thread(&self, caller: &Caller) -> impl Iterator<Item = (OpenChange, usize)> + use<'_> {
-        let home = caller.home % SETS;
-        let thread = caller.thread;
-        self.sets[home].iter().enumerate().filter_map(move |(way, slot)| {
-            // Relaxed: what is used was written by the calling thread itself.
-            let state = slot.state.load(Ordering::Relaxed);
-            let mine = state & PHASE != FREE && slot.thread.load(Ordering::Relaxed) == thread;
-            let open = OpenChange { index: (home * WAYS + way) as u32, sequence: state >> 2 };
-            mine.then(|| (open, slot.stack.load(Ordering::Relaxed)))
-        })
+        // Relaxed: the calling thread wrote it.
+        self.of(caller).map(|(open, slot)| (open, slot.stack.load(Ordering::Relaxed)))
+    }
+
+    /// Whether the calling thread is in a callback of `subscriber`.
+    pub(crate) fn is_in_callback(&self, caller: &Caller, subscriber: usize) -> bool {
+        self.of(caller).any(|(_, slot)| calling(slot) == Some(subscriber))
     }
 
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
     /// `Ending`; `None` if it is over. Says whether a callback was left in its middle.
     pub(crate) fn adopt(&self, caller: &Caller, open: OpenChange) -> Option<(Held<'_>, bool)> {
-        let index = open.index as usize;
-        let slot = self.sets.get(index / WAYS)?.get(index % WAYS)?;
-        // Relaxed: the calling thread wrote it.
-        let state = slot.state.load(Ordering::Relaxed);
-        if state >> 2 != open.sequence || state & PHASE == FREE {
+        let slot = self.slot(open)?;
+        // Acquire pairs with the Release in `finish`: another thread that is ending it has written its name.
+        let state = slot.state.load(Ordering::Acquire);
+        if sequence(state) != open.sequence || slot.thread.load(Ordering::Relaxed) != caller.thread {
             return None;
         }
-        if state & PHASE == CHANGING {
-            return self.finish(caller, open).map(|held| (held, false));
+        match phase(state) {
+            CHANGING => self.finish(caller, open).map(|held| (held, false)),
+            STARTING | ENDING => {
+                let inside = calling(slot).is_some();
+                slot.calling.store(0, Ordering::Relaxed);
+                let held = self.held(slot, open);
+                held.ending();
+                Some((held, inside))
+            }
+            _ => None,
         }
-        let inside = slot.calling.load(Ordering::Relaxed) != 0;
-        slot.calling.store(0, Ordering::Relaxed);
-        let held = Held { slot, sequence: open.sequence, token: open, busy: self.busy(caller) };
-        held.ending();
-        Some((held, inside))
     }
 
     /// Whether some open change may still walk the list at `list`.
@@ -243,16 +331,20 @@ impl OpenChanges {
         self.sets.iter().flatten().any(|slot| {
             // Acquire pairs with the claim and, through it, with the Release in `free`: `list` is not older.
             let state = slot.state.load(Ordering::Acquire);
-            let held = slot.list.load(Ordering::Relaxed);
-            state & PHASE != FREE && (held == 0 || held == list | 1)
+            // Acquire pairs with the Release in `walks`: if this is of a later use, the use seen above is over.
+            let held = slot.list.load(Ordering::Acquire);
+            phase(state) != FREE && (held == 0 || held == list | 1)
         })
     }
 
-    /// Waits until every callback that was running in another thread is over. Returns false if the calling
-    /// thread itself is in a callback of `subscriber`.
+    /// Waits until every callback that was running in another thread is over. If the calling thread itself is in
+    /// a callback of `subscriber`, returns false at once: two who do that would wait for each other.
     pub(crate) fn wait_for_callbacks(&self, caller: &Caller, subscriber: usize) -> bool {
+        if self.is_in_callback(caller, subscriber) {
+            return false;
+        }
         self.wait(caller, |phase, _| phase == STARTING || phase == ENDING);
-        !self.busy(caller).contains(&subscriber)
+        true
     }
 
     /// Waits until every change of other threads that does not walk the list at `list` is over.
@@ -267,9 +359,12 @@ impl OpenChanges {
             // Acquire, here and below, pairs with the Release in `change` and `free`: what the callbacks did
             // happened before.
             let mut state = slot.state.load(Ordering::Acquire);
-            let sequence = state >> 2;
+            let first = sequence(state);
             let mut backoff = Backoff::default();
-            while state >> 2 == sequence && concerns(state & PHASE, slot.list.load(Ordering::Relaxed)) {
+            // Acquire of the list as in `holds`.
+            while sequence(state) == first && concerns(phase(state), slot.list.load(Ordering::Acquire)) {
+                // Relaxed: the Acquire of the phase makes the name of who calls visible, or that nobody has
+                // written one yet.
                 if slot.thread.load(Ordering::Relaxed) == caller.thread {
                     break;
                 }
@@ -283,20 +378,28 @@ impl OpenChanges {
     pub(crate) fn forget_all(&self) {
         for slot in self.sets.iter().flatten() {
             // Relaxed: there is only one thread.
-            let sequence = slot.state.load(Ordering::Relaxed) >> 2;
+            let sequence = sequence(slot.state.load(Ordering::Relaxed));
             slot.list.store(0, Ordering::Relaxed);
             slot.thread.store(0, Ordering::Relaxed);
             slot.calling.store(0, Ordering::Relaxed);
-            slot.state.store(sequence << 2 | FREE, Ordering::Relaxed);
+            slot.state.store(state(sequence, FREE), Ordering::Relaxed);
         }
+        self.away.store(0, Ordering::Relaxed);
     }
+}
+
+/// The subscriber that the holder of a slot is calling. For the holder itself.
+fn calling(slot: &Slot) -> Option<usize> {
+    // Relaxed: the calling thread wrote it.
+    Some(slot.calling.load(Ordering::Relaxed)).filter(|&subscriber| subscriber != 0)
 }
 
 impl Held<'_> {
     /// Puts on record which list is walked; before this, the holder is taken to walk any.
     pub(crate) fn walks(&self, list: usize) {
-        // Relaxed: a reader that misses it takes the slot to hold any list.
-        self.slot.list.store(list | 1, Ordering::Relaxed);
+        // A reader that misses it takes the slot to hold any list. Release pairs with the Acquire in `holds` and
+        // in `wait`: a reader that sees it knows that the last use of the slot is over.
+        self.slot.list.store(list | 1, Ordering::Release);
     }
 
     /// The list that is walked, as given to [`walks`](Held::walks).
@@ -308,12 +411,10 @@ impl Held<'_> {
     /// The change on record.
     pub(crate) fn change(&self) -> Change {
         // Relaxed: as in `list`.
-        let what = self.slot.what.load(Ordering::Relaxed);
         let range =
             Range::new(self.slot.start.load(Ordering::Relaxed), self.slot.end.load(Ordering::Relaxed))
                 .unwrap_or(Range::EVERYTHING);
-        let blocking = if what & 1 == 1 { Blocking::Allowed } else { Blocking::Forbidden };
-        Change::new(range, Event::ALL[(what >> 1) as usize % Event::ALL.len()], blocking)
+        Change::new(range, self.what.event, self.what.blocking)
     }
 
     /// How many starts have returned, in the order of the list.
@@ -337,51 +438,55 @@ impl Held<'_> {
 
     /// The change will not take place: from `Starting` to `Ending` at once.
     pub(crate) fn ending(&self) {
-        // Relaxed: a reader before, a reader after; nobody may conclude anything from it.
-        self.slot.state.store(self.sequence << 2 | ENDING, Ordering::Relaxed);
+        // A reader before, a reader after: nobody may conclude anything from it. Release all the same: who sees this
+        // phase must see what came with the claim, as the list that is walked.
+        self.slot.state.store(state(self.token.sequence, ENDING), Ordering::Release);
     }
 
-    /// Runs `callback` of the subscriber at address `subscriber` with the call on record; false, and
-    /// nothing run, if this thread is in a callback of that subscriber already.
+    /// Whether the change was made in a callback of the subscriber at that address, which then hears nothing of it.
     #[inline]
-    pub(crate) fn calling(&self, subscriber: usize, callback: impl FnOnce()) -> bool {
-        if self.is_calling(subscriber) {
-            return false;
-        }
+    pub(crate) fn skips(&self, subscriber: usize) -> bool {
+        // Relaxed: as in `list`.
+        let mut skipped = self.slot.skipped.iter().take(self.what.skipped);
+        skipped.any(|skipped| skipped.load(Ordering::Relaxed) == subscriber)
+    }
+
+    /// Runs `callback` of the subscriber at that address with the call on record. It must not unwind.
+    #[inline]
+    pub(crate) fn calling<R>(&self, subscriber: usize, callback: impl FnOnce() -> R) -> R {
         // Relaxed: read by the same thread only.
         self.slot.calling.store(subscriber, Ordering::Relaxed);
-        callback();
+        let result = callback();
         self.slot.calling.store(0, Ordering::Relaxed);
-        true
-    }
-
-    /// Whether this thread is in a callback of that subscriber.
-    pub(crate) fn is_calling(&self, subscriber: usize) -> bool {
-        self.busy.contains(&subscriber)
+        result
     }
 
     /// All callbacks of the start have returned: to phase `Changing`.
     pub(crate) fn changing(self) -> OpenChange {
         // Release pairs with the Acquire in `wait`: the callbacks are over.
-        self.slot.state.store(self.sequence << 2 | CHANGING, Ordering::Release);
+        self.slot.state.store(state(self.token.sequence, CHANGING), Ordering::Release);
         self.token
     }
 
     /// All is over: the slot can be used again.
     pub(crate) fn free(self) {
+        if self.what.away {
+            // Relaxed: as in `claim`.
+            self.open.away.fetch_sub(1, Ordering::Relaxed);
+        }
         // Relaxed: published by the Release below. The thread is cleared so that nobody takes the next holder,
         // who has not written it yet, for himself.
         self.slot.list.store(0, Ordering::Relaxed);
         self.slot.thread.store(0, Ordering::Relaxed);
         // Release pairs with the Acquire in `claim` and in `wait`.
-        self.slot.state.store(self.sequence << 2 | FREE, Ordering::Release);
+        self.slot.state.store(state(self.token.sequence, FREE), Ordering::Release);
     }
 }
 
 impl fmt::Debug for OpenChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let open =
-            self.sets.iter().flatten().filter(|slot| slot.state.load(Ordering::Relaxed) & PHASE != FREE);
+            self.sets.iter().flatten().filter(|slot| phase(slot.state.load(Ordering::Relaxed)) != FREE);
         f.debug_list().entries(open).finish()
     }
 }

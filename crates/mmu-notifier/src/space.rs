@@ -1,8 +1,10 @@
 //! An address space and who is told of its changes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use crate::caller::Caller;
+use crate::invalidation::Panic;
 use crate::list::{Entry, Kind, Published};
 use crate::open::{Held, OpenChanges};
 use crate::sync::{Arc as SyncArc, Backoff};
@@ -83,13 +85,12 @@ impl AddressSpace {
         let caller = self.caller();
         let held = self.record(&caller);
         let list = self.shared.list.replace(&held, |entries| {
-            assert!(entries.len() < usize::from(u16::MAX), "an address space has at most 65,535 subscribers");
-            Some(std::iter::once(&entry).chain(entries).cloned().collect())
+            let room = entries.len() < usize::from(u16::MAX);
+            room.then(|| std::iter::once(&entry).chain(entries).cloned().collect())
         });
         held.free();
-        if let Some(list) = list {
-            self.shared.open.wait_for_strangers(&caller, list);
-        }
+        let list = list.expect("an address space has at most 65,535 subscribers");
+        self.shared.open.wait_for_strangers(&caller, list);
         self.shared.list.collect(&self.shared.open);
         Subscription { space: self.clone(), entry }
     }
@@ -114,15 +115,25 @@ impl AddressSpace {
     /// The address space is going: tells every subscriber once by `release`, then nobody of anything.
     ///
     /// Does not wait for callbacks that other threads are in. Subscriptions stay to be dropped.
+    ///
+    /// # Panics
+    ///
+    /// If somebody's `release` panics, after all others have been told.
     #[doc(alias = "mmu_notifier_release")]
     pub fn release(&self) {
         let caller = self.caller();
         let held = self.record(&caller);
+        let mut panic = None;
         for entry in self.shared.list.walk(&held) {
-            release(entry, &held);
+            if let Err(first) = release(entry, &held) {
+                panic.get_or_insert(first);
+            }
             entry.leave();
         }
         held.free();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
     }
 
     /// Makes this the empty address space of a forked child.
@@ -146,22 +157,24 @@ impl Default for AddressSpace {
 }
 
 /// Calls `release`, if nobody has yet.
-fn release(entry: &Entry, held: &Held<'_>) {
-    if let Some(subscriber) = entry.subscriber(held)
-        && entry.claim_release()
-    {
-        subscriber.release();
-    }
+fn release(entry: &Entry, held: &Held<'_>) -> Result<(), Panic> {
+    held.calling(entry.address(), || match entry.subscriber(held) {
+        Some(kind) if entry.claim_release() => catch_unwind(AssertUnwindSafe(|| kind.release())),
+        _ => Ok(()),
+    })
 }
 
 /// Keeps a subscriber subscribed. Dropping it unsubscribes.
 ///
 /// The drop waits for callbacks of other threads that are running; when it returns, no callback of the
 /// subscriber runs or will run, `release` was the last one, and the subscriber itself has been dropped.
-/// Changes that are open have no end for it.
+/// Changes that are open have no end for it. Changes that begin while the drop is under way may go unannounced
+/// before `release` is called: nothing may be reached any more through what the subscriber keeps.
 ///
-/// Dropped inside a callback of its own, it cannot wait for itself: no *further* callback begins, and the
-/// subscriber is dropped later, by somebody else's `subscribe` or unsubscribe.
+/// Dropped inside a callback of its own, it waits for nobody: this callback is the last one of this thread, other
+/// threads finish those that they are in, and the subscriber is dropped later, by somebody else's `subscribe` or
+/// unsubscribe. Dropped inside a callback of another subscriber, it waits as ever; two threads that do that at
+/// the same time wait for each other's callback, for ever.
 #[derive(Debug)]
 #[must_use = "dropping a subscription unsubscribes"]
 #[doc(alias = "mmu_notifier")]
@@ -175,10 +188,9 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         let space = &self.space;
         let caller = space.caller();
+        let in_own_callback = space.shared.open.is_in_callback(&caller, self.entry.address());
         let held = space.record(&caller);
-        if held.is_calling(self.entry.address()) {
-            release(&self.entry, &held);
-        }
+        let released = if in_own_callback { release(&self.entry, &held) } else { Ok(()) };
         let shared = &space.shared;
         if let Some(subscriber) = shared.list.remove(&shared.open, &caller, held, &self.entry)
             && self.entry.claim_release()
@@ -186,5 +198,8 @@ impl Drop for Subscription {
             subscriber.release();
         }
         shared.list.collect(&shared.open);
+        if let Err(panic) = released {
+            resume_unwind(panic);
+        }
     }
 }
