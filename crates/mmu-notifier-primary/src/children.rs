@@ -179,7 +179,7 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     }
     if let Some(shard) = primary.log.shard(caller.home) {
         count(shard, call, false, same_process);
-        if let Some(bracket) = &bracket {
+        if let Some(bracket) = &mut bracket {
             count_changes(shard, &changes, bracket);
         }
     }
@@ -211,7 +211,7 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     if let Some(index) = claimed {
         primary.log.vforked_exec_failed(index);
     }
-    if let Some(bracket) = &bracket {
+    if let Some(bracket) = &mut bracket {
         primary.log.not_ending();
         let changed = ticks();
         bracket.end(primary, caller);

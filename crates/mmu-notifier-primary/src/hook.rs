@@ -106,7 +106,7 @@ fn change(primary: &Primary, caller: &Caller, call: Syscall, frame: &mut Frame, 
     let mut ranges = Ranges::new();
     let changes = decode(call, &args, &primary.memory.find(needs(call, &args), &mut ranges));
     let time = primary.log.now();
-    let bracket = Bracket::start(primary, caller, &changes);
+    let mut bracket = Bracket::start(primary, caller, &changes);
     let started = primary.log.now();
     // SAFETY: the program's own call, with its own arguments.
     let result = unsafe { gate::call(call.number(), &args) };
@@ -208,7 +208,7 @@ pub(crate) struct Bracket {
 
 impl Bracket {
     pub(crate) fn start(primary: &Primary, caller: &Caller, changes: &Changes) -> Bracket {
-        let mut bracket = Bracket { open: [None; Changes::MAX], refused: 0 };
+        let mut bracket = Bracket { open: [const { None }; Changes::MAX], refused: 0 };
         if changes.as_slice().is_empty() {
             return bracket;
         }
@@ -219,9 +219,9 @@ impl Bracket {
         bracket
     }
 
-    pub(crate) fn end(&self, primary: &Primary, caller: &Caller) {
-        for open in self.open.iter().rev().flatten() {
-            primary.space.end(caller, *open);
+    pub(crate) fn end(&mut self, primary: &Primary, caller: &Caller) {
+        for open in self.open.iter_mut().rev().filter_map(Option::take) {
+            primary.space.end(caller, open);
         }
     }
 }

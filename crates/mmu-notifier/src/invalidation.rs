@@ -7,15 +7,18 @@
 //! begins, and the first `end` runs after it is done. All subscribers that were on the list when the
 //! change went on record see both, others neither; who unsubscribes in between is told by `release`.
 //!
-//! A refusal does not stop the walk: everybody is asked, as in Linux, and then everybody who started is
-//! ended.
+//! Intervals come first: if one of them refuses, nobody else is asked. A refusal of a subscriber of the list does not
+//! stop the walk: everybody is asked, as in Linux, and then everybody who started is ended.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Instant;
 
 use crate::caller::Caller;
-use crate::list::{Entry, Kind};
+use crate::interval::start_intervals;
+use crate::list::{Entry, Kind, Timed};
 use crate::open::{Held, OpenChange};
+use crate::slot::{Phase, count};
 use crate::sync::Arc;
 use crate::{AddressSpace, Blocking, Change, Event, Range, WouldBlock};
 
@@ -41,18 +44,22 @@ impl AddressSpace {
     /// ```
     #[doc(alias = "mmu_notifier_invalidate_range_start")]
     pub fn invalidate<R>(&self, range: Range, event: Event, change: impl FnOnce() -> R) -> R {
-        let caller = self.caller();
-        let bracket = Invalidation { space: self, open: Some(self.start_blocking(&caller, range, event)) };
-        let result = change();
-        bracket.end();
-        result
+        match self.begin(Change::new(range, event, Blocking::Allowed)) {
+            Ok(bracket) => {
+                let result = change();
+                bracket.end();
+                result
+            }
+            // `try_start` and `try_invalidate` are called for non-blocking changes only, and only they can refuse.
+            Err(WouldBlock) => unreachable!("a blocking start cannot be refused"),
+        }
     }
 
     /// The same, but nobody may wait: if somebody would have to, `change` is not made.
     ///
     /// # Errors
     ///
-    /// [`WouldBlock`] if a [`Refuser`](crate::Refuser) refused, or if there is no room to put the change on
+    /// [`WouldBlock`] if somebody refused, or if there is no room to put the change on
     /// record (more than 1024 are open). Everybody who was told of the start has been told of the end.
     ///
     /// # Panics
@@ -73,17 +80,43 @@ impl AddressSpace {
         event: Event,
         change: impl FnOnce() -> R,
     ) -> Result<R, WouldBlock> {
-        let open = self.start(&self.caller(), Change::new(range, event, Blocking::Forbidden))?;
-        let bracket = Invalidation { space: self, open: Some(open) };
+        let bracket = self.begin(Change::new(range, event, Blocking::Forbidden))?;
         let result = change();
         bracket.end();
         Ok(result)
     }
 
+    /// Announces a change and gives a guard that announces its end when it is dropped, on whatever thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_invalidate`](AddressSpace::try_invalidate) if the change must not wait; never if it may.
+    ///
+    /// # Panics
+    ///
+    /// If a callback panics, after the others have been told of the end.
+    ///
+    /// ```
+    /// use mmu_notifier::{AddressSpace, Blocking, Change, Event, Range};
+    ///
+    /// let space = AddressSpace::new();
+    /// let pages = Range::new(0x1000, 0x2000)?;
+    /// let bracket = space.begin(Change::new(pages, Event::Migrate, Blocking::Allowed).with_owner(7))?;
+    /// // ... migrate ...
+    /// bracket.end();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "mmu_notifier_invalidate_range_start")]
+    pub fn begin(&self, change: Change) -> Result<Invalidation<'_>, WouldBlock> {
+        let caller = self.caller();
+        let open = self.start(&caller, change)?;
+        Ok(Invalidation { space: self, caller, open: Some(open) })
+    }
+
     /// Announces a change and leaves it open until [`end`](AddressSpace::end).
     ///
     /// For code that must not rely on a destructor, as the hook of a system call, whose frame may be jumped
-    /// over. Everybody else uses [`invalidate`](AddressSpace::invalidate).
+    /// over. Everybody else uses [`begin`](AddressSpace::begin) or [`invalidate`](AddressSpace::invalidate).
     ///
     /// # Errors
     ///
@@ -92,40 +125,53 @@ impl AddressSpace {
     /// # Panics
     ///
     /// If a callback panics, after the others have been told of the end.
+    #[inline]
     pub fn start(&self, caller: &Caller, change: Change) -> Result<OpenChange, WouldBlock> {
-        let held = match change.blocking() {
-            Blocking::Allowed => self.claim(caller, &change),
-            Blocking::Forbidden => self.shared.open.claim(caller, &change).ok_or(WouldBlock)?,
+        let shared = &self.shared;
+        let held = match shared.open.claim(caller, &change) {
+            Some(held) => held,
+            None if change.blocking() == Blocking::Forbidden => return Err(WouldBlock),
+            None => shared.claim_with(caller, &change, Phase::Starting),
         };
-        let entries = self.shared.list.walk(&held);
-        let mut refused = false;
-        let mut panic = None;
-        for (index, entry) in entries.iter().enumerate() {
-            match call(&held, entry, |kind| start(kind, &change)) {
-                Ok(answer) => refused |= answer == Some(Err(WouldBlock)),
-                Err(first) => {
-                    // The one that panicked has not started.
-                    panic = Some(first);
-                    break;
-                }
+        let entries = shared.list.walk(&held);
+        if entries.is_empty() && shared.tree.is_empty() {
+            return Ok(held.changing());
+        }
+        self.start_all(held, entries, &change)
+    }
+
+    /// The start of a change that somebody may want to hear of.
+    fn start_all(
+        &self,
+        held: Held<'_>,
+        entries: &[Arc<Entry>],
+        change: &Change,
+    ) -> Result<OpenChange, WouldBlock> {
+        let shared = &self.shared;
+        let (mut refused, mut panic) = (false, None);
+        if !shared.tree.is_empty() {
+            let started = start_intervals(&shared.tree, &held, change);
+            (refused, panic) = (started.refused, started.panic);
+        }
+        // The tree is not walked any more.
+        held.walks_since(u64::MAX);
+        if !refused && panic.is_none() && !entries.is_empty() {
+            let walk = if shared.is_timed(&held) { start_list::<true> } else { start_list::<false> };
+            match walk(&held, entries, change) {
+                Ok(answer) => refused = answer,
+                Err(first) => panic = Some(first),
             }
-            held.set_started(index + 1);
         }
         if !refused && panic.is_none() {
             return Ok(held.changing());
         }
+        if refused {
+            count(&held.slot.counts.refused);
+        }
         held.ending();
-        let panic = panic.or(end_all(&held, entries, &change));
+        let panic = panic.or(end_list::<false>(&held, entries, change));
         held.free();
         panic.map_or(Err(WouldBlock), |panic| resume_unwind(panic))
-    }
-
-    fn start_blocking(&self, caller: &Caller, range: Range, event: Event) -> OpenChange {
-        match self.start(caller, Change::new(range, event, Blocking::Allowed)) {
-            Ok(open) => open,
-            // `try_start` is called for non-blocking changes only, and only it can refuse.
-            Err(WouldBlock) => unreachable!("a blocking start cannot be refused"),
-        }
     }
 
     /// Announces that an open change is done; false if it was ended before (by who found it abandoned).
@@ -134,15 +180,26 @@ impl AddressSpace {
     ///
     /// If a callback panics, after all others have been told.
     #[doc(alias = "mmu_notifier_invalidate_range_end")]
+    #[inline]
     pub fn end(&self, caller: &Caller, open: OpenChange) -> bool {
         let Some(held) = self.shared.open.finish(caller, open) else { return false };
-        let change = held.change();
-        self.finish(held, &change);
+        self.finish(held);
         true
     }
 
-    fn finish(&self, held: Held<'_>, change: &Change) {
-        let panic = end_all(&held, self.shared.list.walk_again(&held), change);
+    #[inline]
+    fn finish(&self, held: Held<'_>) {
+        let entries = self.shared.list.walk_again(&held);
+        if entries.is_empty() {
+            held.free();
+        } else {
+            self.end_all(held, entries);
+        }
+    }
+
+    fn end_all(&self, held: Held<'_>, entries: &[Arc<Entry>]) {
+        let walk = if self.shared.is_timed(&held) { end_list::<true> } else { end_list::<false> };
+        let panic = walk(&held, entries, &held.change());
         held.free();
         if let Some(panic) = panic {
             resume_unwind(panic);
@@ -155,14 +212,23 @@ impl AddressSpace {
     /// A thread that is cancelled or jumps out of a signal handler leaves its change open, perhaps in the middle
     /// of a callback. Those whose start had returned, and whose end had not been called, get their end. At the
     /// latest a thread's next change should ask.
-    pub fn end_abandoned(&self, caller: &Caller, mut gone: impl FnMut(usize) -> bool) -> Abandoned {
+    pub fn end_abandoned(&self, caller: &Caller, gone: impl FnMut(usize) -> bool) -> Abandoned {
+        if self.shared.open.may_have_open(caller) {
+            self.end_those_gone(caller, gone)
+        } else {
+            Abandoned::default()
+        }
+    }
+
+    #[cold]
+    fn end_those_gone(&self, caller: &Caller, mut gone: impl FnMut(usize) -> bool) -> Abandoned {
         let mut abandoned = Abandoned::default();
-        for (open, stack) in self.shared.open.of_thread(caller) {
+        for (token, stack) in self.shared.open.of_thread(caller) {
             if gone(stack)
-                && let Some((held, inside_a_callback)) = self.shared.open.adopt(caller, open)
+                && let Some((held, inside_a_callback)) = self.shared.open.adopt(caller, token)
             {
-                let change = held.change();
-                self.finish(held, &change);
+                count(&held.slot.counts.abandoned);
+                self.finish(held);
                 abandoned.changes += 1;
                 abandoned.callbacks += usize::from(inside_a_callback);
             }
@@ -182,63 +248,121 @@ pub struct Abandoned {
 }
 
 /// A change in progress: started when it was made, ended when it is dropped.
-struct Invalidation<'a> {
+///
+/// May be handed to another thread, which then ends it. While that is under way, the thread that started it must not
+/// take it for [abandoned](AddressSpace::end_abandoned).
+#[derive(Debug)]
+#[must_use = "dropping it ends the change"]
+pub struct Invalidation<'a> {
     space: &'a AddressSpace,
+    /// Who started it.
+    caller: Caller,
+    /// `None` once it is ended.
     open: Option<OpenChange>,
 }
 
 impl Invalidation<'_> {
-    fn end(mut self) {
+    /// The change is done.
+    ///
+    /// # Panics
+    ///
+    /// If a callback panics, after all others have been told.
+    pub fn end(mut self) {
+        self.end_once();
+    }
+
+    fn end_once(&mut self) {
         if let Some(open) = self.open.take() {
-            self.space.end(&self.space.caller(), open);
+            let caller = self.space.caller();
+            debug_assert!(caller.thread != 0 && self.caller.thread != 0, "0 is no thread");
+            self.space.end(&caller, open);
         }
     }
 }
 
 impl Drop for Invalidation<'_> {
-    /// Runs only when `change` panics. A callback that panics as well is one too many: the process aborts.
+    /// In a panic, a callback that panics as well is one too many: the process aborts.
     fn drop(&mut self) {
-        if let Some(open) = self.open.take() {
-            self.space.end(&self.space.caller(), open);
-        }
+        self.end_once();
     }
 }
 
 /// One subscriber's start.
-fn start(kind: &Kind, change: &Change) -> Result<(), WouldBlock> {
+#[inline]
+fn start(held: &Held<'_>, kind: &Kind, change: &Change) -> Result<(), WouldBlock> {
     match (kind, change.blocking()) {
         (Kind::Paired(subscriber), _) => subscriber.start(change),
         (Kind::Refuser(refuser), Blocking::Allowed) => refuser.start(change),
         (Kind::Refuser(refuser), Blocking::Forbidden) => return refuser.try_start(change),
+        (Kind::Ticketed(ticketed), Blocking::Allowed) => ticketed.start(held, change),
+        (Kind::Ticketed(ticketed), Blocking::Forbidden) => return ticketed.try_start(held, change),
+        // These are on lists of their own.
+        (Kind::Aging(_) | Kind::Tlb(_), _) => {}
     }
     Ok(())
 }
 
+/// Calls start of everybody on the list; whether somebody refused. A panic ends the walk: the one who panicked has not
+/// started.
+fn start_list<const TIMED: bool>(
+    held: &Held<'_>,
+    entries: &[Arc<Entry>],
+    change: &Change,
+) -> Result<bool, Panic> {
+    let mut refused = false;
+    let walked = catch_unwind(AssertUnwindSafe(|| {
+        for (index, entry) in entries.iter().enumerate() {
+            if let Some(kind) = called(held, entry) {
+                let began = TIMED.then(Instant::now);
+                refused |= start(held, kind, change).is_err();
+                if let Some(began) = began {
+                    entry.took(Timed::Start, began.elapsed());
+                }
+            }
+            held.set_started(index + 1);
+        }
+    }));
+    held.set_calling(0);
+    walked.map(|()| refused)
+}
+
 /// Calls end of every subscriber that started and has one; the first panic, after all have been called.
-fn end_all(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) -> Option<Panic> {
+fn end_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) -> Option<Panic> {
     let mut first = None;
-    for (index, entry) in entries.iter().enumerate().take(held.started()).skip(held.ended()) {
-        // Before the call: an end that is jumped out of is not called again.
-        held.set_ended(index + 1);
-        let called = call(held, entry, |kind| match kind {
-            Kind::Paired(subscriber) => subscriber.end(change),
-            Kind::Refuser(_) => {}
-        });
-        if let Err(panic) = called {
-            first.get_or_insert(panic);
+    loop {
+        let walked = catch_unwind(AssertUnwindSafe(|| {
+            for (index, entry) in entries.iter().enumerate().take(held.started()).skip(held.ended()) {
+                // Before the call: an end that is jumped out of, or panics, is not called again.
+                held.set_ended(index + 1);
+                if let Some(kind) = called(held, entry) {
+                    let began = TIMED.then(Instant::now);
+                    match kind {
+                        Kind::Paired(subscriber) => subscriber.end(change),
+                        Kind::Ticketed(ticketed) => ticketed.end(held, change),
+                        Kind::Refuser(_) | Kind::Aging(_) | Kind::Tlb(_) => {}
+                    }
+                    if let Some(began) = began {
+                        entry.took(Timed::End, began.elapsed());
+                    }
+                }
+            }
+        }));
+        match walked {
+            Ok(()) => break,
+            Err(panic) => drop(first.get_or_insert(panic)),
         }
     }
+    held.set_calling(0);
     first
 }
 
-/// Runs a callback of `entry`'s subscriber, unless it has gone or the change was made in one of its callbacks.
+/// The subscriber of `entry`, on record as being called, unless it has gone or the change was made in one of its
+/// callbacks.
 #[inline]
-fn call<R>(held: &Held<'_>, entry: &Entry, callback: impl FnOnce(&Kind) -> R) -> Result<Option<R>, Panic> {
+fn called<'a>(held: &'a Held<'_>, entry: &'a Entry) -> Option<&'a Kind> {
     if held.skips(entry.address()) {
-        return Ok(None);
+        return None;
     }
-    held.calling(entry.address(), || match entry.subscriber(held) {
-        Some(kind) => catch_unwind(AssertUnwindSafe(|| callback(kind))).map(Some),
-        None => Ok(None),
-    })
+    held.set_calling(entry.address());
+    entry.subscriber(held)
 }
