@@ -335,7 +335,7 @@ impl AddressSpace {
         let shared = &self.shared;
         let held = shared.claim(&self.caller(), Phase::Editing);
         let key = shared.tree.insert(&held, &range, kept);
-        held.free();
+        shared.open.free(held);
         shared.tree.collect_if_due(&shared.open);
         // If a release came between, either it has found this interval, or it is found here.
         crate::sync::fence(Ordering::SeqCst);
@@ -420,7 +420,7 @@ impl Drop for IntervalSubscription {
         self.interval().gone.store(true, Ordering::Relaxed);
         let held = shared.claim(&caller, Phase::Editing);
         shared.tree.remove(&held, self.key);
-        held.free();
+        shared.open.free(held);
         if !in_own_callback {
             let mut patience = Patience::new(shared, caller.thread, Waiting::ToRemove);
             shared.open.wait_for_starts(&caller, &range, &mut patience);

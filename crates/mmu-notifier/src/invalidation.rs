@@ -11,6 +11,7 @@
 //! stop the walk: everybody is asked, as in Linux, and then everybody who started is ended.
 
 use std::any::Any;
+use std::mem::{ManuallyDrop, forget};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
@@ -44,15 +45,25 @@ impl AddressSpace {
     /// ```
     #[doc(alias = "mmu_notifier_invalidate_range_start")]
     pub fn invalidate<R>(&self, range: Range, event: Event, change: impl FnOnce() -> R) -> R {
-        match self.begin(Change::new(range, event, Blocking::Allowed)) {
-            Ok(bracket) => {
-                let result = change();
-                bracket.end();
-                result
-            }
+        match self.bracket(Change::new(range, event, Blocking::Allowed), change) {
+            Ok(result) => result,
             // `try_start` and `try_invalidate` are called for non-blocking changes only, and only they can refuse.
             Err(WouldBlock) => unreachable!("a blocking start cannot be refused"),
         }
+    }
+
+    #[inline]
+    fn bracket<R>(&self, change: Change, make: impl FnOnce() -> R) -> Result<R, WouldBlock> {
+        let caller = self.caller();
+        let open = self.start(&caller, change)?;
+        // Ends it if `make` panics.
+        let bracket = Invalidation { space: self, open: Some(open) };
+        let result = make();
+        let mut bracket = ManuallyDrop::new(bracket);
+        if let Some(open) = bracket.open.take() {
+            self.end(&caller, open);
+        }
+        Ok(result)
     }
 
     /// The same, but nobody may wait: if somebody would have to, `change` is not made.
@@ -80,10 +91,7 @@ impl AddressSpace {
         event: Event,
         change: impl FnOnce() -> R,
     ) -> Result<R, WouldBlock> {
-        let bracket = self.begin(Change::new(range, event, Blocking::Forbidden))?;
-        let result = change();
-        bracket.end();
-        Ok(result)
+        self.bracket(Change::new(range, event, Blocking::Forbidden), change)
     }
 
     /// Announces a change and gives a guard that announces its end when it is dropped, on whatever thread.
@@ -108,9 +116,8 @@ impl AddressSpace {
     /// ```
     #[doc(alias = "mmu_notifier_invalidate_range_start")]
     pub fn begin(&self, change: Change) -> Result<Invalidation<'_>, WouldBlock> {
-        let caller = self.caller();
-        let open = self.start(&caller, change)?;
-        Ok(Invalidation { space: self, caller, open: Some(open) })
+        let open = self.start(&self.caller(), change)?;
+        Ok(Invalidation { space: self, open: Some(open) })
     }
 
     /// Announces a change and leaves it open until [`end`](AddressSpace::end).
@@ -141,6 +148,7 @@ impl AddressSpace {
     }
 
     /// The start of a change that somebody may want to hear of.
+    #[inline(never)]
     fn start_all(
         &self,
         held: Held<'_>,
@@ -148,30 +156,33 @@ impl AddressSpace {
         change: &Change,
     ) -> Result<OpenChange, WouldBlock> {
         let shared = &self.shared;
-        let (mut refused, mut panic) = (false, None);
+        let bracket = Called { space: self, held, entries };
+        let mut refused = false;
         if !shared.tree.is_empty() {
             let started = start_intervals(&shared.tree, &held, change);
-            (refused, panic) = (started.refused, started.panic);
-        }
-        // The tree is not walked any more.
-        held.walks_since(u64::MAX);
-        if !refused && panic.is_none() && !entries.is_empty() {
-            let walk = if shared.is_timed(&held) { start_list::<true> } else { start_list::<false> };
-            match walk(&held, entries, change) {
-                Ok(answer) => refused = answer,
-                Err(first) => panic = Some(first),
+            if let Some(panic) = started.panic {
+                resume_unwind(panic);
             }
+            refused = started.refused;
         }
-        if !refused && panic.is_none() {
+        if !refused {
+            // The tree is not walked any more.
+            held.walks_since(u64::MAX);
+            refused = if shared.is_timed(&held) {
+                start_list::<true>(&held, entries, change)
+            } else {
+                start_list::<false>(&held, entries, change)
+            };
+        }
+        if !refused {
+            forget(bracket);
             return Ok(held.changing());
         }
-        if refused {
-            count(&held.slot.counts.refused);
-        }
+        count(&held.slot.counts.refused);
         held.ending();
-        let panic = panic.or(end_list::<false>(&held, entries, change));
-        held.free();
-        panic.map_or(Err(WouldBlock), |panic| resume_unwind(panic))
+        end_list::<false>(&held, entries, change);
+        bracket.free();
+        Err(WouldBlock)
     }
 
     /// Announces that an open change is done; false if it was ended before (by who found it abandoned).
@@ -191,19 +202,22 @@ impl AddressSpace {
     fn finish(&self, held: Held<'_>) {
         let entries = self.shared.list.walk_again(&held);
         if entries.is_empty() {
-            held.free();
+            self.shared.open.free(held);
         } else {
             self.end_all(held, entries);
         }
     }
 
+    #[inline(never)]
     fn end_all(&self, held: Held<'_>, entries: &[Arc<Entry>]) {
-        let walk = if self.shared.is_timed(&held) { end_list::<true> } else { end_list::<false> };
-        let panic = walk(&held, entries, &held.change());
-        held.free();
-        if let Some(panic) = panic {
-            resume_unwind(panic);
+        let bracket = Called { space: self, held, entries };
+        let change = held.change();
+        if self.shared.is_timed(&held) {
+            end_list::<true>(&held, entries, &change);
+        } else {
+            end_list::<false>(&held, entries, &change);
         }
+        bracket.free();
     }
 
     /// Ends the calling thread's open changes of which `gone` says, by the stack position they were started
@@ -255,8 +269,6 @@ pub struct Abandoned {
 #[must_use = "dropping it ends the change"]
 pub struct Invalidation<'a> {
     space: &'a AddressSpace,
-    /// Who started it.
-    caller: Caller,
     /// `None` once it is ended.
     open: Option<OpenChange>,
 }
@@ -273,9 +285,7 @@ impl Invalidation<'_> {
 
     fn end_once(&mut self) {
         if let Some(open) = self.open.take() {
-            let caller = self.space.caller();
-            debug_assert!(caller.thread != 0 && self.caller.thread != 0, "0 is no thread");
-            self.space.end(&caller, open);
+            self.space.end(&self.space.caller(), open);
         }
     }
 }
@@ -302,58 +312,73 @@ fn start(held: &Held<'_>, kind: &Kind, change: &Change) -> Result<(), WouldBlock
     Ok(())
 }
 
-/// Calls start of everybody on the list; whether somebody refused. A panic ends the walk: the one who panicked has not
-/// started.
-fn start_list<const TIMED: bool>(
-    held: &Held<'_>,
-    entries: &[Arc<Entry>],
-    change: &Change,
-) -> Result<bool, Panic> {
-    let mut refused = false;
-    let walked = catch_unwind(AssertUnwindSafe(|| {
-        for (index, entry) in entries.iter().enumerate() {
-            if let Some(kind) = called(held, entry) {
-                let began = TIMED.then(Instant::now);
-                refused |= start(held, kind, change).is_err();
-                if let Some(began) = began {
-                    entry.took(Timed::Start, began.elapsed());
-                }
-            }
-            held.set_started(index + 1);
-        }
-    }));
-    held.set_calling(0);
-    walked.map(|()| refused)
+/// Callbacks of a list are being called. Dropped if one of them panics: then everybody who has started and not been
+/// ended is ended, and the change is over.
+struct Called<'a> {
+    space: &'a AddressSpace,
+    held: Held<'a>,
+    entries: &'a [Arc<Entry>],
 }
 
-/// Calls end of every subscriber that started and has one; the first panic, after all have been called.
-fn end_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) -> Option<Panic> {
-    let mut first = None;
-    loop {
-        let walked = catch_unwind(AssertUnwindSafe(|| {
-            for (index, entry) in entries.iter().enumerate().take(held.started()).skip(held.ended()) {
-                // Before the call: an end that is jumped out of, or panics, is not called again.
-                held.set_ended(index + 1);
-                if let Some(kind) = called(held, entry) {
-                    let began = TIMED.then(Instant::now);
-                    match kind {
-                        Kind::Paired(subscriber) => subscriber.end(change),
-                        Kind::Ticketed(ticketed) => ticketed.end(held, change),
-                        Kind::Refuser(_) | Kind::Aging(_) | Kind::Tlb(_) => {}
-                    }
-                    if let Some(began) = began {
-                        entry.took(Timed::End, began.elapsed());
-                    }
-                }
+impl Called<'_> {
+    /// All callbacks have returned, and the change is over.
+    fn free(self) {
+        let (space, held) = (self.space, self.held);
+        forget(self);
+        held.set_started(0);
+        held.set_ended(0);
+        space.shared.open.free(held);
+    }
+}
+
+impl Drop for Called<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        let Called { space, held, entries } = *self;
+        held.ending();
+        // What else panics now is lost behind the first one, which goes on when this returns.
+        while catch_unwind(AssertUnwindSafe(|| end_list::<false>(&held, entries, &held.change()))).is_err() {}
+        Called { space, held, entries }.free();
+    }
+}
+
+/// Calls start of everybody on the list; whether somebody refused. One who panics has not started.
+#[inline]
+fn start_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
+    let mut refused = false;
+    for (index, entry) in entries.iter().enumerate() {
+        if let Some(kind) = called(held, entry) {
+            let began = TIMED.then(Instant::now);
+            refused |= start(held, kind, change).is_err();
+            if let Some(began) = began {
+                entry.took(Timed::Start, began.elapsed());
             }
-        }));
-        match walked {
-            Ok(()) => break,
-            Err(panic) => drop(first.get_or_insert(panic)),
+        }
+        held.set_started(index + 1);
+    }
+    held.set_calling(0);
+    refused
+}
+
+/// Calls end of every subscriber that has started, has one, and has not been called yet.
+#[inline]
+fn end_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) {
+    for (index, entry) in entries.iter().enumerate().take(held.started()).skip(held.ended()) {
+        // Before the call: an end that is jumped out of, or panics, is not called again.
+        held.set_ended(index + 1);
+        if let Some(kind) = called(held, entry) {
+            let began = TIMED.then(Instant::now);
+            match kind {
+                Kind::Paired(subscriber) => subscriber.end(change),
+                Kind::Ticketed(ticketed) => ticketed.end(held, change),
+                Kind::Refuser(_) | Kind::Aging(_) | Kind::Tlb(_) => {}
+            }
+            if let Some(began) = began {
+                entry.took(Timed::End, began.elapsed());
+            }
         }
     }
     held.set_calling(0);
-    first
 }
 
 /// The subscriber of `entry`, on record as being called, unless it has gone or the change was made in one of its

@@ -43,9 +43,10 @@
 //! The fences forbid that both read the old state (store buffering). On x86-64 the claim is the fence.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use crate::caller::Caller;
-use crate::slot::{Home, Phase, Slot, State, WAYS, What, count};
+use crate::slot::{Home, Phase, Slot, State, WAYS, count};
 use crate::stall::Patience;
 use crate::sync::{AtomicUsize, Ordering, fence, fence_after_rmw};
 use crate::{Change, Range};
@@ -68,20 +69,37 @@ pub(crate) struct OpenChanges {
     away: AtomicUsize,
 }
 
-/// A slot that the caller holds.
+/// A slot that the caller holds. Two registers.
 #[derive(Clone, Copy)]
 pub(crate) struct Held<'a> {
-    open: &'a OpenChanges,
     pub(crate) slot: &'a Slot,
     token: Token,
-    what: What,
 }
 
-/// One use of one slot.
+/// One use of one slot, in a register: the number of the use in the lower bits, which is never 0, that of the slot above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Token {
-    index: u32,
-    sequence: u64,
+pub(crate) struct Token(NonZeroU64);
+
+impl Token {
+    /// Enough for six years of a hundred million uses a second.
+    const SEQUENCE: u32 = 54;
+
+    #[inline]
+    fn new(index: usize, sequence: u64) -> Token {
+        // A sequence that wraps to 0 is taken for 1: it would have to meet a token of the first use.
+        let sequence = (sequence & ((1 << Token::SEQUENCE) - 1)).max(1);
+        Token(NonZeroU64::MIN.saturating_add(((index as u64) << Token::SEQUENCE | sequence) - 1))
+    }
+
+    #[inline]
+    fn index(self) -> usize {
+        (self.0.get() >> Token::SEQUENCE) as usize
+    }
+
+    #[inline]
+    fn sequence(self) -> u64 {
+        self.0.get() & ((1 << Token::SEQUENCE) - 1)
+    }
 }
 
 /// A change that has been started and not ended: what [`AddressSpace::start`](crate::AddressSpace::start)
@@ -132,11 +150,7 @@ impl OpenChanges {
     #[inline]
     pub(crate) fn claim_for(&self, caller: &Caller, change: &Change, phase: Phase) -> Option<Held<'_>> {
         let index = caller.home % SETS;
-        let home = &self.homes[index];
-        // Relaxed: the exchange checks the one that matters; the calling thread sees at least what it holds itself.
-        let taken = home.states.iter().fold(0, |all, state| all | State(state.load(Ordering::Relaxed)).0 & 7);
-        if taken == Phase::Free as u64
-            && self.away.load(Ordering::Relaxed) == 0
+        if !self.may_have_open(caller)
             && let Some(held) = self.claim_slot(caller, change, phase, index, 0, std::iter::empty())
         {
             return Some(held);
@@ -151,7 +165,7 @@ impl OpenChanges {
             let index = (caller.home + step) % SETS;
             for way in 0..WAYS {
                 // Relaxed: as above.
-                if State(self.homes[index].states[way].load(Ordering::Relaxed)).phase() == Phase::Free {
+                if self.homes[index].slots[way].phase() == Phase::Free {
                     // The callbacks that this thread is in. The slot itself is none of them.
                     let busy = self.of(caller).filter_map(|(_, slot)| slot.calling());
                     if let Some(held) = self.claim_slot(caller, change, phase, index, way, busy) {
@@ -178,28 +192,31 @@ impl OpenChanges {
             self.used.fetch_max(index + 1, Ordering::Relaxed);
         }
         let home = &self.homes[index];
-        let free = State(home.states[way].load(Ordering::Relaxed));
+        let slot = &home.slots[way];
+        let free = State(slot.state.load(Ordering::Relaxed));
         if free.phase() != Phase::Free {
             return None;
         }
-        let token = Token { index: (index * WAYS + way) as u32, sequence: free.sequence() + 1 };
-        let claimed = State::new(token.sequence, phase).0;
+        let token = Token::new(index * WAYS + way, free.sequence() + 1);
+        let claimed = State::new(token.sequence(), phase).0;
         // Acquire pairs with the Release in `free`: the fields of the last use are over.
-        home.states[way].compare_exchange(free.0, claimed, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        slot.state.compare_exchange(free.0, claimed, Ordering::Acquire, Ordering::Relaxed).ok()?;
         // Pairs with the fences in `scan` and in `holds`: see the module documentation.
         fence_after_rmw();
-        let slot = &home.slots[way];
         let away = index != caller.home % SETS;
+        // Relaxed, both: only the calling thread has to see it.
+        if way > 0 {
+            home.nested.fetch_add(1, Ordering::Relaxed);
+        }
         if away {
-            // Relaxed: only the calling thread has to see it.
             self.away.fetch_add(1, Ordering::Relaxed);
         }
-        let what = slot.write(change, away, skipped);
+        slot.write(change, away, skipped);
         // Relaxed: read by others for reports only, or after an Acquire of a later phase.
         slot.stack.store(caller.stack, Ordering::Relaxed);
         // Release: a signal handler that finds its own thread here finds the rest, too.
         slot.thread.store(caller.thread, Ordering::Release);
-        Some(Held { open: self, slot, token, what })
+        Some(Held { slot, token })
     }
 
     /// Takes a change out of phase `Changing` into `Ending`, if there is anybody to call; `None` if it has been ended
@@ -212,8 +229,8 @@ impl OpenChanges {
     #[inline]
     fn finish_token(&self, caller: &Caller, token: Token) -> Option<Held<'_>> {
         let held = self.held(token)?;
-        let state = held.state();
-        let changing = State::new(token.sequence, Phase::Changing).0;
+        let state = &held.slot.state;
+        let changing = State::new(token.sequence(), Phase::Changing).0;
         // Relaxed, both: who started the change reads what it wrote itself; who got it from there reads that, or
         // something later.
         let own = held.slot.thread.load(Ordering::Relaxed) == caller.thread;
@@ -222,14 +239,14 @@ impl OpenChanges {
             // once, and only this thread itself may find it abandoned.
             return (state.load(Ordering::Relaxed) == changing).then_some(held);
         }
-        let next = State::new(token.sequence, if own { Phase::Ending } else { Phase::Taken }).0;
+        let next = State::new(token.sequence(), if own { Phase::Ending } else { Phase::Taken }).0;
         // Acquire pairs with the Release in `changing`, for the one who ends somebody else's.
         state.compare_exchange(changing, next, Ordering::Acquire, Ordering::Relaxed).ok()?;
         if !own {
             // Relaxed: published by the exchange below.
             held.slot.thread.store(caller.thread, Ordering::Relaxed);
             // Release pairs with the Acquire in `scan` and `of`: who sees this phase sees who is calling.
-            state.swap(State::new(token.sequence, Phase::Ending).0, Ordering::Release);
+            state.swap(State::new(token.sequence(), Phase::Ending).0, Ordering::Release);
         }
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
@@ -238,17 +255,18 @@ impl OpenChanges {
 
     #[inline]
     fn held(&self, token: Token) -> Option<Held<'_>> {
-        let index = token.index as usize;
-        let slot = self.homes.get(index / WAYS)?.slots.get(index % WAYS)?;
-        Some(Held { open: self, slot, token, what: slot.what() })
+        let slot = self.homes.get(token.index() / WAYS)?.slots.get(token.index() % WAYS)?;
+        Some(Held { slot, token })
     }
 
-    /// Whether the calling thread may have anything open: one look at one cache line.
+    /// Whether the calling thread may have anything open: a look at two cache lines of its own, and one that is hardly
+    /// ever written.
     #[inline]
     pub(crate) fn may_have_open(&self, caller: &Caller) -> bool {
         let home = &self.homes[caller.home % SETS];
         // Relaxed: the calling thread sees at least what it holds itself.
-        home.states.iter().any(|state| State(state.load(Ordering::Relaxed)).phase() != Phase::Free)
+        home.slots[0].phase() != Phase::Free
+            || home.nested.load(Ordering::Relaxed) > 0
             || self.away.load(Ordering::Relaxed) > 0
     }
 
@@ -261,10 +279,10 @@ impl OpenChanges {
         homes.flat_map(|home| (0..WAYS).map(move |way| (home, way))).filter_map(move |(home, way)| {
             let slot = &self.homes[home].slots[way];
             // Acquire: a slot that somebody else has claimed does not bear the name of its last holder any more.
-            let state = State(self.homes[home].states[way].load(Ordering::Acquire));
+            let state = State(slot.state.load(Ordering::Acquire));
             // Relaxed: see above.
             let mine = state.phase() != Phase::Free && slot.thread.load(Ordering::Relaxed) == thread;
-            let token = Token { index: (home * WAYS + way) as u32, sequence: state.sequence() };
+            let token = Token::new(home * WAYS + way, state.sequence());
             mine.then_some((token, slot))
         })
     }
@@ -282,23 +300,12 @@ impl OpenChanges {
 
     /// Whether the calling thread is in any callback, or is editing: what it reads there must not be freed by itself.
     pub(crate) fn is_reading(&self, caller: &Caller) -> bool {
-        self.of(caller).any(|(token, _)| {
-            self.held(token).is_some_and(|held| {
-                // Relaxed: the calling thread's own.
-                let phase = State(held.state().load(Ordering::Relaxed)).phase();
-                phase.calls() || phase == Phase::Editing
-            })
-        })
+        self.of(caller).any(|(_, slot)| slot.phase().calls() || slot.phase() == Phase::Editing)
     }
 
     /// Whether the calling thread itself has a change open that overlaps `range`.
     pub(crate) fn is_changing(&self, caller: &Caller, range: &Range) -> bool {
-        self.of(caller).any(|(token, slot)| {
-            self.held(token).is_some_and(|held| {
-                // Relaxed: the calling thread's own.
-                State(held.state().load(Ordering::Relaxed)).phase().changes() && slot.range().overlaps(range)
-            })
-        })
+        self.of(caller).any(|(_, slot)| slot.phase().changes() && slot.range().overlaps(range))
     }
 
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
@@ -306,8 +313,8 @@ impl OpenChanges {
     pub(crate) fn adopt(&self, caller: &Caller, token: Token) -> Option<(Held<'_>, bool)> {
         let held = self.held(token)?;
         // Acquire pairs with the Release in `finish`: another thread that is ending it has written its name.
-        let state = State(held.state().load(Ordering::Acquire));
-        if state.sequence() != token.sequence || held.slot.thread.load(Ordering::Relaxed) != caller.thread {
+        let state = State(held.slot.state.load(Ordering::Acquire));
+        if state.sequence() != token.sequence() || held.slot.thread.load(Ordering::Relaxed) != caller.thread {
             return None;
         }
         match state.phase() {
@@ -320,7 +327,7 @@ impl OpenChanges {
             }
             Phase::Calling | Phase::Editing => {
                 held.slot.calling.store(0, Ordering::Relaxed);
-                held.free();
+                self.free(held);
                 None
             }
             Phase::Free | Phase::Taken => None,
@@ -331,9 +338,9 @@ impl OpenChanges {
     pub(crate) fn holds(&self, list: usize) -> bool {
         // Pairs with `fence_after_rmw` in `claim`: who is not seen here sees the list that replaced this one.
         fence(Ordering::SeqCst);
-        self.slots().any(|(state, slot)| {
+        self.slots().any(|slot| {
             // Acquire pairs with the claim and, through it, with the Release in `free`: `list` is not older.
-            let state = State(state.load(Ordering::Acquire));
+            let state = State(slot.state.load(Ordering::Acquire));
             // If the list is of a later use (see `list`), the use seen above is over.
             let held = slot.list();
             state.phase() != Phase::Free && held.is_none_or(|held| held == list)
@@ -344,9 +351,9 @@ impl OpenChanges {
     pub(crate) fn oldest_era(&self) -> u64 {
         // Pairs with `fence_after_rmw` in `claim`: who is not seen here sees the tree of today.
         fence(Ordering::SeqCst);
-        let walks = |(state, slot): (&crate::sync::AtomicU64, &Slot)| {
+        let walks = |slot: &Slot| {
             // Acquire, both: as in `holds`.
-            let phase = State(state.load(Ordering::Acquire)).phase();
+            let phase = State(slot.state.load(Ordering::Acquire)).phase();
             let era = slot.era.load(Ordering::Acquire);
             matches!(phase, Phase::Starting | Phase::Editing).then_some(era)
         };
@@ -380,10 +387,10 @@ impl OpenChanges {
     fn scan(&self, caller: &Caller, patience: &mut Patience<'_>, concerns: impl Fn(Phase, &Slot) -> bool) {
         // Pairs with `fence_after_rmw` in `claim` and `finish`: see the module documentation.
         fence(Ordering::SeqCst);
-        for (place, slot) in self.slots() {
+        for slot in self.slots() {
             // Acquire, here and below, pairs with the Release in `changing` and `free`: what the callbacks did
             // happened before.
-            let mut state = State(place.load(Ordering::Acquire));
+            let mut state = State(slot.state.load(Ordering::Acquire));
             let first = state.sequence();
             while state.sequence() == first && concerns(state.phase(), slot) {
                 // Relaxed: the Acquire of the phase makes the name of who calls visible, or that nobody has
@@ -392,32 +399,61 @@ impl OpenChanges {
                     break;
                 }
                 patience.wait(state.phase(), slot);
-                state = State(place.load(Ordering::Acquire));
+                state = State(slot.state.load(Ordering::Acquire));
             }
             patience.renew();
         }
     }
 
+    /// All is over: the slot can be used again.
+    #[inline]
+    pub(crate) fn free(&self, held: Held<'_>) {
+        let Held { slot, token } = held;
+        // Relaxed, here: the calling thread's own, and as in `claim_slot`.
+        if slot.what().is_away() {
+            self.away.fetch_sub(1, Ordering::Relaxed);
+        }
+        if !token.index().is_multiple_of(WAYS) {
+            self.homes[token.index() / WAYS].nested.fetch_sub(1, Ordering::Relaxed);
+        }
+        // Relaxed: published by the Release below. The thread is cleared so that nobody takes the next holder,
+        // who has not written it yet, for himself.
+        if slot.era.load(Ordering::Relaxed) != 0 {
+            slot.era.store(0, Ordering::Relaxed);
+        }
+        slot.list.store(0, Ordering::Relaxed);
+        slot.thread.store(0, Ordering::Relaxed);
+        // Release pairs with the Acquire in `claim_slot` and in `scan`.
+        slot.state.store(State::new(token.sequence(), Phase::Free).0, Ordering::Release);
+    }
+
     /// Every slot that was ever used.
-    pub(crate) fn slots(&self) -> impl Iterator<Item = (&crate::sync::AtomicU64, &Slot)> {
+    pub(crate) fn slots(&self) -> impl Iterator<Item = &Slot> {
         // Relaxed: after a fence; see `claim_slot`.
         let used = self.used.load(Ordering::Relaxed).min(SETS);
-        self.homes[..used].iter().flat_map(|home| home.states.iter().zip(&home.slots))
+        self.homes[..used].iter().flat_map(|home| &home.slots)
     }
 
     /// Forgets everything: in the only thread of a forked child, the other threads do not exist.
     pub(crate) fn forget_all(&self) {
-        for (state, slot) in self.slots() {
+        for slot in self.slots() {
             // Relaxed: there is only one thread. What is free already is not written: it would be copied.
-            let now = State(state.load(Ordering::Relaxed));
+            let now = State(slot.state.load(Ordering::Relaxed));
             if now.phase() != Phase::Free {
+                slot.started.store(0, Ordering::Relaxed);
+                slot.ended.store(0, Ordering::Relaxed);
                 slot.list.store(0, Ordering::Relaxed);
                 slot.era.store(0, Ordering::Relaxed);
                 slot.thread.store(0, Ordering::Relaxed);
                 slot.calling.store(0, Ordering::Relaxed);
-                state.store(State::new(now.sequence(), Phase::Free).0, Ordering::Relaxed);
+                slot.state.store(State::new(now.sequence(), Phase::Free).0, Ordering::Relaxed);
             }
         }
+        self.homes.iter().take(self.used.load(Ordering::Relaxed)).for_each(|home| {
+            if home.nested.load(Ordering::Relaxed) > 0 {
+                home.nested.store(0, Ordering::Relaxed);
+            }
+        });
         self.away.store(0, Ordering::Relaxed);
     }
 }
@@ -428,19 +464,15 @@ fn concerns(slot: &Slot, range: &Range) -> bool {
 }
 
 impl Held<'_> {
-    #[inline]
-    fn state(&self) -> &crate::sync::AtomicU64 {
-        let index = self.token.index as usize;
-        &self.open.homes[index / WAYS].states[index % WAYS]
-    }
-
     /// Which slot it is, and how often that was used.
+    #[inline]
     pub(crate) fn index(&self) -> usize {
-        self.token.index as usize
+        self.token.index()
     }
 
+    #[inline]
     pub(crate) fn sequence(&self) -> u64 {
-        self.token.sequence
+        self.token.sequence()
     }
 
     /// Puts on record which list is walked, and with it the change; before this, the holder is taken to walk any
@@ -460,6 +492,7 @@ impl Held<'_> {
     }
 
     /// Puts on record which interval trees are walked: those that were in force in `era` or later.
+    #[inline]
     pub(crate) fn walks_since(&self, era: u64) {
         // Release pairs with the Acquire in `oldest_era`: as in `walks`.
         self.slot.era.store(era, Ordering::Release);
@@ -467,7 +500,7 @@ impl Held<'_> {
 
     /// The change on record.
     pub(crate) fn change(&self) -> Change {
-        self.slot.change(self.what)
+        self.slot.change()
     }
 
     /// How many starts have returned, in the order of the list.
@@ -495,13 +528,13 @@ impl Held<'_> {
     pub(crate) fn ending(&self) {
         // A reader before, a reader after: nobody may conclude anything from it. Release all the same: who sees this
         // phase must see what came with the claim, as the list that is walked.
-        self.state().store(State::new(self.token.sequence, Phase::Ending).0, Ordering::Release);
+        self.slot.state.store(State::new(self.token.sequence(), Phase::Ending).0, Ordering::Release);
     }
 
     /// Whether the change was made in a callback of the subscriber at that address, which then hears nothing of it.
     #[inline]
     pub(crate) fn skips(&self, subscriber: usize) -> bool {
-        self.what.skipped > 0 && self.slot.skips(self.what, subscriber)
+        self.slot.what().skipped() > 0 && self.slot.skips(subscriber)
     }
 
     /// Puts on record whose callback is about to run; 0: nobody's.
@@ -515,24 +548,8 @@ impl Held<'_> {
     #[inline]
     pub(crate) fn changing(self) -> OpenChange {
         // Release pairs with the Acquire in `scan`: the callbacks are over.
-        self.state().store(State::new(self.token.sequence, Phase::Changing).0, Ordering::Release);
+        self.slot.state.store(State::new(self.token.sequence(), Phase::Changing).0, Ordering::Release);
         OpenChange(self.token)
-    }
-
-    /// All is over: the slot can be used again.
-    #[inline]
-    pub(crate) fn free(self) {
-        if self.what.away {
-            // Relaxed: as in `claim_slot`.
-            self.open.away.fetch_sub(1, Ordering::Relaxed);
-        }
-        // Relaxed: published by the Release below. The thread is cleared so that nobody takes the next holder,
-        // who has not written it yet, for himself.
-        self.slot.list.store(0, Ordering::Relaxed);
-        self.slot.era.store(0, Ordering::Relaxed);
-        self.slot.thread.store(0, Ordering::Relaxed);
-        // Release pairs with the Acquire in `claim_slot` and in `scan`.
-        self.state().store(State::new(self.token.sequence, Phase::Free).0, Ordering::Release);
     }
 }
 
@@ -541,8 +558,8 @@ impl fmt::Debug for OpenChanges {
         // Relaxed: a picture of a moment.
         let open = self
             .slots()
-            .filter(|(state, _)| State(state.load(Ordering::Relaxed)).phase() != Phase::Free)
-            .map(|(_, slot)| slot.range());
+            .filter(|slot| slot.phase() != Phase::Free)
+            .map(Slot::range);
         f.debug_list().entries(open).finish()
     }
 }

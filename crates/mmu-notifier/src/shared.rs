@@ -96,7 +96,7 @@ impl AddressSpace {
             let subscriber = subscriber.clone().downcast::<S>().ok()?;
             share(entry).then(|| Shared { space: self.clone(), entry: entry.clone(), subscriber })
         });
-        held.free();
+        shared.open.free(held);
         found
     }
 
@@ -173,7 +173,7 @@ impl<S: Subscriber + 'static> Drop for Shared<S> {
         let shared = &self.space.shared;
         let held = shared.claim(&self.space.caller(), Phase::Editing);
         shared.list.remove(&held, &self.entry);
-        held.free();
+        shared.open.free(held);
     }
 }
 

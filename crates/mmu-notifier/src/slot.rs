@@ -76,16 +76,19 @@ impl State {
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Home {
-    /// See [`State`]. Side by side, so that a thread sees with one line whether it has anything open.
-    pub(crate) states: [AtomicU64; WAYS],
+    /// Where a thread that has nothing open goes.
     pub(crate) slots: [Slot; WAYS],
+    /// How many of the slots behind the first are in use.
+    pub(crate) nested: AtomicUsize,
 }
 
-/// What is on record of one holder. The first line is written by every change; the second by changes that are made
-/// in callbacks or have an owner; the third counts.
+/// What is on record of one holder. The first line is written by every change; the second by changes that meet
+/// intervals, are made in callbacks or have an owner; the rest counts.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(crate) struct Slot {
+    /// See [`State`].
+    pub(crate) state: AtomicU64,
     /// [`Caller::thread`](crate::Caller::thread) of the holder, 0 if it is free or not written yet; `stack` of who
     /// claimed it.
     pub(crate) thread: AtomicU64,
@@ -95,7 +98,7 @@ pub(crate) struct Slot {
     end: AtomicUsize,
     /// See [`What`].
     what: AtomicU32,
-    /// Subscribers of the list whose start has returned, and those whose end has been called.
+    /// Subscribers of the list whose start has returned, and those whose end has been called. 0 in a free slot.
     pub(crate) started: AtomicU16,
     pub(crate) ended: AtomicU16,
     /// The list that the holder walks: address | 1; 0 while it is not known yet. Written after the change.
@@ -123,42 +126,55 @@ pub(crate) struct Counts {
 }
 
 /// Adds one, without an atomic instruction: for the only writer.
+#[inline]
 pub(crate) fn count(counter: &AtomicU64) {
     // Relaxed: readers want a number, not an order.
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
-/// The small things on record, in one word.
+/// The small things on record, in one word: event, how many of `skipped` are in use, flags.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct What {
-    pub(crate) event: Event,
-    pub(crate) blocking: Blocking,
-    /// How many of `skipped` are in use.
-    pub(crate) skipped: usize,
-    /// The slot is not of the claimer's home.
-    pub(crate) away: bool,
-    /// The change has an owner.
-    pub(crate) owned: bool,
-}
+pub(crate) struct What(u32);
 
 impl What {
-    pub(crate) fn to_word(self) -> u32 {
-        let may_wait = u32::from(self.blocking == Blocking::Allowed);
-        (self.event as u32) << 16
-            | (self.skipped as u32) << 8
-            | u32::from(self.owned) << 2
-            | u32::from(self.away) << 1
-            | may_wait
+    const MAY_WAIT: u32 = 1;
+    /// The slot is not of the claimer's home.
+    const AWAY: u32 = 2;
+    /// The change has an owner.
+    const OWNED: u32 = 4;
+
+    #[inline]
+    fn new(change: &Change, away: bool, skipped: usize) -> What {
+        let flag = |is, flag| if is { flag } else { 0 };
+        What(
+            (change.event() as u32) << 16
+                | (skipped as u32) << 8
+                | flag(change.blocking() == Blocking::Allowed, What::MAY_WAIT)
+                | flag(away, What::AWAY)
+                | flag(change.owner() != 0, What::OWNED),
+        )
     }
 
-    pub(crate) fn from_word(word: u32) -> What {
-        What {
-            event: Event::ALL[(word >> 16) as usize % Event::ALL.len()],
-            blocking: if word & 1 == 1 { Blocking::Allowed } else { Blocking::Forbidden },
-            skipped: (word >> 8 & 0xff) as usize % (SKIPPED + 1),
-            away: word & 2 == 2,
-            owned: word & 4 == 4,
-        }
+    fn event(self) -> Event {
+        Event::ALL[(self.0 >> 16) as usize % Event::ALL.len()]
+    }
+
+    fn blocking(self) -> Blocking {
+        if self.0 & What::MAY_WAIT != 0 { Blocking::Allowed } else { Blocking::Forbidden }
+    }
+
+    #[inline]
+    pub(crate) fn skipped(self) -> usize {
+        (self.0 >> 8 & 0xff) as usize
+    }
+
+    #[inline]
+    pub(crate) fn is_away(self) -> bool {
+        self.0 & What::AWAY != 0
+    }
+
+    fn is_owned(self) -> bool {
+        self.0 & What::OWNED != 0
     }
 }
 
@@ -175,6 +191,7 @@ impl Home {
 
     fn new() -> Home {
         let slot = || Slot {
+            state: AtomicU64::new(State::new(0, Phase::Free).0),
             thread: AtomicU64::new(0),
             stack: AtomicUsize::new(0),
             start: AtomicUsize::new(0),
@@ -193,24 +210,24 @@ impl Home {
                 abandoned: AtomicU64::new(0),
             },
         };
-        Home {
-            states: std::array::from_fn(|_| AtomicU64::new(State::new(0, Phase::Free).0)),
-            slots: std::array::from_fn(|_| slot()),
-        }
+        Home { slots: std::array::from_fn(|_| slot()), nested: AtomicUsize::new(0) }
     }
 }
 
 impl Slot {
+    /// The phase as the calling thread sees it: exact for what it holds itself.
+    #[inline]
+    pub(crate) fn phase(&self) -> Phase {
+        State(self.state.load(Ordering::Relaxed)).phase()
+    }
+
     /// Writes down a change, all but the list that it walks. For the holder.
     #[inline]
-    pub(crate) fn write(&self, change: &Change, away: bool, skipped: impl Iterator<Item = usize>) -> What {
+    pub(crate) fn write(&self, change: &Change, away: bool, skipped: impl Iterator<Item = usize>) {
         // Relaxed: `list`, or a later phase, publishes it.
-        self.started.store(0, Ordering::Relaxed);
-        self.ended.store(0, Ordering::Relaxed);
         self.start.store(change.range().start(), Ordering::Relaxed);
         self.end.store(change.range().end(), Ordering::Relaxed);
-        let owned = change.owner() != 0;
-        if owned {
+        if change.owner() != 0 {
             self.owner.store(change.owner(), Ordering::Relaxed);
         }
         let mut count = 0;
@@ -218,14 +235,13 @@ impl Slot {
             place.store(subscriber, Ordering::Relaxed);
             count += 1;
         }
-        let what = What { event: change.event(), blocking: change.blocking(), skipped: count, away, owned };
-        self.what.store(what.to_word(), Ordering::Relaxed);
-        what
+        self.what.store(What::new(change, away, count).0, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn what(&self) -> What {
         // Relaxed: as in `range`.
-        What::from_word(self.what.load(Ordering::Relaxed))
+        What(self.what.load(Ordering::Relaxed))
     }
 
     /// The addresses on record.
@@ -236,10 +252,11 @@ impl Slot {
     }
 
     /// The change on record.
-    pub(crate) fn change(&self, what: What) -> Change {
-        let change = Change::new(self.range(), what.event, what.blocking);
+    pub(crate) fn change(&self) -> Change {
+        let what = self.what();
+        let change = Change::new(self.range(), what.event(), what.blocking());
         // Relaxed: as in `range`.
-        if what.owned { change.with_owner(self.owner.load(Ordering::Relaxed)) } else { change }
+        if what.is_owned() { change.with_owner(self.owner.load(Ordering::Relaxed)) } else { change }
     }
 
     /// The list that is walked, if it is on record.
@@ -257,8 +274,9 @@ impl Slot {
     }
 
     /// Whether the change was made in a callback of `subscriber`, which then hears nothing of it.
-    pub(crate) fn skips(&self, what: What, subscriber: usize) -> bool {
+    #[cold]
+    pub(crate) fn skips(&self, subscriber: usize) -> bool {
         // Relaxed: as in `range`.
-        self.skipped.iter().take(what.skipped).any(|skipped| skipped.load(Ordering::Relaxed) == subscriber)
+        self.skipped.iter().take(self.what().skipped()).any(|skipped| skipped.load(Ordering::Relaxed) == subscriber)
     }
 }

@@ -50,7 +50,8 @@ pub(crate) struct Shared {
     /// Subscribers that are leaving and may not have been told by `release` yet.
     releasing: AtomicUsize,
     fork: AtomicU64,
-    caller: fn() -> Caller,
+    /// `None`: [`Caller::current`].
+    caller: Option<fn() -> Caller>,
 }
 
 /// How an address space is made.
@@ -75,7 +76,7 @@ impl Default for Options {
             caller: None,
             stall_after: Duration::from_secs(10),
             on_stall: Box::new(|stall| eprintln!("mmu-notifier: {stall}")),
-            time_every: 64,
+            time_every: 1024,
         }
     }
 }
@@ -90,6 +91,14 @@ impl std::fmt::Debug for Options {
 }
 
 impl Shared {
+    #[inline]
+    fn caller(&self) -> Caller {
+        match self.caller {
+            Some(caller) => caller(),
+            None => Caller::current(),
+        }
+    }
+
     /// Goes on record as a reader of any list, without a change; waits while all slots are in use.
     pub(crate) fn claim(&self, caller: &Caller, phase: Phase) -> Held<'_> {
         let nothing = Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed);
@@ -129,7 +138,7 @@ impl Shared {
     /// The type of the subscriber at that address, if it is on a list.
     pub(crate) fn name_of(&self, address: usize) -> Option<&'static str> {
         let held = self.open.claim_for(
-            &(self.caller)(),
+            &self.caller(),
             &Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed),
             Phase::Editing,
         )?;
@@ -138,7 +147,7 @@ impl Shared {
             .into_iter()
             .flat_map(|list| list.walk(&held))
             .find_map(|entry| (entry.address() == address).then(|| entry.name()));
-        held.free();
+        self.open.free(held);
         name
     }
 
@@ -198,7 +207,7 @@ impl AddressSpace {
             released: AtomicBool::new(false),
             releasing: AtomicUsize::new(0),
             fork: AtomicU64::new(0),
-            caller: options.caller.unwrap_or(Caller::current),
+            caller: options.caller,
         };
         AddressSpace { shared: Arc::new(shared) }
     }
@@ -206,7 +215,7 @@ impl AddressSpace {
     /// The calling thread, as this address space knows it.
     #[inline]
     pub fn caller(&self) -> Caller {
-        (self.shared.caller)()
+        self.shared.caller()
     }
 
     /// Whether anybody is told of changes at all.
@@ -257,7 +266,7 @@ impl AddressSpace {
             let joins = !is_full.get() && !entries.iter().any(|other| excludes(other));
             joins.then(|| std::iter::once(entry).chain(entries).cloned().collect())
         });
-        held.free();
+        shared.open.free(held);
         assert!(!is_full.get(), "an address space has at most 65,535 subscribers");
         let Some(list) = list else { return false };
         if entry.which() == Which::Changes {
@@ -322,7 +331,7 @@ impl AddressSpace {
         // Not on record as walking the list of today: nobody on it is told of this change as a change.
         held.walks(0);
         let mut panic = start_intervals(&shared.tree, &held, &going).panic;
-        held.free();
+        shared.open.free(held);
         let held = shared.claim(&caller, Phase::Calling);
         for list in [&shared.list, &shared.aging, &shared.tlbs] {
             for entry in list.walk(&held) {
@@ -333,7 +342,7 @@ impl AddressSpace {
             }
             list.clear(&held);
         }
-        held.free();
+        shared.open.free(held);
         panic
     }
 
@@ -356,7 +365,7 @@ impl AddressSpace {
         for list in [&shared.list, &shared.aging, &shared.tlbs] {
             list.forget_all(&held);
         }
-        held.free();
+        shared.open.free(held);
     }
 }
 
@@ -415,13 +424,13 @@ impl Drop for Subscription {
         if in_own_callback {
             let held = shared.claim(&caller, Phase::Calling);
             released = release(&self.entry, &held);
-            held.free();
+            shared.open.free(held);
         }
         // Release, inside: see `AddressSpace::release`.
         self.entry.leave();
         let held = shared.claim(&caller, Phase::Editing);
         shared.list_of(&self.entry).remove(&held, &self.entry);
-        held.free();
+        shared.open.free(held);
         if !in_own_callback {
             let mut patience = Patience::new(shared, caller.thread, Waiting::ToUnsubscribe);
             if let Some(kind) = Published::take(&shared.open, &caller, &mut patience, &self.entry)
@@ -432,7 +441,7 @@ impl Drop for Subscription {
                 held.set_calling(self.entry.address());
                 released = catch_unwind(AssertUnwindSafe(|| kind.release()));
                 held.set_calling(0);
-                held.free();
+                shared.open.free(held);
             }
         }
         // Release pairs with the Acquire in `AddressSpace::release`: what it did happened before.

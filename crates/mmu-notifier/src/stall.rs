@@ -147,7 +147,7 @@ impl<'a> Patience<'a> {
                 // Relaxed: a report is a picture of a moment.
                 thread: slot.thread.load(Ordering::Relaxed),
                 doing,
-                change: (doing != Doing::Calling).then(|| slot.change(slot.what())),
+                change: (doing != Doing::Calling).then(|| slot.change()),
                 subscriber: slot.calling().and_then(|address| shared.name_of(address)),
             })
         });

@@ -49,7 +49,7 @@ impl AddressSpace {
     /// ```
     pub fn stats(&self) -> Stats {
         let mut stats = Stats::default();
-        for (_, slot) in self.shared.open.slots() {
+        for slot in self.shared.open.slots() {
             // Relaxed, in this function: numbers.
             for (sum, count) in stats.changes.iter_mut().zip(&slot.counts.changes) {
                 *sum += count.load(Ordering::Relaxed);
@@ -62,7 +62,7 @@ impl AddressSpace {
 }
 
 impl Subscription {
-    /// How long the longest start and end took so far, of those changes that were timed: every 64th of a thread, unless
+    /// How long the longest start and end took so far, of those changes that were timed: every 1024th of a thread, unless
     /// [`Options::time_every`](crate::Options::time_every) says otherwise. Reading the clock for each would take longer
     /// than everything else.
     pub fn longest(&self) -> Longest {

@@ -93,7 +93,7 @@ impl AddressSpace {
             }
         }
         held.set_calling(0);
-        held.free();
+        shared.open.free(held);
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
