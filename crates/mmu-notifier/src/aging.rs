@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::list::{Entry, Kind};
 use crate::slot::Phase;
-use crate::{AddressSpace, Blocking, Change, Event, Range, Subscription};
+use crate::{AddressSpace, Range, Subscription};
 
 /// Knows which pages were accessed through it.
 ///
@@ -80,7 +80,7 @@ impl AddressSpace {
     /// If a callback panics, after everybody was asked.
     #[doc(alias = "mmu_notifier_clear_flush_young")]
     pub fn clear_flush_young(&self, range: Range) -> bool {
-        self.age(range, |aging| aging.clear_flush_young(range), false)
+        self.age(|aging| aging.clear_flush_young(range), false)
     }
 
     /// The same without a flush.
@@ -90,7 +90,7 @@ impl AddressSpace {
     /// As [`clear_flush_young`](AddressSpace::clear_flush_young).
     #[doc(alias = "mmu_notifier_clear_young")]
     pub fn clear_young(&self, range: Range) -> bool {
-        self.age(range, |aging| aging.clear_young(range), false)
+        self.age(|aging| aging.clear_young(range), false)
     }
 
     /// Whether the page at `address` is young in some secondary MMU; the first who says so is the last who is asked.
@@ -100,17 +100,15 @@ impl AddressSpace {
     /// If a callback panics.
     #[doc(alias = "mmu_notifier_test_young")]
     pub fn test_young(&self, address: usize) -> bool {
-        let page = Range::with_len(address, 1).unwrap_or(Range::EVERYTHING);
-        self.age(page, |aging| aging.test_young(address), true)
+        self.age(|aging| aging.test_young(address), true)
     }
 
-    fn age(&self, range: Range, ask: impl Fn(&dyn Aging) -> bool, one_is_enough: bool) -> bool {
+    fn age(&self, ask: impl Fn(&dyn Aging) -> bool, one_is_enough: bool) -> bool {
         let shared = &self.shared;
         if shared.aging.is_empty() {
             return false;
         }
-        let nothing = Change::new(range, Event::Clear, Blocking::Forbidden);
-        let held = shared.claim_with(&self.caller(), &nothing, Phase::Calling);
+        let held = shared.claim(&self.caller(), Phase::Calling);
         let (mut young, mut panic) = (false, None);
         for entry in shared.aging.walk(&held) {
             if let Some(Kind::Aging(aging)) = entry.subscriber(&held)

@@ -19,7 +19,7 @@ use crate::caller::Caller;
 use crate::interval::start_intervals;
 use crate::list::{Entry, Kind, Timed};
 use crate::open::{Held, OpenChange};
-use crate::slot::{Phase, count};
+use crate::slot::count;
 use crate::sync::Arc;
 use crate::{AddressSpace, Blocking, Change, Event, Range, WouldBlock};
 
@@ -135,27 +135,26 @@ impl AddressSpace {
     #[inline]
     pub fn start(&self, caller: &Caller, change: Change) -> Result<OpenChange, WouldBlock> {
         let shared = &self.shared;
-        let held = match shared.open.claim(caller, &change) {
+        let held = match shared.open.claim(caller, change.event()) {
             Some(held) => held,
             None if change.blocking() == Blocking::Forbidden => return Err(WouldBlock),
-            None => shared.claim_with(caller, &change, Phase::Starting),
+            None => shared.claim_change(caller, change.event()),
         };
-        let entries = shared.list.walk(&held);
-        if entries.is_empty() && shared.tree.is_empty() {
-            return Ok(held.changing());
+        // Nobody to tell: then the change need not be on record with its range either. Who comes now waits for it,
+        // whatever it changes.
+        if (shared.list.is_empty() && shared.tree.is_empty()) || self.start_all(held, &change) {
+            Ok(held.changing())
+        } else {
+            Err(WouldBlock)
         }
-        self.start_all(held, entries, &change)
     }
 
-    /// The start of a change that somebody may want to hear of.
+    /// The start of a change that somebody may want to hear of; false: it was refused, and is over.
     #[inline(never)]
-    fn start_all(
-        &self,
-        held: Held<'_>,
-        entries: &[Arc<Entry>],
-        change: &Change,
-    ) -> Result<OpenChange, WouldBlock> {
+    fn start_all(&self, held: Held<'_>, change: &Change) -> bool {
         let shared = &self.shared;
+        held.write(change);
+        let entries = shared.list.walk(&held);
         let bracket = Called { space: self, held, entries };
         let mut refused = false;
         if !shared.tree.is_empty() {
@@ -176,13 +175,13 @@ impl AddressSpace {
         }
         if !refused {
             forget(bracket);
-            return Ok(held.changing());
+            return true;
         }
         count(&held.slot.counts.refused);
         held.ending();
         end_list::<false>(&held, entries, change);
         bracket.free();
-        Err(WouldBlock)
+        false
     }
 
     /// Announces that an open change is done; false if it was ended before (by who found it abandoned).

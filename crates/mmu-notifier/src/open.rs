@@ -43,63 +43,45 @@
 //! The fences forbid that both read the old state (store buffering). On x86-64 the claim is the fence.
 
 use std::fmt;
-use std::num::NonZeroU64;
 
 use crate::caller::Caller;
-use crate::slot::{Home, Phase, Slot, State, WAYS, count};
+use crate::slot::{Nesting, Phase, Slot, Slots, State, WAYS, count};
 use crate::stall::Patience;
 use crate::sync::{AtomicUsize, Ordering, fence, fence_after_rmw};
-use crate::{Change, Range};
+use crate::{Change, Event, Range};
 
-/// Threads with different homes modulo this number write to different cache lines.
+/// Threads with different homes modulo this number write to different cache lines. A home is [`WAYS`] slots, one behind
+/// the other.
 #[cfg(not(any(mmu_loom, miri)))]
-const SETS: usize = 256;
+const HOMES: usize = 256;
 #[cfg(miri)]
-const SETS: usize = 4;
+const HOMES: usize = 4;
 #[cfg(mmu_loom)]
-const SETS: usize = 1;
+const HOMES: usize = 1;
 
 /// The slots of one address space.
 pub(crate) struct OpenChanges {
-    homes: Box<[Home]>,
-    /// Homes that were ever used: those behind are all free.
+    slots: Slots,
+    /// Homes that were ever used: the slots behind are all free.
     used: AtomicUsize,
     /// Slots in use by threads that have another home: while there are none, a thread finds all that it has open
     /// at home.
     away: AtomicUsize,
 }
 
-/// A slot that the caller holds. Two registers.
+/// A slot that the caller holds.
 #[derive(Clone, Copy)]
 pub(crate) struct Held<'a> {
     pub(crate) slot: &'a Slot,
     token: Token,
 }
 
-/// One use of one slot, in a register: the number of the use in the lower bits, which is never 0, that of the slot above.
+/// One use of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Token(NonZeroU64);
-
-impl Token {
-    /// Enough for six years of a hundred million uses a second.
-    const SEQUENCE: u32 = 54;
-
-    #[inline]
-    fn new(index: usize, sequence: u64) -> Token {
-        // A sequence that wraps to 0 is taken for 1: it would have to meet a token of the first use.
-        let sequence = (sequence & ((1 << Token::SEQUENCE) - 1)).max(1);
-        Token(NonZeroU64::MIN.saturating_add(((index as u64) << Token::SEQUENCE | sequence) - 1))
-    }
-
-    #[inline]
-    fn index(self) -> usize {
-        (self.0.get() >> Token::SEQUENCE) as usize
-    }
-
-    #[inline]
-    fn sequence(self) -> u64 {
-        self.0.get() & ((1 << Token::SEQUENCE) - 1)
-    }
+pub(crate) struct Token {
+    index: usize,
+    /// Its state, in any phase.
+    state: State,
 }
 
 /// A change that has been started and not ended: what [`AddressSpace::start`](crate::AddressSpace::start)
@@ -130,93 +112,85 @@ impl Token {
 pub struct OpenChange(Token);
 
 impl OpenChanges {
-    pub(crate) const BYTES: usize = SETS * size_of::<Home>();
+    pub(crate) const BYTES: usize = HOMES * WAYS * size_of::<Slot>();
     /// Slots, and so changes that can be open at one time.
-    pub(crate) const SLOTS: usize = SETS * WAYS;
+    pub(crate) const SLOTS: usize = HOMES * WAYS;
 
     pub(crate) fn new() -> OpenChanges {
-        OpenChanges { homes: Home::many(SETS), used: AtomicUsize::new(1), away: AtomicUsize::new(0) }
+        OpenChanges { slots: Slots::new(HOMES * WAYS), used: AtomicUsize::new(1), away: AtomicUsize::new(0) }
     }
 
-    /// Takes a slot for `change`, in phase `Starting`; `None` if all are in use.
+    /// Takes a slot for a change because of `event`, in phase `Starting`; `None` if all are in use.
     #[inline]
-    pub(crate) fn claim(&self, caller: &Caller, change: &Change) -> Option<Held<'_>> {
-        let held = self.claim_for(caller, change, Phase::Starting)?;
-        count(&held.slot.counts.changes[change.event() as usize]);
+    pub(crate) fn claim(&self, caller: &Caller, event: Event) -> Option<Held<'_>> {
+        let held = self.claim_for(caller, Phase::Starting)?;
+        count(&held.slot.counts.changes[event as usize]);
         Some(held)
     }
 
     /// Takes a slot in any phase.
     #[inline]
-    pub(crate) fn claim_for(&self, caller: &Caller, change: &Change, phase: Phase) -> Option<Held<'_>> {
-        let index = caller.home % SETS;
+    pub(crate) fn claim_for(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
+        let index = caller.home % HOMES * WAYS;
         if !self.may_have_open(caller)
-            && let Some(held) = self.claim_slot(caller, change, phase, index, 0, std::iter::empty())
+            && let Some(held) = self.claim_slot(caller, phase, index)
         {
             return Some(held);
         }
-        self.claim_anywhere(caller, change, phase)
+        self.claim_anywhere(caller, phase)
     }
 
     /// The same where the home is not empty: this change is made inside another one, or a neighbour is here.
     #[cold]
-    fn claim_anywhere(&self, caller: &Caller, change: &Change, phase: Phase) -> Option<Held<'_>> {
-        for step in 0..SETS {
-            let index = (caller.home + step) % SETS;
-            for way in 0..WAYS {
-                // Relaxed: as above.
-                if self.homes[index].slots[way].phase() == Phase::Free {
-                    // The callbacks that this thread is in. The slot itself is none of them.
-                    let busy = self.of(caller).filter_map(|(_, slot)| slot.calling());
-                    if let Some(held) = self.claim_slot(caller, change, phase, index, way, busy) {
-                        return Some(held);
-                    }
-                }
+    fn claim_anywhere(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
+        let home = caller.home % HOMES;
+        for step in 0..HOMES * WAYS {
+            let index = (home * WAYS + step) % (HOMES * WAYS);
+            // Relaxed: the exchange checks it.
+            if !State(self.slots[index].state.load(Ordering::Relaxed)).is_free() {
+                continue;
             }
+            // The callbacks that this thread is in. Before the claim, as the slot itself is none of them.
+            let mut busy = self.of(caller).filter_map(|(_, slot)| slot.calling());
+            let first = busy.next();
+            let Some(held) = self.claim_slot(caller, phase, index) else { continue };
+            // Relaxed, both: only the calling thread has to see it.
+            if index != home * WAYS {
+                self.slots[home * WAYS].nested.fetch_add(1, Ordering::Relaxed);
+            }
+            if index / WAYS != home {
+                self.away.fetch_add(1, Ordering::Relaxed);
+            }
+            // A slot that is being claimed has no callback yet, so the rest of `busy` are others.
+            held.slot.write_nesting(home, first.into_iter().chain(busy));
+            return Some(held);
         }
         None
     }
 
     #[inline]
-    fn claim_slot(
-        &self,
-        caller: &Caller,
-        change: &Change,
-        phase: Phase,
-        index: usize,
-        way: usize,
-        skipped: impl Iterator<Item = usize>,
-    ) -> Option<Held<'_>> {
+    fn claim_slot(&self, caller: &Caller, phase: Phase, index: usize) -> Option<Held<'_>> {
         // Relaxed: only grows, and a scan that misses it has fenced before the claim below.
-        if index >= self.used.load(Ordering::Relaxed) {
-            self.used.fetch_max(index + 1, Ordering::Relaxed);
+        if index / WAYS >= self.used.load(Ordering::Relaxed) {
+            self.used.fetch_max(index / WAYS + 1, Ordering::Relaxed);
         }
-        let home = &self.homes[index];
-        let slot = &home.slots[way];
+        let slot = &self.slots[index];
+        // Relaxed: the exchange checks it.
         let free = State(slot.state.load(Ordering::Relaxed));
-        if free.phase() != Phase::Free {
+        if !free.is_free() {
             return None;
         }
-        let token = Token::new(index * WAYS + way, free.sequence() + 1);
-        let claimed = State::new(token.sequence(), phase).0;
+        let state = free.next();
         // Acquire pairs with the Release in `free`: the fields of the last use are over.
+        let claimed = state.in_phase(phase).0;
         slot.state.compare_exchange(free.0, claimed, Ordering::Acquire, Ordering::Relaxed).ok()?;
         // Pairs with the fences in `scan` and in `holds`: see the module documentation.
         fence_after_rmw();
-        let away = index != caller.home % SETS;
-        // Relaxed, both: only the calling thread has to see it.
-        if way > 0 {
-            home.nested.fetch_add(1, Ordering::Relaxed);
-        }
-        if away {
-            self.away.fetch_add(1, Ordering::Relaxed);
-        }
-        slot.write(change, away, skipped);
         // Relaxed: read by others for reports only, or after an Acquire of a later phase.
         slot.stack.store(caller.stack, Ordering::Relaxed);
         // Release: a signal handler that finds its own thread here finds the rest, too.
         slot.thread.store(caller.thread, Ordering::Release);
-        Some(Held { slot, token })
+        Some(Held { slot, token: Token { index, state } })
     }
 
     /// Takes a change out of phase `Changing` into `Ending`, if there is anybody to call; `None` if it has been ended
@@ -229,24 +203,24 @@ impl OpenChanges {
     #[inline]
     fn finish_token(&self, caller: &Caller, token: Token) -> Option<Held<'_>> {
         let held = self.held(token)?;
-        let state = &held.slot.state;
-        let changing = State::new(token.sequence(), Phase::Changing).0;
+        let slot = held.slot;
+        let changing = token.state.in_phase(Phase::Changing);
         // Relaxed, both: who started the change reads what it wrote itself; who got it from there reads that, or
         // something later.
-        let own = held.slot.thread.load(Ordering::Relaxed) == caller.thread;
-        if own && held.slot.list.load(Ordering::Relaxed) == 1 {
+        let own = slot.thread.load(Ordering::Relaxed) == caller.thread;
+        if own && slot.list.load(Ordering::Relaxed) & !1 == 0 {
             // Nobody to call: the phase need not be seen by anybody. No exchange either: the change can be used
             // once, and only this thread itself may find it abandoned.
-            return (state.load(Ordering::Relaxed) == changing).then_some(held);
+            return (slot.state.load(Ordering::Relaxed) == changing.0).then_some(held);
         }
-        let next = State::new(token.sequence(), if own { Phase::Ending } else { Phase::Taken }).0;
+        let next = changing.in_phase(if own { Phase::Ending } else { Phase::Taken });
         // Acquire pairs with the Release in `changing`, for the one who ends somebody else's.
-        state.compare_exchange(changing, next, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        slot.state.compare_exchange(changing.0, next.0, Ordering::Acquire, Ordering::Relaxed).ok()?;
         if !own {
             // Relaxed: published by the exchange below.
-            held.slot.thread.store(caller.thread, Ordering::Relaxed);
+            slot.thread.store(caller.thread, Ordering::Relaxed);
             // Release pairs with the Acquire in `scan` and `of`: who sees this phase sees who is calling.
-            state.swap(State::new(token.sequence(), Phase::Ending).0, Ordering::Release);
+            slot.state.swap(changing.in_phase(Phase::Ending).0, Ordering::Release);
         }
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
@@ -255,35 +229,31 @@ impl OpenChanges {
 
     #[inline]
     fn held(&self, token: Token) -> Option<Held<'_>> {
-        let slot = self.homes.get(token.index() / WAYS)?.slots.get(token.index() % WAYS)?;
-        Some(Held { slot, token })
+        self.slots.get(token.index).map(|slot| Held { slot, token })
     }
 
-    /// Whether the calling thread may have anything open: a look at two cache lines of its own, and one that is hardly
-    /// ever written.
+    /// Whether the calling thread may have anything open: a look at two cache lines of its own.
     #[inline]
     pub(crate) fn may_have_open(&self, caller: &Caller) -> bool {
-        let home = &self.homes[caller.home % SETS];
-        // Relaxed: the calling thread sees at least what it holds itself.
-        home.slots[0].phase() != Phase::Free
-            || home.nested.load(Ordering::Relaxed) > 0
-            || self.away.load(Ordering::Relaxed) > 0
+        let first = &self.slots[caller.home % HOMES * WAYS];
+        // Relaxed, both: the calling thread sees at least what it holds itself.
+        !State(first.state.load(Ordering::Relaxed)).is_free() || first.nested.load(Ordering::Relaxed) > 0
     }
 
     /// The slots that the calling thread holds, in any phase.
     fn of(&self, caller: &Caller) -> impl Iterator<Item = (Token, &Slot)> + use<'_> {
-        let home = caller.home % SETS;
+        let first = caller.home % HOMES * WAYS;
         let thread = caller.thread;
         // Relaxed: the calling thread sees at least its own.
-        let homes = if self.away.load(Ordering::Relaxed) > 0 { 0..SETS } else { home..home + 1 };
-        homes.flat_map(|home| (0..WAYS).map(move |way| (home, way))).filter_map(move |(home, way)| {
-            let slot = &self.homes[home].slots[way];
+        let all = self.away.load(Ordering::Relaxed) > 0;
+        let range = if all { 0..HOMES * WAYS } else { first..first + WAYS };
+        range.filter_map(move |index| {
+            let slot = &self.slots[index];
             // Acquire: a slot that somebody else has claimed does not bear the name of its last holder any more.
             let state = State(slot.state.load(Ordering::Acquire));
             // Relaxed: see above.
-            let mine = state.phase() != Phase::Free && slot.thread.load(Ordering::Relaxed) == thread;
-            let token = Token::new(home * WAYS + way, state.sequence());
-            mine.then_some((token, slot))
+            let mine = !state.is_free() && slot.thread.load(Ordering::Relaxed) == thread;
+            mine.then_some((Token { index, state }, slot))
         })
     }
 
@@ -314,7 +284,7 @@ impl OpenChanges {
         let held = self.held(token)?;
         // Acquire pairs with the Release in `finish`: another thread that is ending it has written its name.
         let state = State(held.slot.state.load(Ordering::Acquire));
-        if state.sequence() != token.sequence() || held.slot.thread.load(Ordering::Relaxed) != caller.thread {
+        if state.sequence() != token.state.sequence() || held.slot.thread.load(Ordering::Relaxed) != caller.thread {
             return None;
         }
         match state.phase() {
@@ -409,29 +379,38 @@ impl OpenChanges {
     #[inline]
     pub(crate) fn free(&self, held: Held<'_>) {
         let Held { slot, token } = held;
-        // Relaxed, here: the calling thread's own, and as in `claim_slot`.
-        if slot.what().is_away() {
-            self.away.fetch_sub(1, Ordering::Relaxed);
+        if let Some(nesting) = slot.nesting() {
+            self.free_nesting(slot, token.index, nesting);
         }
-        if !token.index().is_multiple_of(WAYS) {
-            self.homes[token.index() / WAYS].nested.fetch_sub(1, Ordering::Relaxed);
-        }
-        // Relaxed: published by the Release below. The thread is cleared so that nobody takes the next holder,
-        // who has not written it yet, for himself.
+        // Relaxed: published by the Release below.
         if slot.era.load(Ordering::Relaxed) != 0 {
             slot.era.store(0, Ordering::Relaxed);
         }
         slot.list.store(0, Ordering::Relaxed);
+        // Cleared so that nobody takes the next holder, who has not written it yet, for himself.
         slot.thread.store(0, Ordering::Relaxed);
         // Release pairs with the Acquire in `claim_slot` and in `scan`.
-        slot.state.store(State::new(token.sequence(), Phase::Free).0, Ordering::Release);
+        slot.state.store(token.state.in_phase(Phase::Free).0, Ordering::Release);
+    }
+
+    #[cold]
+    fn free_nesting(&self, slot: &Slot, index: usize, nesting: Nesting) {
+        // Relaxed, all: as in `claim_anywhere`.
+        let home = nesting.home() % HOMES;
+        if index != home * WAYS {
+            self.slots[home * WAYS].nested.fetch_sub(1, Ordering::Relaxed);
+        }
+        if index / WAYS != home {
+            self.away.fetch_sub(1, Ordering::Relaxed);
+        }
+        slot.forget_nesting();
     }
 
     /// Every slot that was ever used.
     pub(crate) fn slots(&self) -> impl Iterator<Item = &Slot> {
         // Relaxed: after a fence; see `claim_slot`.
-        let used = self.used.load(Ordering::Relaxed).min(SETS);
-        self.homes[..used].iter().flat_map(|home| &home.slots)
+        let used = self.used.load(Ordering::Relaxed).min(HOMES);
+        self.slots[..used * WAYS].iter()
     }
 
     /// Forgets everything: in the only thread of a forked child, the other threads do not exist.
@@ -446,14 +425,13 @@ impl OpenChanges {
                 slot.era.store(0, Ordering::Relaxed);
                 slot.thread.store(0, Ordering::Relaxed);
                 slot.calling.store(0, Ordering::Relaxed);
-                slot.state.store(State::new(now.sequence(), Phase::Free).0, Ordering::Relaxed);
+                slot.forget_nesting();
+                slot.state.store(now.in_phase(Phase::Free).0, Ordering::Relaxed);
+            }
+            if slot.nested.load(Ordering::Relaxed) > 0 {
+                slot.nested.store(0, Ordering::Relaxed);
             }
         }
-        self.homes.iter().take(self.used.load(Ordering::Relaxed)).for_each(|home| {
-            if home.nested.load(Ordering::Relaxed) > 0 {
-                home.nested.store(0, Ordering::Relaxed);
-            }
-        });
         self.away.store(0, Ordering::Relaxed);
     }
 }
@@ -467,16 +445,22 @@ impl Held<'_> {
     /// Which slot it is, and how often that was used.
     #[inline]
     pub(crate) fn index(&self) -> usize {
-        self.token.index()
+        self.token.index
     }
 
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
-        self.token.sequence()
+        self.token.state.sequence()
     }
 
-    /// Puts on record which list is walked, and with it the change; before this, the holder is taken to walk any
-    /// and to change everything.
+    /// Puts the change on record; [`walks`](Held::walks) publishes it. Until then the holder is taken to change
+    /// everything.
+    #[inline]
+    pub(crate) fn write(&self, change: &Change) {
+        self.slot.write(change);
+    }
+
+    /// Puts on record which list is walked; before this, the holder is taken to walk any.
     #[inline]
     pub(crate) fn walks(&self, list: usize) {
         // A reader that misses it takes the slot to hold any list. Release pairs with the Acquire in `Slot::list`: a
@@ -528,13 +512,13 @@ impl Held<'_> {
     pub(crate) fn ending(&self) {
         // A reader before, a reader after: nobody may conclude anything from it. Release all the same: who sees this
         // phase must see what came with the claim, as the list that is walked.
-        self.slot.state.store(State::new(self.token.sequence(), Phase::Ending).0, Ordering::Release);
+        self.slot.state.store(self.token.state.in_phase(Phase::Ending).0, Ordering::Release);
     }
 
     /// Whether the change was made in a callback of the subscriber at that address, which then hears nothing of it.
     #[inline]
     pub(crate) fn skips(&self, subscriber: usize) -> bool {
-        self.slot.what().skipped() > 0 && self.slot.skips(subscriber)
+        self.slot.skips(subscriber)
     }
 
     /// Puts on record whose callback is about to run; 0: nobody's.
@@ -548,7 +532,7 @@ impl Held<'_> {
     #[inline]
     pub(crate) fn changing(self) -> OpenChange {
         // Release pairs with the Acquire in `scan`: the callbacks are over.
-        self.slot.state.store(State::new(self.token.sequence(), Phase::Changing).0, Ordering::Release);
+        self.slot.state.store(self.token.state.in_phase(Phase::Changing).0, Ordering::Release);
         OpenChange(self.token)
     }
 }

@@ -4,6 +4,9 @@
 // process that is watched.
 #![expect(unsafe_code)]
 
+use std::ops::Deref;
+use std::ptr::NonNull;
+
 use crate::sync::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::{Blocking, Change, Event, Range};
 
@@ -51,12 +54,28 @@ impl Phase {
 pub(crate) struct State(pub(crate) u64);
 
 impl State {
-    pub(crate) const fn new(sequence: u64, phase: Phase) -> State {
-        State(sequence << 3 | phase as u64)
+    const PHASE: u64 = 7;
+
+    /// The same use in another phase.
+    #[inline]
+    pub(crate) const fn in_phase(self, phase: Phase) -> State {
+        State(self.0 & !State::PHASE | phase as u64)
     }
 
+    /// The next use, in phase `Free` yet.
+    #[inline]
+    pub(crate) const fn next(self) -> State {
+        State((self.0 & !State::PHASE).wrapping_add(State::PHASE + 1))
+    }
+
+    #[inline]
+    pub(crate) const fn is_free(self) -> bool {
+        self.0 & State::PHASE == Phase::Free as u64
+    }
+
+    #[inline]
     pub(crate) const fn phase(self) -> Phase {
-        match self.0 & 7 {
+        match self.0 & State::PHASE {
             1 => Phase::Starting,
             2 => Phase::Changing,
             3 => Phase::Ending,
@@ -67,25 +86,16 @@ impl State {
         }
     }
 
+    /// The number of the use.
+    #[inline]
     pub(crate) const fn sequence(self) -> u64 {
         self.0 >> 3
     }
 }
 
-/// The slots of one home. Two homes never share a cache line, nor a pair of them that is fetched together.
+/// What is on record of one holder. No two share a cache line, nor a pair of them that is fetched together.
 #[derive(Debug)]
-#[repr(align(128))]
-pub(crate) struct Home {
-    /// Where a thread that has nothing open goes.
-    pub(crate) slots: [Slot; WAYS],
-    /// How many of the slots behind the first are in use.
-    pub(crate) nested: AtomicUsize,
-}
-
-/// What is on record of one holder. The first line is written by every change; the second by changes that meet
-/// intervals, are made in callbacks or have an owner; the rest counts.
-#[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(512))]
 pub(crate) struct Slot {
     /// See [`State`].
     pub(crate) state: AtomicU64,
@@ -93,23 +103,31 @@ pub(crate) struct Slot {
     /// claimed it.
     pub(crate) thread: AtomicU64,
     pub(crate) stack: AtomicUsize,
-    /// The change.
+    /// The list that the holder walks: address | 1; 0 while it is not known yet, and if there was nobody to tell.
+    /// Written after the change.
+    pub(crate) list: AtomicUsize,
+    /// The change: range, and event and blocking.
     start: AtomicUsize,
     end: AtomicUsize,
-    /// See [`What`].
     what: AtomicU32,
     /// Subscribers of the list whose start has returned, and those whose end has been called. 0 in a free slot.
     pub(crate) started: AtomicU16,
     pub(crate) ended: AtomicU16,
-    /// The list that the holder walks: address | 1; 0 while it is not known yet. Written after the change.
-    pub(crate) list: AtomicUsize,
     /// The subscriber that the holder is calling, 0 if none.
     pub(crate) calling: AtomicUsize,
-    /// The era of the interval tree that the holder walks; 0 while it is not known yet, `u64::MAX`: none.
-    pub(crate) era: AtomicU64,
+
+    // The second line: hardly ever written.
+    /// In the first slot of a home: how many others are held by threads of this home.
+    pub(crate) nested: AtomicUsize,
+    /// See [`Nesting`]. 0 in a free slot.
+    nesting: AtomicU32,
     owner: AtomicUsize,
+    /// The era of the interval tree that the holder walks; 0 while it is not known yet, `u64::MAX`: none. 0 in a free
+    /// slot.
+    pub(crate) era: AtomicU64,
     /// The subscribers in whose callbacks the change was made: they hear neither its start nor its end.
     skipped: [AtomicUsize; SKIPPED],
+
     pub(crate) counts: Counts,
 }
 
@@ -132,85 +150,129 @@ pub(crate) fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
-/// The small things on record, in one word: event, how many of `skipped` are in use, flags.
+/// Where a change was made that is not the only one of its thread: in how many callbacks, and for which home it is in
+/// a slot behind the first, if it is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct What(u32);
+pub(crate) struct Nesting(u32);
 
-impl What {
-    const MAY_WAIT: u32 = 1;
-    /// The slot is not of the claimer's home.
-    const AWAY: u32 = 2;
-    /// The change has an owner.
-    const OWNED: u32 = 4;
+impl Nesting {
+    /// Set in all of them, so that 0 is none.
+    const SOME: u32 = 1 << 31;
 
-    #[inline]
-    fn new(change: &Change, away: bool, skipped: usize) -> What {
-        let flag = |is, flag| if is { flag } else { 0 };
-        What(
-            (change.event() as u32) << 16
-                | (skipped as u32) << 8
-                | flag(change.blocking() == Blocking::Allowed, What::MAY_WAIT)
-                | flag(away, What::AWAY)
-                | flag(change.owner() != 0, What::OWNED),
-        )
+    pub(crate) fn new(skipped: usize, home: usize) -> Nesting {
+        Nesting(Nesting::SOME | (home as u32) << 8 | skipped as u32)
     }
 
-    fn event(self) -> Event {
-        Event::ALL[(self.0 >> 16) as usize % Event::ALL.len()]
+    fn skipped(self) -> usize {
+        (self.0 & 0xff) as usize
     }
 
-    fn blocking(self) -> Blocking {
-        if self.0 & What::MAY_WAIT != 0 { Blocking::Allowed } else { Blocking::Forbidden }
-    }
-
-    #[inline]
-    pub(crate) fn skipped(self) -> usize {
-        (self.0 >> 8 & 0xff) as usize
-    }
-
-    #[inline]
-    pub(crate) fn is_away(self) -> bool {
-        self.0 & What::AWAY != 0
-    }
-
-    fn is_owned(self) -> bool {
-        self.0 & What::OWNED != 0
+    /// The home whose `nested` counts it.
+    pub(crate) fn home(self) -> usize {
+        (self.0 & !Nesting::SOME) as usize >> 8
     }
 }
 
-impl Home {
-    /// Homes nobody has been to, in memory that the kernel gives only when it is touched.
-    pub(crate) fn many(count: usize) -> Box<[Home]> {
-        if cfg!(any(mmu_loom, miri)) {
-            // A checker has to see every atomic made.
-            return (0..count).map(|_| Home::new()).collect();
+/// The slots of an address space, in memory that the kernel gives only when it is touched.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    slots: NonNull<[Slot]>,
+    /// What the allocator gave: the slots lie in it at the next multiple of their alignment.
+    #[cfg(not(any(mmu_loom, miri)))]
+    memory: NonNull<u8>,
+}
+
+// SAFETY: the slots are owned, and consist of atomics.
+unsafe impl Send for Slots {}
+// SAFETY: as above.
+unsafe impl Sync for Slots {}
+
+impl Deref for Slots {
+    type Target = [Slot];
+
+    #[inline]
+    fn deref(&self) -> &[Slot] {
+        // SAFETY: owned, and as many as `new` has made.
+        unsafe { self.slots.as_ref() }
+    }
+}
+
+#[cfg(not(any(mmu_loom, miri)))]
+mod memory {
+    use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+
+    use super::*;
+
+    /// An alignment that the system's allocator gives without writing the zeroes itself.
+    const LAYOUT: fn(usize) -> Layout = |count| {
+        Layout::from_size_align(count * size_of::<Slot>() + align_of::<Slot>(), 16).expect("less than a terabyte")
+    };
+
+    impl Slots {
+        pub(crate) fn new(count: usize) -> Slots {
+            // SAFETY: the layout is not empty.
+            let memory = unsafe { alloc_zeroed(LAYOUT(count)) };
+            let Some(memory) = NonNull::new(memory) else { handle_alloc_error(LAYOUT(count)) };
+            let padding = memory.align_offset(align_of::<Slot>());
+            // SAFETY: `LAYOUT` has room for the padding and the slots. A slot consists of atomic integers, of which zero
+            // is a value.
+            let first = unsafe { memory.add(padding) }.cast::<Slot>();
+            Slots { slots: NonNull::slice_from_raw_parts(first, count), memory }
         }
-        // SAFETY: a home consists of atomic integers only, of which zero is a value: that of `new`.
-        unsafe { Box::new_zeroed_slice(count).assume_init() }
     }
 
-    fn new() -> Home {
-        let slot = || Slot {
-            state: AtomicU64::new(State::new(0, Phase::Free).0),
-            thread: AtomicU64::new(0),
-            stack: AtomicUsize::new(0),
-            start: AtomicUsize::new(0),
-            end: AtomicUsize::new(0),
-            what: AtomicU32::new(0),
-            started: AtomicU16::new(0),
-            ended: AtomicU16::new(0),
-            list: AtomicUsize::new(0),
-            calling: AtomicUsize::new(0),
-            era: AtomicU64::new(0),
-            owner: AtomicUsize::new(0),
-            skipped: std::array::from_fn(|_| AtomicUsize::new(0)),
-            counts: Counts {
-                changes: std::array::from_fn(|_| AtomicU64::new(0)),
-                refused: AtomicU64::new(0),
-                abandoned: AtomicU64::new(0),
-            },
-        };
-        Home { slots: std::array::from_fn(|_| slot()), nested: AtomicUsize::new(0) }
+    impl Drop for Slots {
+        fn drop(&mut self) {
+            // SAFETY: allocated in `new` with this layout.
+            unsafe { dealloc(self.memory.as_ptr(), LAYOUT(self.slots.len())) };
+        }
+    }
+}
+
+/// The same for a checker, which has to see every atomic made.
+#[cfg(any(mmu_loom, miri))]
+mod memory {
+    use super::*;
+
+    impl Slots {
+        pub(crate) fn new(count: usize) -> Slots {
+            let slots: Box<[Slot]> = (0..count).map(|_| Slot::new()).collect();
+            Slots { slots: NonNull::from(Box::leak(slots)) }
+        }
+    }
+
+    impl Drop for Slots {
+        fn drop(&mut self) {
+            // SAFETY: leaked in `new`.
+            drop(unsafe { Box::from_raw(self.slots.as_ptr()) });
+        }
+    }
+
+    impl Slot {
+        fn new() -> Slot {
+            Slot {
+                state: AtomicU64::new(0),
+                thread: AtomicU64::new(0),
+                stack: AtomicUsize::new(0),
+                list: AtomicUsize::new(0),
+                start: AtomicUsize::new(0),
+                end: AtomicUsize::new(0),
+                what: AtomicU32::new(0),
+                started: AtomicU16::new(0),
+                ended: AtomicU16::new(0),
+                calling: AtomicUsize::new(0),
+                nested: AtomicUsize::new(0),
+                nesting: AtomicU32::new(0),
+                owner: AtomicUsize::new(0),
+                era: AtomicU64::new(0),
+                skipped: std::array::from_fn(|_| AtomicUsize::new(0)),
+                counts: Counts {
+                    changes: std::array::from_fn(|_| AtomicU64::new(0)),
+                    refused: AtomicU64::new(0),
+                    abandoned: AtomicU64::new(0),
+                },
+            }
+        }
     }
 }
 
@@ -218,33 +280,49 @@ impl Slot {
     /// The phase as the calling thread sees it: exact for what it holds itself.
     #[inline]
     pub(crate) fn phase(&self) -> Phase {
+        // Relaxed: the calling thread's own.
         State(self.state.load(Ordering::Relaxed)).phase()
     }
 
     /// Writes down a change, all but the list that it walks. For the holder.
     #[inline]
-    pub(crate) fn write(&self, change: &Change, away: bool, skipped: impl Iterator<Item = usize>) {
-        // Relaxed: `list`, or a later phase, publishes it.
+    pub(crate) fn write(&self, change: &Change) {
+        // Relaxed, all: `list`, or a later phase, publishes it.
         self.start.store(change.range().start(), Ordering::Relaxed);
         self.end.store(change.range().end(), Ordering::Relaxed);
-        if change.owner() != 0 {
+        let may_wait = u32::from(change.blocking() == Blocking::Allowed);
+        let is_owned = change.owner() != 0;
+        let what = (change.event() as u32) << 2 | u32::from(is_owned) << 1 | may_wait;
+        self.what.store(what, Ordering::Relaxed);
+        if is_owned {
             self.owner.store(change.owner(), Ordering::Relaxed);
         }
+    }
+
+    /// Writes down where a change was made that is not the only one of its thread.
+    pub(crate) fn write_nesting(&self, home: usize, skipped: impl Iterator<Item = usize>) {
         let mut count = 0;
+        // Relaxed, all: only the holder reads it.
         for (subscriber, place) in skipped.zip(&self.skipped) {
             place.store(subscriber, Ordering::Relaxed);
             count += 1;
         }
-        self.what.store(What::new(change, away, count).0, Ordering::Relaxed);
+        self.nesting.store(Nesting::new(count, home).0, Ordering::Relaxed);
     }
 
     #[inline]
-    pub(crate) fn what(&self) -> What {
-        // Relaxed: as in `range`.
-        What(self.what.load(Ordering::Relaxed))
+    pub(crate) fn nesting(&self) -> Option<Nesting> {
+        // Relaxed: only the holder reads it.
+        let nesting = self.nesting.load(Ordering::Relaxed);
+        (nesting != 0).then_some(Nesting(nesting))
+    }
+
+    pub(crate) fn forget_nesting(&self) {
+        self.nesting.store(0, Ordering::Relaxed);
     }
 
     /// The addresses on record.
+    #[inline]
     pub(crate) fn range(&self) -> Range {
         // Relaxed: the caller wrote it, or has acquired `list` or a later phase.
         Range::new(self.start.load(Ordering::Relaxed), self.end.load(Ordering::Relaxed))
@@ -252,11 +330,13 @@ impl Slot {
     }
 
     /// The change on record.
+    #[inline]
     pub(crate) fn change(&self) -> Change {
-        let what = self.what();
-        let change = Change::new(self.range(), what.event(), what.blocking());
-        // Relaxed: as in `range`.
-        if what.is_owned() { change.with_owner(self.owner.load(Ordering::Relaxed)) } else { change }
+        // Relaxed, both: as in `range`.
+        let what = self.what.load(Ordering::Relaxed);
+        let blocking = if what & 1 != 0 { Blocking::Allowed } else { Blocking::Forbidden };
+        let change = Change::new(self.range(), Event::ALL[(what >> 2) as usize % Event::ALL.len()], blocking);
+        if what & 2 != 0 { change.with_owner(self.owner.load(Ordering::Relaxed)) } else { change }
     }
 
     /// The list that is walked, if it is on record.
@@ -274,9 +354,15 @@ impl Slot {
     }
 
     /// Whether the change was made in a callback of `subscriber`, which then hears nothing of it.
-    #[cold]
+    #[inline]
     pub(crate) fn skips(&self, subscriber: usize) -> bool {
-        // Relaxed: as in `range`.
-        self.skipped.iter().take(self.what().skipped()).any(|skipped| skipped.load(Ordering::Relaxed) == subscriber)
+        match self.nesting() {
+            Some(nesting) => {
+                let mut skipped = self.skipped.iter().take(nesting.skipped());
+                // Relaxed: only the holder reads it.
+                skipped.any(|skipped| skipped.load(Ordering::Relaxed) == subscriber)
+            }
+            None => false,
+        }
     }
 }

@@ -99,27 +99,24 @@ impl Shared {
         }
     }
 
-    /// Goes on record as a reader of any list, without a change; waits while all slots are in use.
+    /// Goes on record without a change; waits while all slots are in use.
     pub(crate) fn claim(&self, caller: &Caller, phase: Phase) -> Held<'_> {
-        let nothing = Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed);
-        self.claim_with(caller, &nothing, phase)
+        self.claim_or_wait(caller, || self.open.claim_for(caller, phase))
     }
 
-    /// Goes on record; waits while all slots are in use.
-    pub(crate) fn claim_with(&self, caller: &Caller, change: &Change, phase: Phase) -> Held<'_> {
-        let claim = || match phase {
-            Phase::Starting => self.open.claim(caller, change),
-            _ => self.open.claim_for(caller, change, phase),
-        };
-        if let Some(held) = claim() {
-            return held;
-        }
+    /// Goes on record with a change; waits while all slots are in use.
+    #[cold]
+    pub(crate) fn claim_change(&self, caller: &Caller, event: Event) -> Held<'_> {
+        self.claim_or_wait(caller, || self.open.claim(caller, event))
+    }
+
+    fn claim_or_wait<'a>(&self, caller: &Caller, claim: impl Fn() -> Option<Held<'a>>) -> Held<'a> {
         let mut patience = Patience::new(self, caller.thread, Waiting::ForASlot);
         loop {
-            patience.wait_for_anybody();
             if let Some(held) = claim() {
                 return held;
             }
+            patience.wait_for_anybody();
         }
     }
 
@@ -137,11 +134,7 @@ impl Shared {
 
     /// The type of the subscriber at that address, if it is on a list.
     pub(crate) fn name_of(&self, address: usize) -> Option<&'static str> {
-        let held = self.open.claim_for(
-            &self.caller(),
-            &Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed),
-            Phase::Editing,
-        )?;
+        let held = self.open.claim_for(&self.caller(), Phase::Editing)?;
         let lists = [&self.list, &self.aging, &self.tlbs];
         let name = lists
             .into_iter()
@@ -327,8 +320,9 @@ impl AddressSpace {
         shared.released.store(true, Ordering::Relaxed);
         let caller = self.caller();
         let going = Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed);
-        let held = shared.claim_with(&caller, &going, Phase::Starting);
-        // Not on record as walking the list of today: nobody on it is told of this change as a change.
+        let held = shared.claim_change(&caller, going.event());
+        held.write(&going);
+        // Nobody on the list of today is told of this change as a change.
         held.walks(0);
         let mut panic = start_intervals(&shared.tree, &held, &going).panic;
         shared.open.free(held);

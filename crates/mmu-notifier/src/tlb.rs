@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::list::{Entry, Kind};
 use crate::slot::Phase;
-use crate::{AddressSpace, Blocking, Change, Event, Range, Subscription};
+use crate::{AddressSpace, Range, Subscription};
 
 /// Is told to flush what it has cached of a range, independently of changes.
 ///
@@ -79,8 +79,7 @@ impl AddressSpace {
         if shared.tlbs.is_empty() {
             return;
         }
-        let nothing = Change::new(range, Event::Clear, Blocking::Forbidden);
-        let held = shared.claim_with(&self.caller(), &nothing, Phase::Calling);
+        let held = shared.claim(&self.caller(), Phase::Calling);
         let mut panic = None;
         for entry in shared.tlbs.walk(&held) {
             if let Some(Kind::Tlb(tlb)) = entry.subscriber(&held)
