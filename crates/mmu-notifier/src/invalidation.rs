@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use crate::caller::Caller;
 use crate::interval::start_intervals;
-use crate::list::{Entry, Kind, Timed};
+use crate::list::{Entry, Kind, Timed, Told};
 use crate::open::{Held, OpenChange};
 use crate::slot::count;
 use crate::sync::Arc;
@@ -296,21 +296,6 @@ impl Drop for Invalidation<'_> {
     }
 }
 
-/// One subscriber's start.
-#[inline]
-fn start(held: &Held<'_>, kind: &Kind, change: &Change) -> Result<(), WouldBlock> {
-    match (kind, change.blocking()) {
-        (Kind::Paired(subscriber), _) => subscriber.start(change),
-        (Kind::Refuser(refuser), Blocking::Allowed) => refuser.start(change),
-        (Kind::Refuser(refuser), Blocking::Forbidden) => return refuser.try_start(change),
-        (Kind::Ticketed(ticketed), Blocking::Allowed) => ticketed.start(held, change),
-        (Kind::Ticketed(ticketed), Blocking::Forbidden) => return ticketed.try_start(held, change),
-        // These are on lists of their own.
-        (Kind::Aging(_) | Kind::Tlb(_), _) => {}
-    }
-    Ok(())
-}
-
 /// Callbacks of a list are being called. Dropped if one of them panics: then everybody who has started and not been
 /// ended is ended, and the change is over.
 struct Called<'a> {
@@ -346,9 +331,9 @@ impl Drop for Called<'_> {
 fn start_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
     let mut refused = false;
     for (index, entry) in entries.iter().enumerate() {
-        if let Some(kind) = called(held, entry) {
+        if let Some(subscriber) = called(held, entry) {
             let began = TIMED.then(Instant::now);
-            refused |= start(held, kind, change).is_err();
+            refused |= subscriber.start(held, change).is_err();
             if let Some(began) = began {
                 entry.took(Timed::Start, began.elapsed());
             }
@@ -365,13 +350,9 @@ fn end_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: 
     for (index, entry) in entries.iter().enumerate().take(held.started()).skip(held.ended()) {
         // Before the call: an end that is jumped out of, or panics, is not called again.
         held.set_ended(index + 1);
-        if let Some(kind) = called(held, entry) {
+        if let Some(subscriber) = called(held, entry) {
             let began = TIMED.then(Instant::now);
-            match kind {
-                Kind::Paired(subscriber) => subscriber.end(change),
-                Kind::Ticketed(ticketed) => ticketed.end(held, change),
-                Kind::Refuser(_) | Kind::Aging(_) | Kind::Tlb(_) => {}
-            }
+            subscriber.end(held, change);
             if let Some(began) = began {
                 entry.took(Timed::End, began.elapsed());
             }
@@ -383,10 +364,14 @@ fn end_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: 
 /// The subscriber of `entry`, on record as being called, unless it has gone or the change was made in one of its
 /// callbacks.
 #[inline]
-fn called<'a>(held: &'a Held<'_>, entry: &'a Entry) -> Option<&'a Kind> {
+fn called<'a>(held: &'a Held<'_>, entry: &'a Entry) -> Option<&'a dyn Told> {
     if held.skips(entry.address()) {
         return None;
     }
     held.set_calling(entry.address());
-    entry.subscriber(held)
+    match entry.subscriber(held)? {
+        Kind::Told(told) => Some(&**told),
+        // These are on lists of their own.
+        Kind::Aging(_) | Kind::Tlb(_) => None,
+    }
 }

@@ -23,15 +23,19 @@ use crate::caller::Caller;
 use crate::open::{Held, OpenChanges};
 use crate::stall::Patience;
 use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell};
-use crate::ticketed::Tickets;
 use crate::tlb::SecondaryTlb;
-use crate::{Refuser, Subscriber};
+use crate::{Change, WouldBlock};
+
+/// A subscriber that is told of changes, of whatever kind: one call for a start, one for an end.
+pub(crate) trait Told: Send + Sync {
+    fn start(&self, held: &Held<'_>, change: &Change) -> Result<(), WouldBlock>;
+    fn end(&self, held: &Held<'_>, change: &Change);
+    fn release(&self);
+}
 
 /// What a subscriber is.
 pub(crate) enum Kind {
-    Paired(Box<dyn Subscriber>),
-    Refuser(Box<dyn Refuser>),
-    Ticketed(Box<dyn Tickets>),
+    Told(Box<dyn Told>),
     Aging(Box<dyn Aging>),
     Tlb(Box<dyn SecondaryTlb>),
 }
@@ -39,9 +43,7 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) fn release(&self) {
         match self {
-            Kind::Paired(subscriber) => subscriber.release(),
-            Kind::Refuser(refuser) => refuser.release(),
-            Kind::Ticketed(ticketed) => ticketed.release(),
+            Kind::Told(told) => told.release(),
             Kind::Aging(aging) => aging.release(),
             Kind::Tlb(tlb) => tlb.release(),
         }
@@ -94,7 +96,7 @@ unsafe impl Send for Entry {}
 impl Entry {
     pub(crate) fn new(kind: Kind, name: &'static str) -> Entry {
         let which = match kind {
-            Kind::Paired(_) | Kind::Refuser(_) | Kind::Ticketed(_) => Which::Changes,
+            Kind::Told(_) => Which::Changes,
             Kind::Aging(_) => Which::Aging,
             Kind::Tlb(_) => Which::Tlb,
         };

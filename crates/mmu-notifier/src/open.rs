@@ -69,18 +69,19 @@ pub(crate) struct OpenChanges {
     away: AtomicUsize,
 }
 
-/// A slot that the caller holds.
+/// A slot that the caller holds. Two registers.
 #[derive(Clone, Copy)]
 pub(crate) struct Held<'a> {
     pub(crate) slot: &'a Slot,
-    token: Token,
+    /// Which use of the slot: its state, in any phase.
+    state: State,
 }
 
-/// One use of one slot.
+/// One use of one slot, for who holds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
-    index: usize,
-    /// Its state, in any phase.
+    /// The address of the slot.
+    slot: usize,
     state: State,
 }
 
@@ -190,7 +191,7 @@ impl OpenChanges {
         slot.stack.store(caller.stack, Ordering::Relaxed);
         // Release: a signal handler that finds its own thread here finds the rest, too.
         slot.thread.store(caller.thread, Ordering::Release);
-        Some(Held { slot, token: Token { index, state } })
+        Some(Held { slot, state })
     }
 
     /// Takes a change out of phase `Changing` into `Ending`, if there is anybody to call; `None` if it has been ended
@@ -229,7 +230,14 @@ impl OpenChanges {
 
     #[inline]
     fn held(&self, token: Token) -> Option<Held<'_>> {
-        self.slots.get(token.index).map(|slot| Held { slot, token })
+        // An address from another address space is behind the last one.
+        let slot = self.slots.get(self.index_of(token.slot))?;
+        Some(Held { slot, state: token.state })
+    }
+
+    #[inline]
+    fn index_of(&self, slot: usize) -> usize {
+        slot.wrapping_sub(self.slots.as_ptr() as usize) / size_of::<Slot>()
     }
 
     /// Whether the calling thread may have anything open: a look at two cache lines of its own.
@@ -253,7 +261,7 @@ impl OpenChanges {
             let state = State(slot.state.load(Ordering::Acquire));
             // Relaxed: see above.
             let mine = !state.is_free() && slot.thread.load(Ordering::Relaxed) == thread;
-            mine.then_some((Token { index, state }, slot))
+            mine.then_some((Token { slot: slot.address(), state }, slot))
         })
     }
 
@@ -378,9 +386,9 @@ impl OpenChanges {
     /// All is over: the slot can be used again.
     #[inline]
     pub(crate) fn free(&self, held: Held<'_>) {
-        let Held { slot, token } = held;
+        let Held { slot, state } = held;
         if let Some(nesting) = slot.nesting() {
-            self.free_nesting(slot, token.index, nesting);
+            self.free_nesting(slot, nesting);
         }
         // Relaxed: published by the Release below.
         if slot.era.load(Ordering::Relaxed) != 0 {
@@ -390,11 +398,12 @@ impl OpenChanges {
         // Cleared so that nobody takes the next holder, who has not written it yet, for himself.
         slot.thread.store(0, Ordering::Relaxed);
         // Release pairs with the Acquire in `claim_slot` and in `scan`.
-        slot.state.store(token.state.in_phase(Phase::Free).0, Ordering::Release);
+        slot.state.store(state.in_phase(Phase::Free).0, Ordering::Release);
     }
 
     #[cold]
-    fn free_nesting(&self, slot: &Slot, index: usize, nesting: Nesting) {
+    fn free_nesting(&self, slot: &Slot, nesting: Nesting) {
+        let index = self.index_of(slot.address());
         // Relaxed, all: as in `claim_anywhere`.
         let home = nesting.home() % HOMES;
         if index != home * WAYS {
@@ -444,13 +453,13 @@ fn concerns(slot: &Slot, range: &Range) -> bool {
 impl Held<'_> {
     /// Which slot it is, and how often that was used.
     #[inline]
-    pub(crate) fn index(&self) -> usize {
-        self.token.index
+    pub(crate) fn number(&self) -> usize {
+        self.slot.address() / size_of::<Slot>() % OpenChanges::SLOTS
     }
 
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
-        self.token.state.sequence()
+        self.state.sequence()
     }
 
     /// Puts the change on record; [`walks`](Held::walks) publishes it. Until then the holder is taken to change
@@ -512,7 +521,7 @@ impl Held<'_> {
     pub(crate) fn ending(&self) {
         // A reader before, a reader after: nobody may conclude anything from it. Release all the same: who sees this
         // phase must see what came with the claim, as the list that is walked.
-        self.slot.state.store(self.token.state.in_phase(Phase::Ending).0, Ordering::Release);
+        self.slot.state.store(self.state.in_phase(Phase::Ending).0, Ordering::Release);
     }
 
     /// Whether the change was made in a callback of the subscriber at that address, which then hears nothing of it.
@@ -532,8 +541,8 @@ impl Held<'_> {
     #[inline]
     pub(crate) fn changing(self) -> OpenChange {
         // Release pairs with the Acquire in `scan`: the callbacks are over.
-        self.slot.state.store(self.token.state.in_phase(Phase::Changing).0, Ordering::Release);
-        OpenChange(self.token)
+        self.slot.state.store(self.state.in_phase(Phase::Changing).0, Ordering::Release);
+        OpenChange(Token { slot: self.slot.address(), state: self.state })
     }
 }
 

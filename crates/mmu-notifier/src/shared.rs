@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::list::{Entry, Kind};
 use crate::slot::Phase;
 use crate::stall::{Patience, Waiting};
+use crate::subscriber::Paired;
 use crate::sync::{Arc as SyncArc, Ordering};
 use crate::{AddressSpace, Subscriber};
 
@@ -68,7 +69,7 @@ impl AddressSpace {
         }
         let subscriber = Arc::new(make()?);
         let key = TypeId::of::<S>();
-        let mut entry = Entry::new(Kind::Paired(Box::new(subscriber.clone())), std::any::type_name::<S>());
+        let mut entry = Entry::new(Kind::Told(Box::new(Paired(subscriber.clone()))), std::any::type_name::<S>());
         entry.shared = Some((key, subscriber.clone()));
         entry.users.store(1, Ordering::Relaxed);
         let entry = SyncArc::new(entry);

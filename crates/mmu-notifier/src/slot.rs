@@ -203,9 +203,12 @@ mod memory {
 
     use super::*;
 
+    /// What a home takes, in bytes, and begins at a multiple of.
+    const HOME: usize = WAYS * size_of::<Slot>();
+
     /// An alignment that the system's allocator gives without writing the zeroes itself.
     const LAYOUT: fn(usize) -> Layout = |count| {
-        Layout::from_size_align(count * size_of::<Slot>() + align_of::<Slot>(), 16).expect("less than a terabyte")
+        Layout::from_size_align(count * size_of::<Slot>() + HOME, 16).expect("less than a terabyte")
     };
 
     impl Slots {
@@ -213,7 +216,7 @@ mod memory {
             // SAFETY: the layout is not empty.
             let memory = unsafe { alloc_zeroed(LAYOUT(count)) };
             let Some(memory) = NonNull::new(memory) else { handle_alloc_error(LAYOUT(count)) };
-            let padding = memory.align_offset(align_of::<Slot>());
+            let padding = memory.align_offset(HOME);
             // SAFETY: `LAYOUT` has room for the padding and the slots. A slot consists of atomic integers, of which zero
             // is a value.
             let first = unsafe { memory.add(padding) }.cast::<Slot>();
@@ -277,6 +280,11 @@ mod memory {
 }
 
 impl Slot {
+    #[inline]
+    pub(crate) fn address(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
     /// The phase as the calling thread sees it: exact for what it holds itself.
     #[inline]
     pub(crate) fn phase(&self) -> Phase {
@@ -356,13 +364,13 @@ impl Slot {
     /// Whether the change was made in a callback of `subscriber`, which then hears nothing of it.
     #[inline]
     pub(crate) fn skips(&self, subscriber: usize) -> bool {
-        match self.nesting() {
-            Some(nesting) => {
-                let mut skipped = self.skipped.iter().take(nesting.skipped());
-                // Relaxed: only the holder reads it.
-                skipped.any(|skipped| skipped.load(Ordering::Relaxed) == subscriber)
-            }
-            None => false,
-        }
+        self.nesting().is_some_and(|nesting| self.skips_nested(subscriber, nesting))
+    }
+
+    #[cold]
+    fn skips_nested(&self, subscriber: usize, nesting: Nesting) -> bool {
+        let mut skipped = self.skipped.iter().take(nesting.skipped());
+        // Relaxed: only the holder reads it.
+        skipped.any(|skipped| skipped.load(Ordering::Relaxed) == subscriber)
     }
 }

@@ -11,6 +11,7 @@ use crate::invalidation::Panic;
 use crate::list::{Entry, Kind, Published, Which};
 use crate::open::{Held, OpenChanges};
 use crate::slot::Phase;
+use crate::subscriber::{Paired, Refusing};
 use crate::stall::{Patience, Reports, Stall, Waiting};
 use crate::sync::{Arc as SyncArc, AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::tree::Tree;
@@ -232,12 +233,12 @@ impl AddressSpace {
     /// an [`Arc`].
     #[doc(alias = "mmu_notifier_register")]
     pub fn subscribe<S: Subscriber + 'static>(&self, subscriber: S) -> Subscription {
-        self.add(Entry::new(Kind::Paired(Box::new(subscriber)), std::any::type_name::<S>()))
+        self.add(Entry::new(Kind::Told(Box::new(Paired(subscriber))), std::any::type_name::<S>()))
     }
 
     /// Asks `refuser` before every change from now on. As [`subscribe`](AddressSpace::subscribe).
     pub fn subscribe_refuser<R: Refuser + 'static>(&self, refuser: R) -> Subscription {
-        self.add(Entry::new(Kind::Refuser(Box::new(refuser)), std::any::type_name::<R>()))
+        self.add(Entry::new(Kind::Told(Box::new(Refusing(refuser))), std::any::type_name::<R>()))
     }
 
     pub(crate) fn add(&self, entry: Entry) -> Subscription {

@@ -9,11 +9,11 @@
 // UNSAFETY: a ticket lies in a cell that only the holder of a slot may touch.
 #![expect(unsafe_code)]
 
-use crate::list::{Entry, Kind};
+use crate::list::{Entry, Kind, Told};
 use crate::open::{Held, OpenChanges};
 use crate::slot::WAYS;
 use crate::sync::UnsafeCell;
-use crate::{AddressSpace, Change, Subscription, WouldBlock};
+use crate::{AddressSpace, Blocking, Change, Subscription, WouldBlock};
 
 /// May refuse a change that must not wait, and has an end, which gets what the start returned.
 ///
@@ -106,14 +106,6 @@ impl<S: Ticketed + ?Sized> Ticketed for std::sync::Arc<S> {
     }
 }
 
-/// A [`Ticketed`] subscriber whose tickets are out of sight.
-pub(crate) trait Tickets: Send + Sync {
-    fn start(&self, held: &Held<'_>, change: &Change);
-    fn try_start(&self, held: &Held<'_>, change: &Change) -> Result<(), WouldBlock>;
-    fn end(&self, held: &Held<'_>, change: &Change);
-    fn release(&self);
-}
-
 /// The tickets of one home: two homes never share a cache line.
 #[repr(align(128))]
 struct Row<T>([UnsafeCell<Option<T>>; WAYS]);
@@ -129,23 +121,21 @@ unsafe impl<S: Ticketed> Sync for WithTickets<S> {}
 
 impl<S: Ticketed> WithTickets<S> {
     fn put(&self, held: &Held<'_>, ticket: Option<S::Ticket>) -> Option<S::Ticket> {
-        let cell = &self.rows[held.index() / WAYS].0[held.index() % WAYS];
+        let cell = &self.rows[held.number() / WAYS].0[held.number() % WAYS];
         // SAFETY: `held` is the slot of this number, and whoever has it is its holder; the reference does not outlive
         // the exchange, which runs no foreign code.
         cell.with_mut(|place| std::mem::replace(unsafe { &mut *place }, ticket))
     }
 }
 
-impl<S: Ticketed> Tickets for WithTickets<S> {
-    fn start(&self, held: &Held<'_>, change: &Change) {
-        let ticket = self.subscriber.start(change);
-        // What lies there was left by a change that was jumped out of.
-        drop(self.put(held, Some(ticket)));
-    }
-
-    fn try_start(&self, held: &Held<'_>, change: &Change) -> Result<(), WouldBlock> {
-        let ticket = self.subscriber.try_start(change);
+impl<S: Ticketed> Told for WithTickets<S> {
+    fn start(&self, held: &Held<'_>, change: &Change) -> Result<(), WouldBlock> {
+        let ticket = match change.blocking() {
+            Blocking::Allowed => Ok(self.subscriber.start(change)),
+            Blocking::Forbidden => self.subscriber.try_start(change),
+        };
         let refused = ticket.as_ref().map(|_| ()).map_err(|refused| *refused);
+        // What lies there was left by a change that was jumped out of.
         drop(self.put(held, ticket.ok()));
         refused
     }
@@ -169,6 +159,6 @@ impl AddressSpace {
         let row = |_| Row(std::array::from_fn(|_| UnsafeCell::new(None)));
         let rows = (0..OpenChanges::SLOTS / WAYS).map(row).collect();
         let tickets = WithTickets { subscriber: ticketed, rows };
-        self.add(Entry::new(Kind::Ticketed(Box::new(tickets)), std::any::type_name::<S>()))
+        self.add(Entry::new(Kind::Told(Box::new(tickets)), std::any::type_name::<S>()))
     }
 }
