@@ -292,7 +292,9 @@ impl OpenChanges {
         let held = self.held(token)?;
         // Acquire pairs with the Release in `finish`: another thread that is ending it has written its name.
         let state = State(held.slot.state.load(Ordering::Acquire));
-        if state.sequence() != token.state.sequence() || held.slot.thread.load(Ordering::Relaxed) != caller.thread {
+        if state.sequence() != token.state.sequence()
+            || held.slot.thread.load(Ordering::Relaxed) != caller.thread
+        {
             return None;
         }
         match state.phase() {
@@ -549,10 +551,7 @@ impl Held<'_> {
 impl fmt::Debug for OpenChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Relaxed: a picture of a moment.
-        let open = self
-            .slots()
-            .filter(|slot| slot.phase() != Phase::Free)
-            .map(Slot::range);
+        let open = self.slots().filter(|slot| slot.phase() != Phase::Free).map(Slot::range);
         f.debug_list().entries(open).finish()
     }
 }
