@@ -154,14 +154,12 @@ impl OpenChanges {
             // The callbacks that this thread is in. Before the claim, as the slot itself is none of them.
             let mut busy = self.of(caller).filter_map(|(_, slot)| slot.calling());
             let first = busy.next();
-            let Some(held) = self.claim_slot(caller, phase, index) else { continue };
-            // Relaxed, both: only the calling thread has to see it.
-            if index != home * WAYS {
-                self.slots[home * WAYS].nested.fetch_add(1, Ordering::Relaxed);
-            }
-            if index / WAYS != home {
-                self.away.fetch_add(1, Ordering::Relaxed);
-            }
+            // Before the claim: a thread that jumps away behind it has to find the slot.
+            self.count_in(index, home);
+            let Some(held) = self.claim_slot(caller, phase, index) else {
+                self.count_out(index, home);
+                continue;
+            };
             // A slot that is being claimed has no callback yet, so the rest of `busy` are others.
             held.slot.write_nesting(home, first.into_iter().chain(busy));
             return Some(held);
@@ -218,6 +216,7 @@ impl OpenChanges {
         // Acquire pairs with the Release in `changing`, for the one who ends somebody else's.
         slot.state.compare_exchange(changing.0, next.0, Ordering::Acquire, Ordering::Relaxed).ok()?;
         if !own {
+            self.hand_over(slot, caller);
             // Relaxed: published by the exchange below.
             slot.thread.store(caller.thread, Ordering::Relaxed);
             // Release pairs with the Acquire in `scan` and `of`: who sees this phase sees who is calling.
@@ -226,6 +225,39 @@ impl OpenChanges {
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
         Some(held)
+    }
+
+    /// Lets `caller`, who ends a change that another thread has started, find it among those he has open.
+    #[cold]
+    fn hand_over(&self, slot: &Slot, caller: &Caller) {
+        let (index, home) = (self.index_of(slot.address()), caller.home % HOMES);
+        if let Some(nesting) = slot.nesting() {
+            self.count_out(index, nesting.home() % HOMES);
+        }
+        self.count_in(index, home);
+        slot.move_nesting(home);
+    }
+
+    /// A thread of `home` holds the slot at `index`.
+    fn count_in(&self, index: usize, home: usize) {
+        // Relaxed, both: only the calling thread has to see it.
+        if index != home * WAYS {
+            self.slots[home * WAYS].nested.fetch_add(1, Ordering::Relaxed);
+        }
+        if index / WAYS != home {
+            self.away.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The reverse.
+    fn count_out(&self, index: usize, home: usize) {
+        // Relaxed, both: as above.
+        if index != home * WAYS {
+            self.slots[home * WAYS].nested.fetch_sub(1, Ordering::Relaxed);
+        }
+        if index / WAYS != home {
+            self.away.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     #[inline]
@@ -405,15 +437,7 @@ impl OpenChanges {
 
     #[cold]
     fn free_nesting(&self, slot: &Slot, nesting: Nesting) {
-        let index = self.index_of(slot.address());
-        // Relaxed, all: as in `claim_anywhere`.
-        let home = nesting.home() % HOMES;
-        if index != home * WAYS {
-            self.slots[home * WAYS].nested.fetch_sub(1, Ordering::Relaxed);
-        }
-        if index / WAYS != home {
-            self.away.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.count_out(self.index_of(slot.address()), nesting.home() % HOMES);
         slot.forget_nesting();
     }
 

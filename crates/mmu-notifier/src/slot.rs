@@ -317,6 +317,13 @@ impl Slot {
         self.nesting.store(Nesting::new(count, home).0, Ordering::Relaxed);
     }
 
+    /// The slot goes over to a thread of another home; for that thread.
+    pub(crate) fn move_nesting(&self, home: usize) {
+        let skipped = self.nesting().map_or(0, Nesting::skipped);
+        // Relaxed: only the holder reads it.
+        self.nesting.store(Nesting::new(skipped, home).0, Ordering::Relaxed);
+    }
+
     #[inline]
     pub(crate) fn nesting(&self) -> Option<Nesting> {
         // Relaxed: only the holder reads it.
