@@ -313,9 +313,10 @@ impl OpenChanges {
         self.of(caller).any(|(_, slot)| slot.phase().calls() || slot.phase() == Phase::Editing)
     }
 
-    /// Whether the calling thread itself has a change open that overlaps `range`.
+    /// Whether the calling thread itself has a change open that overlaps `range`, or that began when nobody was to be
+    /// told, so that its range is not on record.
     pub(crate) fn is_changing(&self, caller: &Caller, range: &Range) -> bool {
-        self.of(caller).any(|(_, slot)| slot.phase().changes() && slot.range().overlaps(range))
+        self.of(caller).any(|(_, slot)| slot.phase().changes() && concerns(slot, range))
     }
 
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
@@ -354,8 +355,11 @@ impl OpenChanges {
             // Acquire pairs with the claim and, through it, with the Release in `free`: `list` is not older.
             let state = State(slot.state.load(Ordering::Acquire));
             // If the list is of a later use (see `list`), the use seen above is over.
-            let held = slot.list();
-            state.phase() != Phase::Free && held.is_none_or(|held| held == list)
+            match slot.list() {
+                Some(held) => state.phase() != Phase::Free && held == list,
+                // Any list, before it is on record which; behind the starts none, as there was nobody to tell.
+                None => matches!(state.phase(), Phase::Starting | Phase::Calling | Phase::Editing),
+            }
         })
     }
 
@@ -415,6 +419,9 @@ impl OpenChanges {
             }
             patience.renew();
         }
+        // What `concerns` has read may be of a later use; then the use that was looked at is over. Acquire pairs with
+        // the fence in the claim of that later use: what the callbacks did happened before.
+        fence(Ordering::Acquire);
     }
 
     /// All is over: the slot can be used again.
