@@ -158,6 +158,8 @@ struct Interval<S: IntervalSubscriber + ?Sized> {
     sequence: AtomicU64,
     /// No callback may begin any more. Set once.
     gone: AtomicBool,
+    /// Its type, for reports.
+    name: &'static str,
     subscriber: S,
 }
 
@@ -171,11 +173,12 @@ unsafe impl Send for Kept {}
 unsafe impl Sync for Kept {}
 
 impl Kept {
-    fn new(range: Range, subscriber: impl IntervalSubscriber + 'static) -> Kept {
+    fn new<S: IntervalSubscriber + 'static>(range: Range, subscriber: S) -> Kept {
         let interval: Box<Interval<dyn IntervalSubscriber>> = Box::new(Interval {
             range,
             sequence: AtomicU64::new(0),
             gone: AtomicBool::new(false),
+            name: std::any::type_name::<S>(),
             subscriber,
         });
         Kept(NonNull::from(Box::leak(interval)))
@@ -213,15 +216,38 @@ pub(crate) struct Started {
 /// How many invalidations of one change can be unfinished at one time.
 const UNFINISHED: usize = if cfg!(mmu_loom) { 2 } else { 16 };
 
-/// Tells every interval that overlaps `change`; those behind one that refuses, or panics, are not asked.
+/// The type of the interval's subscriber at that address. `held` is on record with a change of everything.
+pub(crate) fn name_of_interval(tree: &Tree, held: &Held<'_>, address: usize) -> Option<&'static str> {
+    let mut name = None;
+    tree.walk(held, &Range::EVERYTHING, |kept| {
+        if kept.address() != address {
+            return ControlFlow::Continue(());
+        }
+        // SAFETY: as in `start`.
+        name = Some(unsafe { kept.get() }.name);
+        ControlFlow::Break(())
+    });
+    name
+}
+
+/// Tells every interval that overlaps `change`; those behind one that refuses, or, unless `ALL` are to be told, panics,
+/// are not asked.
 #[inline(never)]
-pub(crate) fn start_intervals(tree: &Tree, held: &Held<'_>, change: &Change) -> Started {
+pub(crate) fn start_intervals<const ALL: bool>(tree: &Tree, held: &Held<'_>, change: &Change) -> Started {
     let mut started = Started::default();
     let mut unfinished = [None; UNFINISHED];
     let mut count = 0;
     let walked = catch_unwind(AssertUnwindSafe(|| {
         tree.walk(held, &change.range(), |interval| {
-            match start(interval, held, change) {
+            let pass = if ALL {
+                catch_unwind(AssertUnwindSafe(|| start(interval, held, change))).unwrap_or_else(|panic| {
+                    started.panic.get_or_insert(panic);
+                    Ok(Pass::Done)
+                })
+            } else {
+                start(interval, held, change)
+            };
+            match pass {
                 Ok(Pass::Done) => {}
                 Ok(Pass::Unfinished) => {
                     if count == UNFINISHED {
@@ -333,10 +359,11 @@ impl AddressSpace {
         }
         let kept = Kept::new(range, subscriber);
         let shared = &self.shared;
-        let held = shared.claim(&self.caller(), Phase::Editing);
+        let caller = self.caller();
+        let held = shared.claim(&caller, Phase::Editing);
         let key = shared.tree.insert(&held, &range, kept);
         shared.open.free(held);
-        shared.tree.collect_if_due(&shared.open);
+        shared.collect_if_due(&caller);
         // If a release came between, either it has found this interval, or it is found here.
         crate::sync::fence(Ordering::SeqCst);
         let subscription = IntervalSubscription { space: self.clone(), key, kept, fork: shared.fork() };
@@ -422,7 +449,8 @@ impl Drop for IntervalSubscription {
         shared.tree.remove(&held, self.key);
         shared.open.free(held);
         if !in_own_callback {
-            let mut patience = Patience::new(shared, caller.thread, Waiting::ToRemove);
+            let patience = Patience::new(shared, caller.thread, Waiting::ToRemove);
+            let mut patience = patience.of(address, self.interval().name);
             shared.open.wait_for_starts(&caller, &range, &mut patience);
         }
         if is_reading {
@@ -433,7 +461,7 @@ impl Drop for IntervalSubscription {
             // in one.
             unsafe { self.kept.free() };
         }
-        shared.tree.collect_if_due(&shared.open);
+        shared.collect_if_due(&caller);
     }
 }
 

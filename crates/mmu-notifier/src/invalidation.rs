@@ -158,7 +158,7 @@ impl AddressSpace {
         let bracket = Called { space: self, held, entries };
         let mut refused = false;
         if !shared.tree.is_empty() {
-            let started = start_intervals(&shared.tree, &held, change);
+            let started = start_intervals::<false>(&shared.tree, &held, change);
             if let Some(panic) = started.panic {
                 resume_unwind(panic);
             }

@@ -218,6 +218,12 @@ impl Published {
         }
     }
 
+    /// The address of the list in force, to compare.
+    pub(crate) fn address(&self) -> usize {
+        // Relaxed: nothing is read there.
+        self.current.load(Ordering::Relaxed) as usize
+    }
+
     /// Whether nobody is on the list.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
@@ -228,6 +234,7 @@ impl Published {
     /// Finds the list in force for a change that has just been put on record, and records it.
     #[inline]
     pub(crate) fn walk<'a>(&self, held: &'a Held<'_>) -> &'a [Arc<Entry>] {
+        debug_assert!(held.slot.list().is_none(), "on record with another list: this one may be freed");
         // Acquire pairs with the Release in `replace`: the entries are complete.
         let list = self.current.load(Ordering::Acquire);
         held.walks(list as usize);
@@ -258,6 +265,7 @@ impl Published {
         held: &Held<'_>,
         edit: impl Fn(&[Arc<Entry>]) -> Option<Box<[Arc<Entry>]>>,
     ) -> Option<usize> {
+        debug_assert!(held.slot.list().is_none(), "on record with one list: the one in force may be freed");
         loop {
             // Acquire pairs with the Release below. `held` is on record as walking any list, so this one stays, and
             // its address cannot come back as that of another list before the exchange.
@@ -301,11 +309,10 @@ impl Published {
     /// Frees the lists that nobody walks any more; whether those were all. Must not run in a hook: it frees memory.
     pub(crate) fn collect(&self, open: &OpenChanges) -> bool {
         // Acquire pairs with the Release in `retire`. From here on the whole stack is ours.
-        let mut list = self.retired.swap(std::ptr::null_mut(), Ordering::Acquire);
+        let list = self.retired.swap(std::ptr::null_mut(), Ordering::Acquire);
+        let rest = Rest { published: self, list };
         let mut all = true;
-        while !list.is_null() {
-            // SAFETY: the list is ours, by the swap.
-            let next = unsafe { (&raw const (*list).next_retired).read() };
+        for list in rest {
             if open.holds(list as usize) {
                 all = false;
                 self.retire(list);
@@ -314,7 +321,6 @@ impl Published {
                 // nobody on record holds it: nobody can reach it.
                 drop(unsafe { Box::from_raw(list) });
             }
-            list = next;
         }
         all
     }
@@ -361,6 +367,34 @@ impl Published {
         // Relaxed: there is only one thread.
         self.current.store(std::ptr::null_mut(), Ordering::Relaxed);
         self.retired.store(std::ptr::null_mut(), Ordering::Relaxed);
+    }
+}
+
+/// Replaced lists that somebody goes through. If the drop of a subscriber panics, those that are left go back.
+struct Rest<'a> {
+    published: &'a Published,
+    list: *mut List,
+}
+
+impl Iterator for Rest<'_> {
+    type Item = *mut List;
+
+    fn next(&mut self) -> Option<*mut List> {
+        let list = self.list;
+        if list.is_null() {
+            return None;
+        }
+        // SAFETY: all of these were taken off the stack by who made this, and are nobody else's.
+        self.list = unsafe { (&raw const (*list).next_retired).read() };
+        Some(list)
+    }
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        while let Some(list) = self.next() {
+            self.published.retire(list);
+        }
     }
 }
 

@@ -400,6 +400,40 @@ impl OpenChanges {
         });
     }
 
+    /// Waits until every list that another thread was replacing is.
+    pub(crate) fn wait_for_editors(&self, caller: &Caller, patience: &mut Patience<'_>) {
+        self.scan(caller, patience, |phase, _| phase == Phase::Editing);
+    }
+
+    /// Whether another thread is replacing a list, or may be.
+    pub(crate) fn is_anybody_editing(&self, caller: &Caller) -> bool {
+        fence(Ordering::SeqCst);
+        self.slots().any(|slot| {
+            // Acquire: what is not seen any more is over. Relaxed: as in `scan`.
+            State(slot.state.load(Ordering::Acquire)).phase() == Phase::Editing
+                && slot.thread.load(Ordering::Relaxed) != caller.thread
+        })
+    }
+
+    /// Waits until no other thread that is on record now holds intervals, or another list than those `in_force`.
+    pub(crate) fn wait_for_holders(
+        &self,
+        caller: &Caller,
+        in_force: [usize; 3],
+        patience: &mut Patience<'_>,
+    ) {
+        self.scan(caller, patience, |phase, slot| {
+            let holds_list = match slot.list() {
+                Some(list) => list != 0 && !in_force.contains(&list),
+                // As in `holds`.
+                None => !matches!(phase, Phase::Changing | Phase::Taken | Phase::Ending),
+            };
+            // Acquire: as in `oldest_era`.
+            let holds_intervals = phase == Phase::Starting && slot.era.load(Ordering::Acquire) != u64::MAX;
+            phase != Phase::Free && (holds_list || holds_intervals)
+        });
+    }
+
     fn scan(&self, caller: &Caller, patience: &mut Patience<'_>, concerns: impl Fn(Phase, &Slot) -> bool) {
         // Pairs with `fence_after_rmw` in `claim` and `finish`: see the module documentation.
         fence(Ordering::SeqCst);

@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::list::{Entry, Kind};
+use crate::list::{Entry, Kind, Published};
 use crate::slot::Phase;
 use crate::stall::{Patience, Waiting};
 use crate::subscriber::Paired;
@@ -104,22 +104,27 @@ impl AddressSpace {
     /// Waits until every subscriber that was unsubscribed so far has been dropped, also those whose last
     /// [share](Shared) was dropped or that were dropped inside a callback; whether they were.
     ///
-    /// Code that is about to be unloaded has to call this behind its last drop of a share. Inside a callback or an open
-    /// change of the calling thread it does not wait, and returns false if something is left.
+    /// Code that is about to be unloaded has to call this behind its last drop of a share. Inside a callback, an open
+    /// change, or the drop of a subscriber of the calling thread it does not wait, and returns false if something is
+    /// left, or may be.
     #[doc(alias = "mmu_notifier_synchronize")]
     pub fn synchronize(&self) -> bool {
         let shared = &self.shared;
         let caller = self.caller();
-        let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
-        loop {
-            if shared.collect() {
-                return true;
-            }
-            if shared.open.may_have_open(&caller) && shared.open.of_thread(&caller).next().is_some() {
-                return false;
-            }
-            patience.wait_for_anybody();
+        let is_inside = shared.open.may_have_open(&caller) && shared.open.of_thread(&caller).next().is_some();
+        if is_inside || shared.is_collecting(&caller) {
+            return !shared.open.is_anybody_editing(&caller) && shared.collect(&caller);
         }
+        let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
+        // Who is replacing a list has the one that was in force before in his hands.
+        shared.open.wait_for_editors(&caller, &mut patience);
+        if !shared.collect_or_wait(&caller, &mut patience) {
+            // What was replaced until now is held by nobody who comes later, so this has an end.
+            let in_force = shared.lists().map(Published::address);
+            shared.open.wait_for_holders(&caller, in_force, &mut patience);
+            shared.collect_or_wait(&caller, &mut patience);
+        }
+        true
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::caller::Caller;
-use crate::interval::start_intervals;
+use crate::interval::{name_of_interval, start_intervals};
 use crate::invalidation::Panic;
 use crate::list::{Entry, Kind, Published, Which};
 use crate::open::{Held, OpenChanges};
@@ -51,6 +51,9 @@ pub(crate) struct Shared {
     /// Subscribers that are leaving and may not have been told by `release` yet.
     releasing: AtomicUsize,
     fork: AtomicU64,
+    /// The thread that frees what nobody can reach any more, 0 if none does. One at a time, so that who finds nothing
+    /// to free knows that there is nothing.
+    collector: AtomicU64,
     /// `None`: [`Caller::current`].
     caller: Option<fn() -> Caller>,
 }
@@ -133,22 +136,71 @@ impl Shared {
         self.fork.load(Ordering::Relaxed)
     }
 
-    /// The type of the subscriber at that address, if it is on a list.
+    /// The type of the subscriber at that address, if it is on a list or in the tree.
     pub(crate) fn name_of(&self, address: usize) -> Option<&'static str> {
-        let held = self.open.claim_for(&self.caller(), Phase::Editing)?;
-        let lists = [&self.list, &self.aging, &self.tlbs];
-        let name = lists
-            .into_iter()
-            .flat_map(|list| list.walk(&held))
-            .find_map(|entry| (entry.address() == address).then(|| entry.name()));
-        self.open.free(held);
-        name
+        let caller = self.caller();
+        let name = self.lists().into_iter().find_map(|list| {
+            let held = self.open.claim_for(&caller, Phase::Editing)?;
+            let mut entries = list.walk(&held).iter();
+            let name = entries.find_map(|entry| (entry.address() == address).then(|| entry.name()));
+            self.open.free(held);
+            name
+        });
+        name.or_else(|| {
+            // As a change of everything, so that nobody frees an interval meanwhile.
+            let held = self.open.claim_for(&caller, Phase::Starting)?;
+            held.write(&Change::new(Range::EVERYTHING, Event::Clear, Blocking::Forbidden));
+            held.walks(0);
+            let name = name_of_interval(&self.tree, &held, address);
+            self.open.free(held);
+            name
+        })
     }
 
-    /// Frees what nobody can reach any more; whether that was all there is.
-    pub(crate) fn collect(&self) -> bool {
-        let lists = [&self.list, &self.aging, &self.tlbs].map(|list| list.collect(&self.open));
+    /// Frees what nobody can reach any more; whether that was all there is. Does nothing if somebody is at it.
+    pub(crate) fn collect(&self, caller: &Caller) -> bool {
+        self.collecting(caller).is_some_and(|_collecting| self.collect_all())
+    }
+
+    /// The same, but waits for who is at it. Not for who is at it himself.
+    pub(crate) fn collect_or_wait(&self, caller: &Caller, patience: &mut Patience<'_>) -> bool {
+        loop {
+            if let Some(_collecting) = self.collecting(caller) {
+                return self.collect_all();
+            }
+            patience.wait_for_anybody();
+        }
+    }
+
+    /// Frees what the tree has come to consist of no more, if that is much.
+    pub(crate) fn collect_if_due(&self, caller: &Caller) {
+        if self.tree.is_due()
+            && let Some(_collecting) = self.collecting(caller)
+        {
+            self.tree.collect(&self.open);
+        }
+    }
+
+    fn collect_all(&self) -> bool {
+        let lists = self.lists().map(|list| list.collect(&self.open));
         self.tree.collect(&self.open) & lists.into_iter().all(|all| all)
+    }
+
+    fn collecting(&self, caller: &Caller) -> Option<Collecting<'_>> {
+        // Acquire pairs with the Release in the drop of `Collecting`: what was freed, and what was kept.
+        self.collector.compare_exchange(0, caller.thread, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        Some(Collecting { collector: &self.collector })
+    }
+
+    /// Whether the calling thread is freeing something right now: this is the drop of a subscriber.
+    pub(crate) fn is_collecting(&self, caller: &Caller) -> bool {
+        // Relaxed: the calling thread wrote it, or another one did.
+        self.collector.load(Ordering::Relaxed) == caller.thread
+    }
+
+    /// All lists.
+    pub(crate) fn lists(&self) -> [&Published; 3] {
+        [&self.list, &self.aging, &self.tlbs]
     }
 
     fn list_of(&self, entry: &Entry) -> &Published {
@@ -201,6 +253,7 @@ impl AddressSpace {
             released: AtomicBool::new(false),
             releasing: AtomicUsize::new(0),
             fork: AtomicU64::new(0),
+            collector: AtomicU64::new(0),
             caller: options.caller,
         };
         AddressSpace { shared: Arc::new(shared) }
@@ -267,7 +320,7 @@ impl AddressSpace {
             let mut patience = Patience::new(shared, caller.thread, Waiting::ToSubscribe);
             shared.open.wait_for_strangers(&caller, list, &mut patience);
         }
-        shared.collect();
+        shared.collect(&caller);
         // If a release came between, either it has found the newcomer, or it is found here.
         fence(Ordering::SeqCst);
         if self.is_released() {
@@ -298,7 +351,9 @@ impl AddressSpace {
         let shared = &self.shared;
         let caller = self.caller();
         if !shared.open.is_reading(&caller) {
-            // The full fences of `tell_release` lie before: who was not found there has said so here.
+            // Who was not found there, as he was leaving, has said so here before: Acquire pairs with the Release in
+            // `Entry::leave`.
+            fence(Ordering::Acquire);
             let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
             // Acquire pairs with the Release in the drop of a subscription.
             while shared.releasing.load(Ordering::Acquire) > 0 {
@@ -325,19 +380,22 @@ impl AddressSpace {
         held.write(&going);
         // Nobody on the list of today is told of this change as a change.
         held.walks(0);
-        let mut panic = start_intervals(&shared.tree, &held, &going).panic;
+        let mut panic = start_intervals::<true>(&shared.tree, &held, &going).panic;
         shared.open.free(held);
-        let held = shared.claim(&caller, Phase::Calling);
-        for list in [&shared.list, &shared.aging, &shared.tlbs] {
+        for list in shared.lists() {
+            let held = shared.claim(&caller, Phase::Calling);
             for entry in list.walk(&held) {
                 if let Err(first) = release(entry, &held) {
                     panic.get_or_insert(first);
                 }
                 entry.leave();
             }
+            shared.open.free(held);
+            // A place of its own: the list of now may be another one than that on record above.
+            let held = shared.claim(&caller, Phase::Editing);
             list.clear(&held);
+            shared.open.free(held);
         }
-        shared.open.free(held);
         panic
     }
 
@@ -354,13 +412,27 @@ impl AddressSpace {
         // Relaxed: there is only one thread.
         shared.fork.fetch_add(1, Ordering::Relaxed);
         shared.releasing.store(0, Ordering::Relaxed);
+        shared.collector.store(0, Ordering::Relaxed);
         shared.released.store(false, Ordering::Relaxed);
         shared.tree.forget_all();
-        let held = shared.claim(&self.caller(), Phase::Editing);
-        for list in [&shared.list, &shared.aging, &shared.tlbs] {
+        let caller = self.caller();
+        for list in shared.lists() {
+            let held = shared.claim(&caller, Phase::Editing);
             list.forget_all(&held);
+            shared.open.free(held);
         }
-        shared.open.free(held);
+    }
+}
+
+/// Somebody frees what nobody can reach any more; until this is dropped, nobody else does.
+struct Collecting<'a> {
+    collector: &'a AtomicU64,
+}
+
+impl Drop for Collecting<'_> {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in `collecting`.
+        self.collector.store(0, Ordering::Release);
     }
 }
 
@@ -415,7 +487,7 @@ impl Drop for Subscription {
         let in_own_callback = shared.open.is_in_callback(&caller, self.entry.address());
         // Before `leave`, whose Release publishes it: see `AddressSpace::release`.
         shared.releasing.fetch_add(1, Ordering::Relaxed);
-        let mut released = Ok(());
+        let (mut released, mut gone) = (Ok(()), None);
         if in_own_callback {
             let held = shared.claim(&caller, Phase::Calling);
             released = release(&self.entry, &held);
@@ -427,8 +499,10 @@ impl Drop for Subscription {
         shared.list_of(&self.entry).remove(&held, &self.entry);
         shared.open.free(held);
         if !in_own_callback {
-            let mut patience = Patience::new(shared, caller.thread, Waiting::ToUnsubscribe);
-            if let Some(kind) = Published::take(&shared.open, &caller, &mut patience, &self.entry)
+            let patience = Patience::new(shared, caller.thread, Waiting::ToUnsubscribe);
+            let mut patience = patience.of(self.entry.address(), self.entry.name());
+            gone = Published::take(&shared.open, &caller, &mut patience, &self.entry);
+            if let Some(kind) = &gone
                 && self.entry.claim_release()
             {
                 // On record, so that whatever is done inside knows that it is a callback.
@@ -441,7 +515,9 @@ impl Drop for Subscription {
         }
         // Release pairs with the Acquire in `AddressSpace::release`: what it did happened before.
         shared.releasing.fetch_sub(1, Ordering::Release);
-        shared.collect();
+        // Not before: it may panic, or wait for a release.
+        drop(gone);
+        shared.collect(&caller);
         if let Err(panic) = released {
             resume_unwind(panic);
         }

@@ -6,6 +6,7 @@
 //! `synchronize_srcu` have neither a limit nor a report).
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::Change;
@@ -66,9 +67,9 @@ pub struct Holder {
     pub thread: u64,
     /// What it does.
     pub doing: Doing,
-    /// The change that it makes, if it makes one.
+    /// The change that it makes, if it makes one that is on record: one that began when nobody was to be told is not.
     pub change: Option<Change>,
-    /// The type of the subscriber that it is calling, if that is still on the list.
+    /// The type of the subscriber that it is calling, unless somebody else than who waits is taking it off.
     pub subscriber: Option<&'static str>,
 }
 
@@ -124,6 +125,8 @@ pub(crate) struct Patience<'a> {
     shared: &'a Shared,
     thread: u64,
     waiting: Waiting,
+    /// The address and the type of the subscriber that who waits is taking off: it is on no list any more.
+    own: Option<(usize, &'static str)>,
     backoff: Backoff,
     /// Since when, and when to report next; not asked for before the wait is a long one.
     since: Option<(Instant, Duration)>,
@@ -131,11 +134,17 @@ pub(crate) struct Patience<'a> {
 
 impl<'a> Patience<'a> {
     pub(crate) fn new(shared: &'a Shared, thread: u64, waiting: Waiting) -> Patience<'a> {
-        Patience { shared, thread, waiting, backoff: Backoff::default(), since: None }
+        Patience { shared, thread, waiting, own: None, backoff: Backoff::default(), since: None }
+    }
+
+    /// Of who takes the subscriber of that type at that address off.
+    pub(crate) fn of(self, address: usize, name: &'static str) -> Patience<'a> {
+        Patience { own: Some((address, name)), ..self }
     }
 
     /// Waits a little for who holds `slot`.
     pub(crate) fn wait(&mut self, phase: Phase, slot: &Slot) {
+        let own = self.own;
         self.wait_for(|shared| {
             let doing = match phase {
                 Phase::Starting => Doing::Starting,
@@ -147,8 +156,11 @@ impl<'a> Patience<'a> {
                 // Relaxed: a report is a picture of a moment.
                 thread: slot.thread.load(Ordering::Relaxed),
                 doing,
-                change: (doing != Doing::Calling).then(|| slot.change()),
-                subscriber: slot.calling().and_then(|address| shared.name_of(address)),
+                change: (doing != Doing::Calling && slot.list().is_some()).then(|| slot.change()),
+                subscriber: slot.calling().and_then(|address| match own {
+                    Some((own, name)) if own == address => Some(name),
+                    _ => shared.name_of(address),
+                }),
             })
         });
     }
@@ -169,7 +181,9 @@ impl<'a> Patience<'a> {
         if waited >= *next {
             *next = waited + reports.after;
             let holder = holder(self.shared);
-            (reports.report)(&Stall { thread: self.thread, waiting: self.waiting, waited, holder });
+            let stall = Stall { thread: self.thread, waiting: self.waiting, waited, holder };
+            // A report that panics is none; whoever waits has more to do than to unwind.
+            drop(catch_unwind(AssertUnwindSafe(|| (reports.report)(&stall))));
         }
     }
 

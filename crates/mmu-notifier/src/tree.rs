@@ -379,28 +379,25 @@ impl Tree {
         }
     }
 
-    /// Frees what nobody can reach any more, if much has come together.
-    pub(crate) fn collect_if_due(&self, open: &OpenChanges) {
+    /// Whether much has come together that nobody may be able to reach any more.
+    pub(crate) fn is_due(&self) -> bool {
         // Relaxed, here and below: about right is right.
-        if self.retired_count.load(Ordering::Relaxed) >= self.collect_at.load(Ordering::Relaxed) {
-            self.collect(open);
-        }
+        self.retired_count.load(Ordering::Relaxed) >= self.collect_at.load(Ordering::Relaxed)
     }
 
     /// Frees what nobody can reach any more; whether that was all. Must not run in a hook: it frees memory.
     pub(crate) fn collect(&self, open: &OpenChanges) -> bool {
         // Acquire pairs with the Release in `retire`. From here on the whole stack is ours.
-        let mut batch = self.retired.swap(null_mut(), Ordering::Acquire);
+        let batch = self.retired.swap(null_mut(), Ordering::Acquire);
         if batch.is_null() {
             return true;
         }
+        let rest = Rest { tree: self, batch };
         let oldest = open.oldest_era();
         let mut kept = 0;
-        while !batch.is_null() {
+        for batch in rest {
             // SAFETY: the batch is ours, by the swap.
-            let (era, next) = unsafe { ((*batch).era, (*batch).next) };
-            self.retired_count.fetch_sub(1, Ordering::Relaxed);
-            if era < oldest {
+            if unsafe { (*batch).era } < oldest {
                 // SAFETY: made by `Box::into_raw` in `edit`, and ours.
                 let batch = unsafe { Box::from_raw(batch) };
                 for node in batch.nodes {
@@ -416,7 +413,6 @@ impl Tree {
                 kept += 1;
                 self.push(batch);
             }
-            batch = next;
         }
         self.collect_at.store(LAZY.max(2 * kept), Ordering::Relaxed);
         kept == 0
@@ -428,6 +424,35 @@ impl Tree {
         self.root.store(null_mut(), Ordering::Relaxed);
         self.retired.store(null_mut(), Ordering::Relaxed);
         self.retired_count.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Batches that somebody goes through. If the drop of a subscriber panics, those that are left go back.
+struct Rest<'a> {
+    tree: &'a Tree,
+    batch: *mut Batch,
+}
+
+impl Iterator for Rest<'_> {
+    type Item = *mut Batch;
+
+    fn next(&mut self) -> Option<*mut Batch> {
+        let batch = self.batch;
+        if batch.is_null() {
+            return None;
+        }
+        // SAFETY: all of these were taken off the stack by who made this, and are nobody else's.
+        self.batch = unsafe { (&raw const (*batch).next).read() };
+        self.tree.retired_count.fetch_sub(1, Ordering::Relaxed);
+        Some(batch)
+    }
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        while let Some(batch) = self.next() {
+            self.tree.push(batch);
+        }
     }
 }
 
