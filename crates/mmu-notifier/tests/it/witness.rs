@@ -1,12 +1,18 @@
 //! Subscribers that write down what they are told.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use mmu_notifier::{
-    AddressSpace, Blocking, Change, Event, Range, Refuser, Subscriber, Subscription, WouldBlock,
+    AddressSpace, Blocking, Change, Event, IntervalSubscriber, Pass, Range, Refuser, Subscriber,
+    Subscription, WouldBlock,
 };
 
-/// What happened, in order: `K+` start of K, `K-` end, `K~` release, `N?` asked, `N!` refused, `*` the change.
+/// What happened, in order: `K+` start of K, `K-` end, `K~` release, `N?` asked, `N!` refused, `*` the change. For an
+/// interval `I+` invalidated, `I?` the same without waiting, `I!` refused, `I:` finished, `Ix` dropped.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -95,6 +101,207 @@ impl Refuser for Busy {
     fn release(&self) {
         self.log.add(&format!("{}~", self.name));
     }
+}
+
+type Answer = Box<dyn Fn(&Change) -> bool + Send + Sync>;
+
+/// An interval's subscriber with a name, and what it does beside writing it down.
+pub(crate) struct Mirror {
+    name: &'static str,
+    log: Log,
+    on_start: Callback,
+    on_finish: Callback,
+    on_drop: Box<dyn Fn() + Send + Sync>,
+    ignores: Answer,
+    refuses: Arc<AtomicBool>,
+    two_pass: bool,
+}
+
+impl Mirror {
+    pub(crate) fn new(name: &'static str, log: &Log) -> Mirror {
+        Mirror {
+            name,
+            log: log.clone(),
+            on_start: Box::new(|_| {}),
+            on_finish: Box::new(|_| {}),
+            on_drop: Box::new(|| {}),
+            ignores: Box::new(|_| false),
+            refuses: Arc::default(),
+            two_pass: false,
+        }
+    }
+
+    /// Does this in the first pass.
+    pub(crate) fn on_start(mut self, callback: impl Fn(&Change) + Send + Sync + 'static) -> Mirror {
+        self.on_start = Box::new(callback);
+        self
+    }
+
+    /// Has a second pass, and does this in it.
+    pub(crate) fn on_finish(mut self, callback: impl Fn(&Change) + Send + Sync + 'static) -> Mirror {
+        self.on_finish = Box::new(callback);
+        self.two_pass()
+    }
+
+    pub(crate) fn on_drop(mut self, callback: impl Fn() + Send + Sync + 'static) -> Mirror {
+        self.on_drop = Box::new(callback);
+        self
+    }
+
+    pub(crate) fn two_pass(mut self) -> Mirror {
+        self.two_pass = true;
+        self
+    }
+
+    pub(crate) fn ignoring(mut self, which: impl Fn(&Change) -> bool + Send + Sync + 'static) -> Mirror {
+        self.ignores = Box::new(which);
+        self
+    }
+
+    /// Refuses what must not wait for as long as the switch is on.
+    pub(crate) fn refusing(mut self, refuses: &Arc<AtomicBool>) -> Mirror {
+        self.refuses = refuses.clone();
+        self
+    }
+
+    fn pass(&self) -> Pass {
+        if self.two_pass { Pass::Unfinished } else { Pass::Done }
+    }
+}
+
+impl IntervalSubscriber for Mirror {
+    fn ignores(&self, change: &Change) -> bool {
+        (self.ignores)(change)
+    }
+
+    fn invalidate(&self, change: &Change) -> Pass {
+        assert_eq!(change.blocking(), Blocking::Allowed);
+        self.log.add(&format!("{}+", self.name));
+        (self.on_start)(change);
+        self.pass()
+    }
+
+    fn try_invalidate(&self, change: &Change) -> Result<Pass, WouldBlock> {
+        assert_eq!(change.blocking(), Blocking::Forbidden);
+        let refuses = self.refuses.load(Ordering::SeqCst);
+        self.log.add(&format!("{}{}", self.name, if refuses { '!' } else { '?' }));
+        if refuses {
+            return Err(WouldBlock);
+        }
+        (self.on_start)(change);
+        Ok(self.pass())
+    }
+
+    fn finish(&self, change: &Change) {
+        self.log.add(&format!("{}:", self.name));
+        (self.on_finish)(change);
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.log.add(&format!("{}x", self.name));
+        (self.on_drop)();
+    }
+}
+
+/// Something that another thread does.
+pub(crate) struct Task<T> {
+    done: Receiver<()>,
+    thread: JoinHandle<T>,
+}
+
+impl<T: Send + 'static> Task<T> {
+    pub(crate) fn new(run: impl FnOnce() -> T + Send + 'static) -> Task<T> {
+        let (is_done, done) = channel();
+        let run = move || {
+            let result = run();
+            let _ = is_done.send(());
+            result
+        };
+        Task { done, thread: std::thread::spawn(run) }
+    }
+
+    /// Whether it is not done soon.
+    pub(crate) fn waits(&self) -> bool {
+        self.done.recv_timeout(Duration::from_millis(40)) == Err(RecvTimeoutError::Timeout)
+    }
+
+    /// What has come of it; it must not take long.
+    pub(crate) fn finish(self) -> T {
+        let waited = self.done.recv_timeout(Duration::from_secs(60));
+        assert_ne!(waited, Err(RecvTimeoutError::Timeout), "it waits for something");
+        self.thread.join().unwrap()
+    }
+}
+
+/// Two threads meet: one says that it is there and waits until it may go on.
+pub(crate) struct Meeting {
+    there: Mutex<Sender<()>>,
+    may_go: Mutex<Receiver<()>>,
+}
+
+pub(crate) struct Gate {
+    there: Receiver<()>,
+    may_go: Sender<()>,
+}
+
+pub(crate) fn meeting() -> (Meeting, Gate) {
+    let (is_there, there) = channel();
+    let (may_go, goes) = channel();
+    (Meeting { there: Mutex::new(is_there), may_go: Mutex::new(goes) }, Gate { there, may_go })
+}
+
+impl Meeting {
+    pub(crate) fn stop(&self) {
+        let _ = self.there.lock().unwrap().send(());
+        let _ = self.may_go.lock().unwrap().recv();
+    }
+}
+
+impl Gate {
+    /// Waits until the other one is there.
+    pub(crate) fn await_other(&self) {
+        self.there.recv().unwrap();
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.may_go.send(()).unwrap();
+    }
+}
+
+/// A change that another thread has open.
+pub(crate) struct Elsewhere {
+    gate: Gate,
+    task: Task<()>,
+}
+
+impl Elsewhere {
+    pub(crate) fn open(space: &AddressSpace, change: Change) -> Elsewhere {
+        let (meeting, gate) = meeting();
+        let space = space.clone();
+        let task = Task::new(move || {
+            let open = space.begin(change).unwrap();
+            meeting.stop();
+            open.end();
+        });
+        gate.await_other();
+        Elsewhere { gate, task }
+    }
+
+    pub(crate) fn close(self) {
+        self.gate.let_go();
+        self.task.finish();
+    }
+}
+
+/// A blocking change without an owner.
+pub(crate) fn blocking(start: usize, end: usize) -> Change {
+    Change::new(range(start, end), Event::Unmap, Blocking::Allowed)
+}
+
+pub(crate) fn range(start: usize, end: usize) -> Range {
+    Range::new(start, end).unwrap()
 }
 
 pub(crate) const PAGES: Range = match Range::new(0x1000, 0x3000) {
