@@ -16,4 +16,5 @@ mod statistics;
 mod subscribing;
 mod tickets;
 mod tlb;
+mod tree;
 mod witness;
