@@ -160,21 +160,38 @@ impl AddressSpace {
         let shared = &self.shared;
         held.write(change);
         let entries = shared.list.walk(&held);
-        if !shared.tree.is_empty() {
-            let started = start_intervals(&shared.tree, &held, change);
-            // The tree is not walked any more.
-            held.walks_since(u64::MAX);
+        if !shared.tree.is_empty() || self.is_special(held) {
+            return self.start_special(held, entries, change);
+        }
+        held.walks_since(u64::MAX);
+        let bracket = Called { space: self, held };
+        let refused = start_list::<false>(held, entries, change);
+        forget(bracket);
+        !refused || self.stop(held, None)
+    }
+
+    /// Whether callbacks need more than to be called: they are timed, or the change was made in a callback.
+    #[inline]
+    fn is_special(&self, held: Held<'_>) -> bool {
+        self.shared.is_timed(&held) || held.is_nested()
+    }
+
+    /// The start of a change that meets intervals, is timed, or was made in a callback.
+    #[inline(never)]
+    fn start_special(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
+        if !self.shared.tree.is_empty() {
+            let started = start_intervals(&self.shared.tree, &held, change);
             if started.refused || started.panic.is_some() {
                 return self.stop(held, started.panic);
             }
-        } else {
-            held.walks_since(u64::MAX);
         }
-        let bracket = Called { space: self, held, entries };
-        let refused = if shared.is_timed(&held) || held.is_nested() {
-            start_list::<true>(&held, entries, change)
+        // The tree is not walked any more.
+        held.walks_since(u64::MAX);
+        let bracket = Called { space: self, held };
+        let refused = if self.is_special(held) {
+            start_list::<true>(held, entries, change)
         } else {
-            start_list::<false>(&held, entries, change)
+            start_list::<false>(held, entries, change)
         };
         forget(bracket);
         !refused || self.stop(held, None)
@@ -217,11 +234,11 @@ impl AddressSpace {
 
     #[inline(never)]
     fn end_all(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) {
-        let bracket = Called { space: self, held, entries };
-        if self.shared.is_timed(&held) || held.is_nested() {
-            end_list::<true>(&held, entries, change);
+        let bracket = Called { space: self, held };
+        if self.is_special(held) {
+            end_special(held, entries, change);
         } else {
-            end_list::<false>(&held, entries, change);
+            end_list::<false>(held, entries, change);
         }
         bracket.free();
     }
@@ -308,16 +325,15 @@ impl Drop for Invalidation<'_> {
 struct Called<'a> {
     space: &'a AddressSpace,
     held: Held<'a>,
-    entries: &'a [Arc<Entry>],
 }
 
 impl Called<'_> {
     /// All callbacks have returned, and the change is over.
+    #[inline]
     fn free(self) {
         let (space, held) = (self.space, self.held);
         forget(self);
-        held.set_started(0);
-        held.set_ended(0);
+        held.forget_progress();
         space.shared.open.free(held);
     }
 }
@@ -325,23 +341,29 @@ impl Called<'_> {
 impl Drop for Called<'_> {
     #[cold]
     fn drop(&mut self) {
-        let Called { space, held, entries } = *self;
+        let Called { space, held } = *self;
         held.ending();
+        let entries = space.shared.list.walk_again(&held);
         // What else panics now is lost behind the first one, which goes on when this returns.
-        while catch_unwind(AssertUnwindSafe(|| end_list::<true>(&held, entries, &held.change()))).is_err() {}
-        Called { space, held, entries }.free();
+        while catch_unwind(AssertUnwindSafe(|| end_special(held, entries, &held.change()))).is_err() {}
+        Called { space, held }.free();
     }
+}
+
+#[inline(never)]
+fn end_special(held: Held<'_>, entries: &[Arc<Entry>], change: &Change) {
+    end_list::<true>(held, entries, change);
 }
 
 /// Calls start of everybody on the list; whether somebody refused. One who panics has not started.
 ///
-/// `CAREFUL`: the change was made in a callback, or is timed.
+/// `SPECIAL`: the change was made in a callback, or is timed.
 #[inline]
-fn start_list<const CAREFUL: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
+fn start_list<const SPECIAL: bool>(held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
     let mut refused = false;
     for (index, entry) in entries.iter().enumerate() {
-        if let Some(subscriber) = called::<CAREFUL>(held, entry) {
-            let began = CAREFUL.then(Instant::now);
+        if let Some(subscriber) = called::<SPECIAL>(held, entry) {
+            let began = SPECIAL.then(Instant::now);
             refused |= subscriber.start(held, change).is_err();
             if let Some(began) = began {
                 entry.took(Timed::Start, began.elapsed());
@@ -355,13 +377,13 @@ fn start_list<const CAREFUL: bool>(held: &Held<'_>, entries: &[Arc<Entry>], chan
 
 /// Calls end of every subscriber that has started, has one, and has not been called yet.
 #[inline]
-fn end_list<const CAREFUL: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) {
+fn end_list<const SPECIAL: bool>(held: Held<'_>, entries: &[Arc<Entry>], change: &Change) {
     let started = entries.get(..held.started()).unwrap_or(entries);
     for (index, entry) in started.iter().enumerate().skip(held.ended()) {
         // Before the call: an end that is jumped out of, or panics, is not called again.
         held.set_ended(index + 1);
-        if let Some(subscriber) = called::<CAREFUL>(held, entry) {
-            let began = CAREFUL.then(Instant::now);
+        if let Some(subscriber) = called::<SPECIAL>(held, entry) {
+            let began = SPECIAL.then(Instant::now);
             subscriber.end(held, change);
             if let Some(began) = began {
                 entry.took(Timed::End, began.elapsed());
@@ -374,8 +396,8 @@ fn end_list<const CAREFUL: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change
 /// The subscriber of `entry`, on record as being called, unless it has gone or the change was made in one of its
 /// callbacks.
 #[inline]
-fn called<'a, const CAREFUL: bool>(held: &'a Held<'_>, entry: &'a Entry) -> Option<&'a dyn Told> {
-    if CAREFUL && held.skips(entry.address()) {
+fn called<'a, const SPECIAL: bool>(held: Held<'a>, entry: &'a Entry) -> Option<&'a dyn Told> {
+    if SPECIAL && held.skips(entry.address()) {
         return None;
     }
     held.set_calling(entry.address());

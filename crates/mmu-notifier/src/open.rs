@@ -300,7 +300,9 @@ impl OpenChanges {
         let held = self.held(token)?;
         // Acquire pairs with the Release in `finish`: another thread that is ending it has written its name.
         let state = State(held.slot.state.load(Ordering::Acquire));
-        if state.sequence() != token.state.sequence() || held.slot.thread.load(Ordering::Relaxed) != caller.thread {
+        if state.sequence() != token.state.sequence()
+            || held.slot.thread.load(Ordering::Relaxed) != caller.thread
+        {
             return None;
         }
         match state.phase() {
@@ -510,6 +512,13 @@ impl Held<'_> {
         self.slot.started.load(Ordering::Relaxed).into()
     }
 
+    /// Before the slot is free again.
+    #[inline]
+    pub(crate) fn forget_progress(&self) {
+        self.set_started(0);
+        self.set_ended(0);
+    }
+
     #[inline]
     pub(crate) fn set_started(&self, count: usize) {
         self.slot.started.store(count as u16, Ordering::Relaxed);
@@ -563,10 +572,7 @@ impl Held<'_> {
 impl fmt::Debug for OpenChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Relaxed: a picture of a moment.
-        let open = self
-            .slots()
-            .filter(|slot| slot.phase() != Phase::Free)
-            .map(Slot::range);
+        let open = self.slots().filter(|slot| slot.phase() != Phase::Free).map(Slot::range);
         f.debug_list().entries(open).finish()
     }
 }

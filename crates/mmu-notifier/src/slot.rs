@@ -207,9 +207,8 @@ mod memory {
     const HOME: usize = WAYS * size_of::<Slot>();
 
     /// An alignment that the system's allocator gives without writing the zeroes itself.
-    const LAYOUT: fn(usize) -> Layout = |count| {
-        Layout::from_size_align(count * size_of::<Slot>() + HOME, 16).expect("less than a terabyte")
-    };
+    const LAYOUT: fn(usize) -> Layout =
+        |count| Layout::from_size_align(count * size_of::<Slot>() + HOME, 16).expect("less than a terabyte");
 
     impl Slots {
         pub(crate) fn new(count: usize) -> Slots {

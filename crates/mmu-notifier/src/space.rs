@@ -11,8 +11,8 @@ use crate::invalidation::Panic;
 use crate::list::{Entry, Kind, Published, Which};
 use crate::open::{Held, OpenChanges};
 use crate::slot::Phase;
-use crate::subscriber::{Paired, Refusing};
 use crate::stall::{Patience, Reports, Stall, Waiting};
+use crate::subscriber::{Paired, Refusing};
 use crate::sync::{Arc as SyncArc, AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::tree::Tree;
 use crate::{Blocking, Change, Event, Range, Refuser, Subscriber};
@@ -373,7 +373,7 @@ impl Default for AddressSpace {
 /// Calls `release`, if nobody has yet.
 fn release(entry: &Entry, held: &Held<'_>) -> Result<(), Panic> {
     held.set_calling(entry.address());
-    let result = match entry.subscriber(held) {
+    let result = match entry.subscriber(*held) {
         Some(kind) if entry.claim_release() => catch_unwind(AssertUnwindSafe(|| kind.release())),
         _ => Ok(()),
     };
