@@ -38,7 +38,7 @@ impl Fields {
             }
         };
         if let Some(key) = repeated_key(text) {
-            return fault(key, "the field is there twice");
+            return fault(shown(&key), "the field is there twice");
         }
         match value {
             Value::Object(map) => Ok(Fields { path: String::new(), map }),
@@ -56,7 +56,7 @@ impl Fields {
 
     /// The name of a field as an error should give it.
     pub(super) fn name(&self, key: &str) -> String {
-        format!("{}{key}", self.path)
+        format!("{}{}", self.path, shown(key))
     }
 
     /// An error about a field.
@@ -212,6 +212,11 @@ fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
+}
+
+/// A key, which an error has to name even if it is nothing.
+fn shown(key: &str) -> &str {
+    if key.is_empty() { "\"\"" } else { key }
 }
 
 /// A key that stands twice in one object of `text`, which is known to be JSON. The parser would

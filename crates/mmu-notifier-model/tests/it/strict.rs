@@ -1,9 +1,11 @@
 //! What is not a trace is refused, and the error says where and why.
 
 use mmu_notifier_model::{Blocking, Change, Event, Kernel, Machine, Op, Trace, TraceError, replay};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
 
-use crate::Random;
 use crate::golden;
+use crate::{Random, reading};
 
 const HEADER: &str = r#"{"format":1,"kernel":"7.2.13","variant":"newest","name":"mine","traits":[]}"#;
 const MM: &str = r#"{"n":0,"op":"mm","m":0}"#;
@@ -88,6 +90,8 @@ fn an_operation_that_is_none() {
         (r#"{"n":0,"op":"mm","m":0,"colour":"red"}"#, "colour: the field is unknown here"),
         (r#"{"n":0,"op":"mm","m":0,"m":0}"#, "m: the field is there twice"),
         (r#"{"n":0,"op":"mm","m":0,"\u006d":1}"#, "m: the field is there twice"),
+        (r#"{"n":0,"op":"mm","m":0,"":0}"#, "\"\": the field is unknown here"),
+        (r#"{"n":0,"op":"mm","m":0,"":0,"":0}"#, "\"\": the field is there twice"),
         (r#"{"n":0,"op":"mm","m":0,"ret":0}"#, "ret: the field is unknown here"),
         (r#"{"n":0,"op":"mm","m":0,"st":null}"#, "st: the field is unknown here"),
         (r#"{"n":0,"op":"mm","m":0,"warn":[]}"#, "warn: an empty list is left out"),
@@ -208,6 +212,30 @@ fn a_file_cut_anywhere_is_no_trace() {
         let last = cut.lines().count();
         assert!(error.line == last.max(1) || error.line == last + 1, "{end}: {error}");
     }
+}
+
+/// Some characters of a trace replaced, or put in, or cut out.
+#[test]
+fn a_damaged_trace_is_refused_or_is_another_trace() {
+    let texts: Vec<String> = golden::traces().iter().map(Trace::to_text).filter(|t| t.len() < 4000).collect();
+    let piece = "[ -~]{0,12}|\\PC{1,3}|\"m\":0,|-1|[0-9]{19,21}|\\n|\\{|\\]";
+    let edit = (any::<prop::sample::Index>(), 0..12_usize, piece);
+    let edits = (any::<prop::sample::Index>(), prop::collection::vec(edit, 1..4));
+    let config = Config { cases: 500, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(&edits, |(which, edits)| {
+            let mut text = which.get(&texts).clone();
+            for (at, cut, piece) in edits {
+                let mut at = at.index(text.len());
+                while !text.is_char_boundary(at) {
+                    at -= 1;
+                }
+                let end = text[at..].char_indices().nth(cut).map_or(text.len(), |(end, _)| at + end);
+                text.replace_range(at..end, &piece);
+            }
+            reading::any_text(&text).map_err(TestCaseError::fail)
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Random bytes changed: never a panic, neither in the reader nor in a replay of what it let pass.
