@@ -87,10 +87,9 @@ fn one(options: &Replay, page: &mut Page, trace: &Trace, lines_before: usize) ->
     if let Some(mut mismatch) = replay.header() {
         mismatch.line += lines_before;
         count.observations += 1;
-        let (line, mismatches) = (mismatch.line, [mismatch]);
         match options.quiet {
-            true => text::mismatches(page, &mismatches)?,
-            false => text::step(page, line, "the header", &mismatches)?,
+            true => text::mismatches(page, &[mismatch])?,
+            false => text::header(page, &mismatch)?,
         }
     }
     for mut step in replay.by_ref() {
@@ -103,7 +102,7 @@ fn one(options: &Replay, page: &mut Page, trace: &Trace, lines_before: usize) ->
         let line = step.line.number + lines_before;
         match options.quiet {
             true => text::mismatches(page, &step.mismatches)?,
-            false => text::step(page, line, &step.to_string(), &step.mismatches)?,
+            false => text::step(page, line, &step)?,
         }
     }
     if !options.quiet {

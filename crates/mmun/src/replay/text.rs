@@ -2,7 +2,7 @@
 
 use std::io;
 
-use mmu_notifier_model::{Balance, Kernel, Mismatch, Trace};
+use mmu_notifier_model::{Balance, Kernel, Mismatch, Step, Trace};
 
 use super::golden;
 use crate::page::Page;
@@ -66,21 +66,66 @@ fn folds(page: &mut Page, tone: Tone, sentence: &str) -> io::Result<()> {
     lines.iter().try_for_each(|line| page.line(&page.paint.tone(tone, line)))
 }
 
-/// One line of the trace: `what` was done, and all that differs.
-pub(super) fn step(page: &mut Page, line: usize, what: &str, mismatches: &[Mismatch]) -> io::Result<()> {
+/// One step: what it did in one line, and below it all that differs.
+pub(super) fn step(page: &mut Page, line: usize, step: &Step<'_>) -> io::Result<()> {
+    let did = step.to_string();
+    let recorded = format!("{}{}", step.line.op, step.line.seen);
+    one_line(page, line, &did, &recorded, &step.mismatches)
+}
+
+/// The first line of the trace, if it is not as it should be.
+pub(super) fn header(page: &mut Page, mismatch: &Mismatch) -> io::Result<()> {
+    one_line(page, mismatch.line, "the header", "the header", std::slice::from_ref(mismatch))
+}
+
+fn one_line(
+    page: &mut Page,
+    line: usize,
+    did: &str,
+    recorded: &str,
+    mismatches: &[Mismatch],
+) -> io::Result<()> {
     let room = page.width.unwrap_or(usize::MAX).saturating_sub(INDENT).max(1);
-    let what = keep_front(&printable(what), room);
+    let paint = page.paint;
+    let did = keep_front(&printable(did), room);
     if mismatches.is_empty() {
-        return page.line(&format!("{}{what}", page.paint.tone(Tone::Faint, &format!("{line:>7}  "))));
+        return page.line(&format!("{}{did}", paint.tone(Tone::Faint, &format!("{line:>7}  "))));
     }
-    page.line(&page.paint.tone(Tone::Bad, &format!("≠{line:>6}  {what}")))?;
+    let mark = paint.tone(Tone::Bad, &format!("≠{line:>6}  "));
+    let (same, differs, same_again) = compared(&did, recorded);
+    let differs = if differs.is_empty() { String::new() } else { paint.tone(Tone::Bad, differs) };
+    page.line(&format!("{mark}{same}{differs}{same_again}"))?;
     for Mismatch { field, expected, got, .. } in mismatches {
         let difference = printable(&format!("{field}: expected {expected}, got {got}"));
         for line in wrapped(&difference, room.saturating_sub(2).max(1)) {
-            page.line(&format!("{:INDENT$}  {}", "", page.paint.tone(Tone::Careful, &line)))?;
+            page.line(&format!("{:INDENT$}  {}", "", paint.tone(Tone::Careful, &line)))?;
         }
     }
     Ok(())
+}
+
+/// Cuts `text` into what begins as `other` does, what differs, and what ends as `other` does.
+fn compared<'a>(text: &'a str, other: &str) -> (&'a str, &'a str, &'a str) {
+    let (parts, others) = (parts(text), parts(other));
+    let shorter = parts.len().min(others.len());
+    let before = parts.iter().zip(&others).take_while(|(part, other)| part == other).count();
+    let ends = parts.iter().rev().zip(others.iter().rev());
+    let after = ends.take(shorter - before).take_while(|(part, other)| part == other).count();
+    let length = |parts: &[&str]| parts.iter().map(|part| part.len()).sum::<usize>();
+    let (begin, end) = (length(&parts[..before]), length(&parts[..parts.len() - after]));
+    (&text[..begin], &text[begin..end], &text[end..])
+}
+
+/// What a step did, one thing after the other: each begins with what separates it from the one before.
+fn parts(text: &str) -> Vec<&str> {
+    const SEPARATORS: [&str; 4] = [": ", ", ", "; ", " = "];
+    let mut cuts: Vec<usize> =
+        SEPARATORS.iter().flat_map(|separator| text.match_indices(separator)).map(|(at, _)| at).collect();
+    cuts.sort_unstable();
+    cuts.push(text.len());
+    let mut begin = 0;
+    let part = |end| &text[std::mem::replace(&mut begin, end)..end];
+    cuts.into_iter().map(part).collect()
 }
 
 /// What differs, without the steps: for scripts.
@@ -216,5 +261,15 @@ mod tests {
         assert_eq!(wrapped("abcdef", 4), ["abcd", "ef"]);
         assert_eq!(wrapped("äöü", 2), ["äö", "ü"]);
         assert_eq!(wrapped("ab", 0), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_differs_is_cut_out() {
+        assert_eq!(compared("a = 0: b, c", "a = 0: b, c"), ("a = 0: b, c", "", ""));
+        assert_eq!(compared("a = 0: b, c", "a = -11: b, c"), ("a", " = 0", ": b, c"));
+        assert_eq!(compared("a: b, c", "a: b"), ("a: b", ", c", ""));
+        assert_eq!(compared("a: b, c, c", "a: b, c"), ("a: b, c", ", c", ""));
+        assert_eq!(compared("a: b", "a: b, c; d"), ("a: b", "", ""));
+        assert_eq!(compared("", "a"), ("", "", ""));
     }
 }
