@@ -34,9 +34,10 @@ for target in trace ops; do
     options=(-max_total_time="$seconds" -timeout=10 -print_final_stats=1)
     case $target in
         trace) options+=(-max_len=8192 -dict=fuzz/corpus/trace.dict) ;;
-        ops) options+=(-max_len=2048 -len_control=0) ;;
+        ops) options+=(-max_len=800 -len_control=0) ;;
     esac
-    cargo +nightly fuzz run "$target" -- "${options[@]}" 2>&1 |
-        { grep -vE '^#[0-9]+[[:space:]]+(NEW|REDUCE|RELOAD|pulse)|NEW_FUNC|^###|^"|^INFO: ' || true; }
+    # All of it is safe code: the address sanitizer has nothing to find and would take most of the time.
+    cargo +nightly fuzz run --sanitizer none "$target" -- "${options[@]}" 2>&1 |
+        { grep -vE '^#[0-9]+[[:space:]]+(NEW|REDUCE|RELOAD|pulse)|NEW_FUNC|__sanitizer_|^###|^"|^INFO: ' || true; }
 done
 echo "fuzz: nothing found in $seconds seconds for each target"

@@ -46,7 +46,7 @@ fn every(options: &Replay, page: &mut Page) -> io::Result<i32> {
             match piece.trace() {
                 Ok(trace) => {
                     if total.traces > 0 && !options.quiet {
-                        page.line("\n")?;
+                        page.line("")?;
                     }
                     total.add(one(options, page, &trace, piece.lines_before)?);
                 }
@@ -58,7 +58,7 @@ fn every(options: &Replay, page: &mut Page) -> io::Result<i32> {
         }
     }
     if total.traces > 1 && !options.quiet {
-        page.line("\n")?;
+        page.line("")?;
     }
     if total.traces > 1 || total.traces == 1 && options.quiet {
         text::total(page, total)?;
