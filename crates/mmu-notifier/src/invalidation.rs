@@ -11,7 +11,7 @@
 //! stop the walk: everybody is asked, as in Linux, and then everybody who started is ended.
 
 use std::any::Any;
-use std::mem::{ManuallyDrop, forget};
+use std::mem::forget;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
@@ -52,16 +52,18 @@ impl AddressSpace {
         }
     }
 
+    /// The whole bracket in one frame: what was started is at hand at the end.
     #[inline]
     fn bracket<R>(&self, change: Change, make: impl FnOnce() -> R) -> Result<R, WouldBlock> {
         let caller = self.caller();
-        let open = self.start(&caller, change)?;
+        let held = self.start_held(&caller, &change).ok_or(WouldBlock)?;
+        let open = held.changing();
         // Ends it if `make` panics.
         let bracket = Invalidation { space: self, open: Some(open) };
         let result = make();
-        let mut bracket = ManuallyDrop::new(bracket);
-        if let Some(open) = bracket.open.take() {
-            self.end(&caller, open);
+        forget(bracket);
+        if self.shared.open.finish_held(&caller, held) {
+            self.finish(held, || change);
         }
         Ok(result)
     }
@@ -134,19 +136,22 @@ impl AddressSpace {
     /// If a callback panics, after the others have been told of the end.
     #[inline]
     pub fn start(&self, caller: &Caller, change: Change) -> Result<OpenChange, WouldBlock> {
+        self.start_held(caller, &change).map(Held::changing).ok_or(WouldBlock)
+    }
+
+    /// The start of a change; `None`: it was refused, and is over.
+    #[inline]
+    fn start_held(&self, caller: &Caller, change: &Change) -> Option<Held<'_>> {
         let shared = &self.shared;
         let held = match shared.open.claim(caller, change.event()) {
             Some(held) => held,
-            None if change.blocking() == Blocking::Forbidden => return Err(WouldBlock),
+            None if change.blocking() == Blocking::Forbidden => return None,
             None => shared.claim_change(caller, change.event()),
         };
         // Nobody to tell: then the change need not be on record with its range either. Who comes now waits for it,
         // whatever it changes.
-        if (shared.list.is_empty() && shared.tree.is_empty()) || self.start_all(held, &change) {
-            Ok(held.changing())
-        } else {
-            Err(WouldBlock)
-        }
+        let nobody = shared.list.is_empty() && shared.tree.is_empty();
+        (nobody || self.start_all(held, change)).then_some(held)
     }
 
     /// The start of a change that somebody may want to hear of; false: it was refused, and is over.
@@ -155,33 +160,53 @@ impl AddressSpace {
         let shared = &self.shared;
         held.write(change);
         let entries = shared.list.walk(&held);
-        let bracket = Called { space: self, held, entries };
-        let mut refused = false;
-        if !shared.tree.is_empty() {
-            let started = start_intervals::<false>(&shared.tree, &held, change);
-            if let Some(panic) = started.panic {
-                resume_unwind(panic);
+        if !shared.tree.is_empty() || self.is_special(held) {
+            return self.start_special(held, entries, change);
+        }
+        held.walks_since(u64::MAX);
+        let bracket = Called { space: self, held };
+        let refused = start_list::<false>(held, entries, change);
+        forget(bracket);
+        !refused || self.stop(held, None)
+    }
+
+    /// Whether callbacks need more than to be called: they are timed, or the change was made in a callback.
+    #[inline]
+    fn is_special(&self, held: Held<'_>) -> bool {
+        self.shared.is_timed(&held) || held.is_nested()
+    }
+
+    /// The start of a change that meets intervals, is timed, or was made in a callback.
+    #[inline(never)]
+    fn start_special(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
+        if !self.shared.tree.is_empty() {
+            let started = start_intervals::<false>(&self.shared.tree, &held, change);
+            if started.refused || started.panic.is_some() {
+                return self.stop(held, started.panic);
             }
-            refused = started.refused;
         }
-        if !refused {
-            // The tree is not walked any more.
-            held.walks_since(u64::MAX);
-            refused = if shared.is_timed(&held) {
-                start_list::<true>(&held, entries, change)
-            } else {
-                start_list::<false>(&held, entries, change)
-            };
-        }
-        if !refused {
-            forget(bracket);
-            return true;
-        }
+        // The tree is not walked any more.
+        held.walks_since(u64::MAX);
+        let bracket = Called { space: self, held };
+        let refused = if self.is_special(held) {
+            start_list::<true>(held, entries, change)
+        } else {
+            start_list::<false>(held, entries, change)
+        };
+        forget(bracket);
+        !refused || self.stop(held, None)
+    }
+
+    /// The change does not take place: who has started is ended.
+    #[cold]
+    fn stop(&self, held: Held<'_>, panic: Option<Panic>) -> bool {
         count(&held.slot.counts.refused);
         held.ending();
-        end_list::<false>(&held, entries, change);
-        bracket.free();
-        false
+        self.finish(held, || held.change());
+        match panic {
+            Some(panic) => resume_unwind(panic),
+            None => false,
+        }
     }
 
     /// Announces that an open change is done; false if it was ended before (by who found it abandoned).
@@ -193,28 +218,27 @@ impl AddressSpace {
     #[inline]
     pub fn end(&self, caller: &Caller, open: OpenChange) -> bool {
         let Some(held) = self.shared.open.finish(caller, open) else { return false };
-        self.finish(held);
+        self.finish(held, || held.change());
         true
     }
 
     #[inline]
-    fn finish(&self, held: Held<'_>) {
+    fn finish(&self, held: Held<'_>, change: impl FnOnce() -> Change) {
         let entries = self.shared.list.walk_again(&held);
         if entries.is_empty() {
             self.shared.open.free(held);
         } else {
-            self.end_all(held, entries);
+            self.end_all(held, entries, &change());
         }
     }
 
     #[inline(never)]
-    fn end_all(&self, held: Held<'_>, entries: &[Arc<Entry>]) {
-        let bracket = Called { space: self, held, entries };
-        let change = held.change();
-        if self.shared.is_timed(&held) {
-            end_list::<true>(&held, entries, &change);
+    fn end_all(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) {
+        let bracket = Called { space: self, held };
+        if self.is_special(held) {
+            end_special(held, entries, change);
         } else {
-            end_list::<false>(&held, entries, &change);
+            end_list::<false>(held, entries, change);
         }
         bracket.free();
     }
@@ -241,7 +265,7 @@ impl AddressSpace {
                 && let Some((held, inside_a_callback)) = self.shared.open.adopt(caller, token)
             {
                 count(&held.slot.counts.abandoned);
-                self.finish(held);
+                self.finish(held, || held.change());
                 abandoned.changes += 1;
                 abandoned.callbacks += usize::from(inside_a_callback);
             }
@@ -301,16 +325,15 @@ impl Drop for Invalidation<'_> {
 struct Called<'a> {
     space: &'a AddressSpace,
     held: Held<'a>,
-    entries: &'a [Arc<Entry>],
 }
 
 impl Called<'_> {
     /// All callbacks have returned, and the change is over.
+    #[inline]
     fn free(self) {
         let (space, held) = (self.space, self.held);
         forget(self);
-        held.set_started(0);
-        held.set_ended(0);
+        held.forget_progress();
         space.shared.open.free(held);
     }
 }
@@ -318,21 +341,29 @@ impl Called<'_> {
 impl Drop for Called<'_> {
     #[cold]
     fn drop(&mut self) {
-        let Called { space, held, entries } = *self;
+        let Called { space, held } = *self;
         held.ending();
+        let entries = space.shared.list.walk_again(&held);
         // What else panics now is lost behind the first one, which goes on when this returns.
-        while catch_unwind(AssertUnwindSafe(|| end_list::<false>(&held, entries, &held.change()))).is_err() {}
-        Called { space, held, entries }.free();
+        while catch_unwind(AssertUnwindSafe(|| end_special(held, entries, &held.change()))).is_err() {}
+        Called { space, held }.free();
     }
 }
 
+#[inline(never)]
+fn end_special(held: Held<'_>, entries: &[Arc<Entry>], change: &Change) {
+    end_list::<true>(held, entries, change);
+}
+
 /// Calls start of everybody on the list; whether somebody refused. One who panics has not started.
+///
+/// `SPECIAL`: the change was made in a callback, or is timed.
 #[inline]
-fn start_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
+fn start_list<const SPECIAL: bool>(held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
     let mut refused = false;
     for (index, entry) in entries.iter().enumerate() {
-        if let Some(subscriber) = called(held, entry) {
-            let began = TIMED.then(Instant::now);
+        if let Some(subscriber) = called::<SPECIAL>(held, entry) {
+            let began = SPECIAL.then(Instant::now);
             refused |= subscriber.start(held, change).is_err();
             if let Some(began) = began {
                 entry.took(Timed::Start, began.elapsed());
@@ -346,12 +377,13 @@ fn start_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change
 
 /// Calls end of every subscriber that has started, has one, and has not been called yet.
 #[inline]
-fn end_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: &Change) {
-    for (index, entry) in entries.iter().enumerate().take(held.started()).skip(held.ended()) {
+fn end_list<const SPECIAL: bool>(held: Held<'_>, entries: &[Arc<Entry>], change: &Change) {
+    let started = entries.get(..held.started()).unwrap_or(entries);
+    for (index, entry) in started.iter().enumerate().skip(held.ended()) {
         // Before the call: an end that is jumped out of, or panics, is not called again.
         held.set_ended(index + 1);
-        if let Some(subscriber) = called(held, entry) {
-            let began = TIMED.then(Instant::now);
+        if let Some(subscriber) = called::<SPECIAL>(held, entry) {
+            let began = SPECIAL.then(Instant::now);
             subscriber.end(held, change);
             if let Some(began) = began {
                 entry.took(Timed::End, began.elapsed());
@@ -364,8 +396,8 @@ fn end_list<const TIMED: bool>(held: &Held<'_>, entries: &[Arc<Entry>], change: 
 /// The subscriber of `entry`, on record as being called, unless it has gone or the change was made in one of its
 /// callbacks.
 #[inline]
-fn called<'a>(held: &'a Held<'_>, entry: &'a Entry) -> Option<&'a dyn Told> {
-    if held.skips(entry.address()) {
+fn called<'a, const SPECIAL: bool>(held: Held<'a>, entry: &'a Entry) -> Option<&'a dyn Told> {
+    if SPECIAL && held.skips(entry.address()) {
         return None;
     }
     held.set_calling(entry.address());

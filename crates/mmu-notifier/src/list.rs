@@ -28,8 +28,8 @@ use crate::{Change, WouldBlock};
 
 /// A subscriber that is told of changes, of whatever kind: one call for a start, one for an end.
 pub(crate) trait Told: Send + Sync {
-    fn start(&self, held: &Held<'_>, change: &Change) -> Result<(), WouldBlock>;
-    fn end(&self, held: &Held<'_>, change: &Change);
+    fn start(&self, held: Held<'_>, change: &Change) -> Result<(), WouldBlock>;
+    fn end(&self, held: Held<'_>, change: &Change);
     fn release(&self);
 }
 
@@ -143,7 +143,7 @@ impl Entry {
 
     /// Its subscriber, unless it has gone. The proof of being on record is `held`.
     #[inline]
-    pub(crate) fn subscriber<'a>(&'a self, _held: &'a Held<'_>) -> Option<&'a Kind> {
+    pub(crate) fn subscriber<'a>(&'a self, _held: Held<'a>) -> Option<&'a Kind> {
         // Relaxed: the full fence of `claim` or `finish`, whose phase `held` is in, lies before.
         if self.gone.load(Ordering::Relaxed) {
             return None;

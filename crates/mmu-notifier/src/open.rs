@@ -202,19 +202,27 @@ impl OpenChanges {
     #[inline]
     fn finish_token(&self, caller: &Caller, token: Token) -> Option<Held<'_>> {
         let held = self.held(token)?;
+        self.finish_held(caller, held).then_some(held)
+    }
+
+    /// The same for who has the slot at hand; false if the change has been ended already.
+    #[inline]
+    pub(crate) fn finish_held(&self, caller: &Caller, held: Held<'_>) -> bool {
         let slot = held.slot;
-        let changing = token.state.in_phase(Phase::Changing);
+        let changing = held.state.in_phase(Phase::Changing);
         // Relaxed, both: who started the change reads what it wrote itself; who got it from there reads that, or
         // something later.
         let own = slot.thread.load(Ordering::Relaxed) == caller.thread;
         if own && slot.list.load(Ordering::Relaxed) & !1 == 0 {
             // Nobody to call: the phase need not be seen by anybody. No exchange either: the change can be used
             // once, and only this thread itself may find it abandoned.
-            return (slot.state.load(Ordering::Relaxed) == changing.0).then_some(held);
+            return slot.state.load(Ordering::Relaxed) == changing.0;
         }
         let next = changing.in_phase(if own { Phase::Ending } else { Phase::Taken });
         // Acquire pairs with the Release in `changing`, for the one who ends somebody else's.
-        slot.state.compare_exchange(changing.0, next.0, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        if slot.state.compare_exchange(changing.0, next.0, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return false;
+        }
         if !own {
             self.hand_over(slot, caller);
             // Relaxed: published by the exchange below.
@@ -224,7 +232,7 @@ impl OpenChanges {
         }
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
-        Some(held)
+        true
     }
 
     /// Lets `caller`, who ends a change that another thread has started, find it among those he has open.
@@ -569,6 +577,13 @@ impl Held<'_> {
         self.slot.started.load(Ordering::Relaxed).into()
     }
 
+    /// Before the slot is free again.
+    #[inline]
+    pub(crate) fn forget_progress(&self) {
+        self.set_started(0);
+        self.set_ended(0);
+    }
+
     #[inline]
     pub(crate) fn set_started(&self, count: usize) {
         self.slot.started.store(count as u16, Ordering::Relaxed);
@@ -595,6 +610,12 @@ impl Held<'_> {
     #[inline]
     pub(crate) fn skips(&self, subscriber: usize) -> bool {
         self.slot.skips(subscriber)
+    }
+
+    /// Whether this is not the only thing that its thread has open.
+    #[inline]
+    pub(crate) fn is_nested(&self) -> bool {
+        self.slot.nesting().is_some()
     }
 
     /// Puts on record whose callback is about to run; 0: nobody's.

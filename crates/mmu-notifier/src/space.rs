@@ -445,7 +445,7 @@ impl Default for AddressSpace {
 /// Calls `release`, if nobody has yet.
 fn release(entry: &Entry, held: &Held<'_>) -> Result<(), Panic> {
     held.set_calling(entry.address());
-    let result = match entry.subscriber(held) {
+    let result = match entry.subscriber(*held) {
         Some(kind) if entry.claim_release() => catch_unwind(AssertUnwindSafe(|| kind.release())),
         _ => Ok(()),
     };

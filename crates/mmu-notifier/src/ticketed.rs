@@ -120,7 +120,7 @@ struct WithTickets<S: Ticketed> {
 unsafe impl<S: Ticketed> Sync for WithTickets<S> {}
 
 impl<S: Ticketed> WithTickets<S> {
-    fn put(&self, held: &Held<'_>, ticket: Option<S::Ticket>) -> Option<S::Ticket> {
+    fn put(&self, held: Held<'_>, ticket: Option<S::Ticket>) -> Option<S::Ticket> {
         let cell = &self.rows[held.number() / WAYS].0[held.number() % WAYS];
         // SAFETY: `held` is the slot of this number, and whoever has it is its holder; the reference does not outlive
         // the exchange, which runs no foreign code.
@@ -129,7 +129,7 @@ impl<S: Ticketed> WithTickets<S> {
 }
 
 impl<S: Ticketed> Told for WithTickets<S> {
-    fn start(&self, held: &Held<'_>, change: &Change) -> Result<(), WouldBlock> {
+    fn start(&self, held: Held<'_>, change: &Change) -> Result<(), WouldBlock> {
         let ticket = match change.blocking() {
             Blocking::Allowed => Ok(self.subscriber.start(change)),
             Blocking::Forbidden => self.subscriber.try_start(change),
@@ -140,7 +140,7 @@ impl<S: Ticketed> Told for WithTickets<S> {
         refused
     }
 
-    fn end(&self, held: &Held<'_>, change: &Change) {
+    fn end(&self, held: Held<'_>, change: &Change) {
         // Nothing: it refused.
         if let Some(ticket) = self.put(held, None) {
             self.subscriber.end(change, ticket);
