@@ -200,7 +200,9 @@ impl AddressSpace {
     /// The change does not take place: who has started is ended.
     #[cold]
     fn stop(&self, held: Held<'_>, panic: Option<Panic>) -> bool {
-        count(&held.slot.counts.refused);
+        if panic.is_none() {
+            count(&held.slot.counts.refused);
+        }
         held.ending();
         self.finish(held, || held.change());
         match panic {
