@@ -371,17 +371,23 @@ impl OpenChanges {
         })
     }
 
-    /// The oldest era of the interval tree that somebody may still walk; `u64::MAX` if nobody walks it.
-    pub(crate) fn oldest_era(&self) -> u64 {
+    /// The eras of the interval trees that somebody may still walk: for each, the first and the last.
+    pub(crate) fn walkers(&self) -> Vec<(u64, u64)> {
         // Pairs with `fence_after_rmw` in `claim`: who is not seen here sees the tree of today.
         fence(Ordering::SeqCst);
         let walks = |slot: &Slot| {
             // Acquire, both: as in `holds`.
             let phase = State(slot.state.load(Ordering::Acquire)).phase();
-            let era = slot.era.load(Ordering::Acquire);
-            matches!(phase, Phase::Starting | Phase::Editing).then_some(era)
+            let since = slot.era.load(Ordering::Acquire);
+            // In this order, as a walker writes them in this one. Relaxed: what is of a later use is not too early.
+            let until = match slot.until.load(Ordering::Relaxed) {
+                0 => u64::MAX,
+                until => until,
+            };
+            let is_walking = matches!(phase, Phase::Starting | Phase::Editing) && since != u64::MAX;
+            is_walking.then_some((since, until))
         };
-        self.slots().filter_map(walks).min().unwrap_or(u64::MAX)
+        self.slots().filter_map(walks).collect()
     }
 
     /// Waits until every callback that was running in another thread is over.
@@ -436,7 +442,7 @@ impl OpenChanges {
                 // As in `holds`.
                 None => !matches!(phase, Phase::Changing | Phase::Taken | Phase::Ending),
             };
-            // Acquire: as in `oldest_era`.
+            // Acquire: as in `walkers`.
             let holds_intervals = phase == Phase::Starting && slot.era.load(Ordering::Acquire) != u64::MAX;
             phase != Phase::Free && (holds_list || holds_intervals)
         });
@@ -476,6 +482,7 @@ impl OpenChanges {
         // Relaxed: published by the Release below.
         if slot.era.load(Ordering::Relaxed) != 0 {
             slot.era.store(0, Ordering::Relaxed);
+            slot.until.store(0, Ordering::Relaxed);
         }
         slot.list.store(0, Ordering::Relaxed);
         // Cleared so that nobody takes the next holder, who has not written it yet, for himself.
@@ -507,6 +514,7 @@ impl OpenChanges {
                 slot.ended.store(0, Ordering::Relaxed);
                 slot.list.store(0, Ordering::Relaxed);
                 slot.era.store(0, Ordering::Relaxed);
+                slot.until.store(0, Ordering::Relaxed);
                 slot.thread.store(0, Ordering::Relaxed);
                 slot.calling.store(0, Ordering::Relaxed);
                 slot.forget_nesting();
@@ -559,11 +567,19 @@ impl Held<'_> {
         self.slot.list.load(Ordering::Relaxed) & !1
     }
 
-    /// Puts on record which interval trees are walked: those that were in force in `era` or later.
+    /// Puts on record which interval trees are walked: those that were in force in `era` or later. `u64::MAX`: none any
+    /// more.
     #[inline]
     pub(crate) fn walks_since(&self, era: u64) {
-        // Release pairs with the Acquire in `oldest_era`: as in `walks`.
+        // Release pairs with the Acquire in `walkers`: as in `walks`.
         self.slot.era.store(era, Ordering::Release);
+    }
+
+    /// Narrows it down: only those that were in force in `era` or before.
+    #[inline]
+    pub(crate) fn walks_until(&self, era: u64) {
+        // Relaxed: who misses it takes the holder to walk more.
+        self.slot.until.store(era, Ordering::Relaxed);
     }
 
     /// The change on record.

@@ -125,6 +125,8 @@ pub(crate) struct Slot {
     /// The era of the interval tree that the holder walks; 0 while it is not known yet, `u64::MAX`: none. 0 in a free
     /// slot.
     pub(crate) era: AtomicU64,
+    /// The last era in which what the holder walks can have been in force; 0 while it is not known. 0 in a free slot.
+    pub(crate) until: AtomicU64,
     /// The subscribers in whose callbacks the change was made: they hear neither its start nor its end.
     skipped: [AtomicUsize; SKIPPED],
 
@@ -267,6 +269,7 @@ mod memory {
                 nesting: AtomicU32::new(0),
                 owner: AtomicUsize::new(0),
                 era: AtomicU64::new(0),
+                until: AtomicU64::new(0),
                 skipped: std::array::from_fn(|_| AtomicUsize::new(0)),
                 counts: Counts {
                     changes: std::array::from_fn(|_| AtomicU64::new(0)),

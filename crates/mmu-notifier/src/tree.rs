@@ -6,18 +6,26 @@
 //!
 //! # Reclamation
 //!
-//! Each exchange of the root ends an *era*. A walker puts the era on record before it loads the root; the nodes that
-//! an exchange has replaced are freed when everybody on record walks in a later era.
+//! Each exchange of the root ends an *era*. A walker puts on record in which eras its root was in force: the one before
+//! it loads the root and the one after. A node that an exchange has replaced is freed when nobody on record walks in an
+//! era in which the node was part of the tree. So a callback that takes long keeps one tree from being freed, and
+//! not all that there were since.
 //!
 //! ```text
 //! walker                              editor
 //! ------                              ------
-//! claim a slot; full fence            exchange the root
-//! E := era; on record                 e := era; era := e + 1; retire (nodes, e)
-//! load the root                       full fence; oldest era on record > e: free
+//! claim a slot; full fence            b := era; make new nodes (born in b)
+//! E := era; on record                 exchange the root
+//! load the root                       e := era; era := e + 1; retire (old nodes, e)
+//! U := era; on record                 full fence; free what was born in b and retired in e, unless somebody has
+//!                                     E <= e and b <= U on record
 //!
-//!    [ a walker that loads the old root has E <= e on record, or is on record without an era ]
+//!    [ a walker that reaches a node has E <= e: it loads the root before the exchange that takes the node out;
+//!      and b <= U: it loads the root after the exchange that puts the node in ]
 //! ```
+//!
+//! A walker that is on record without E or without U is taken to walk from the beginning, or without an end. So are
+//! editors, which walk too.
 //!
 //! # Cost
 //!
@@ -80,7 +88,13 @@ struct Inner {
     child: *mut Node,
 }
 
-enum Node {
+struct Node {
+    /// The era in which it was made: it was part of no tree before.
+    born: u64,
+    kind: Kind,
+}
+
+enum Kind {
     Leaf(Entries<Leaf>),
     Inner(Entries<Inner>),
 }
@@ -114,8 +128,9 @@ struct Batch {
 }
 
 /// An edit on its way: nodes nobody knows yet, and nodes that go out with it.
-#[derive(Default)]
 struct Edit {
+    /// An era before the exchange of the root.
+    born: u64,
     fresh: Vec<*mut Node>,
     replaced: Vec<*mut Node>,
 }
@@ -124,12 +139,12 @@ impl Node {
     /// How the node above refers to this one.
     fn entry(child: *mut Node) -> Inner {
         // SAFETY: for editors, who are on record: nodes that they can reach are not freed.
-        let (key, end) = match unsafe { &*child } {
-            Node::Leaf(entries) => {
+        let (key, end) = match unsafe { &(*child).kind } {
+            Kind::Leaf(entries) => {
                 let leaves = entries.as_slice();
                 (leaves[0].key, leaves.iter().map(|leaf| leaf.end).max())
             }
-            Node::Inner(entries) => {
+            Kind::Inner(entries) => {
                 let below = entries.as_slice();
                 (below[0].key, below.iter().map(|inner| inner.end).max())
             }
@@ -138,16 +153,16 @@ impl Node {
     }
 
     fn len(&self) -> usize {
-        match self {
-            Node::Leaf(entries) => entries.len,
-            Node::Inner(entries) => entries.len,
+        match &self.kind {
+            Kind::Leaf(entries) => entries.len,
+            Kind::Inner(entries) => entries.len,
         }
     }
 }
 
 impl Edit {
-    fn make(&mut self, node: Node) -> *mut Node {
-        let node = Box::into_raw(Box::new(node));
+    fn make(&mut self, kind: Kind) -> *mut Node {
+        let node = Box::into_raw(Box::new(Node { born: self.born, kind }));
         self.fresh.push(node);
         node
     }
@@ -166,14 +181,14 @@ impl Edit {
 
     /// One node with `leaves`, or two if they are too many.
     fn leaves(&mut self, leaves: &[Leaf]) -> (Inner, Option<Inner>) {
-        self.split(leaves, |part| Node::Leaf(Entries::new(part)))
+        self.split(leaves, |part| Kind::Leaf(Entries::new(part)))
     }
 
     fn inners(&mut self, inners: &[Inner]) -> (Inner, Option<Inner>) {
-        self.split(inners, |part| Node::Inner(Entries::new(part)))
+        self.split(inners, |part| Kind::Inner(Entries::new(part)))
     }
 
-    fn split<T>(&mut self, all: &[T], node: impl Fn(&[T]) -> Node) -> (Inner, Option<Inner>) {
+    fn split<T>(&mut self, all: &[T], node: impl Fn(&[T]) -> Kind) -> (Inner, Option<Inner>) {
         if all.len() <= MOST {
             return (Node::entry(self.make(node(all))), None);
         }
@@ -185,14 +200,14 @@ impl Edit {
     fn insert(&mut self, node: *mut Node, new: Leaf) -> (Inner, Option<Inner>) {
         self.remove(node);
         // SAFETY: as in `Node::entry`.
-        match unsafe { &*node } {
-            Node::Leaf(entries) => {
+        match unsafe { &(*node).kind } {
+            Kind::Leaf(entries) => {
                 let mut leaves = entries.as_slice().to_vec();
                 let at = leaves.partition_point(|leaf| leaf.key < new.key);
                 leaves.insert(at, new);
                 self.leaves(&leaves)
             }
-            Node::Inner(entries) => {
+            Kind::Inner(entries) => {
                 let mut inners = entries.as_slice().to_vec();
                 let at = below(&inners, new.key);
                 let (first, second) = self.insert(inners[at].child, new);
@@ -209,13 +224,13 @@ impl Edit {
     fn take(&mut self, node: *mut Node, key: Key) -> Option<Inner> {
         self.remove(node);
         // SAFETY: as in `Node::entry`.
-        match unsafe { &*node } {
-            Node::Leaf(entries) => {
+        match unsafe { &(*node).kind } {
+            Kind::Leaf(entries) => {
                 let leaves: Vec<_> =
                     entries.as_slice().iter().filter(|leaf| leaf.key != key).copied().collect();
                 (!leaves.is_empty()).then(|| self.leaves(&leaves).0)
             }
-            Node::Inner(entries) => {
+            Kind::Inner(entries) => {
                 let mut inners = entries.as_slice().to_vec();
                 let at = below(&inners, key);
                 match self.take(inners[at].child, key) {
@@ -238,9 +253,9 @@ impl Edit {
         let first = at.saturating_sub(1);
         let (one, two) = (inners[first].child, inners[first + 1].child);
         // SAFETY: as in `Node::entry`.
-        let joined = match unsafe { (&*one, &*two) } {
-            (Node::Leaf(one), Node::Leaf(two)) => self.leaves(&[one.as_slice(), two.as_slice()].concat()),
-            (Node::Inner(one), Node::Inner(two)) => self.inners(&[one.as_slice(), two.as_slice()].concat()),
+        let joined = match unsafe { (&(*one).kind, &(*two).kind) } {
+            (Kind::Leaf(one), Kind::Leaf(two)) => self.leaves(&[one.as_slice(), two.as_slice()].concat()),
+            (Kind::Inner(one), Kind::Inner(two)) => self.inners(&[one.as_slice(), two.as_slice()].concat()),
             // All leaves are equally deep.
             _ => return,
         };
@@ -278,24 +293,29 @@ impl Tree {
         self.root.load(Ordering::Relaxed).is_null()
     }
 
-    /// The root in force, for who goes on record as its walker.
-    fn root(&self, held: &Held<'_>) -> *mut Node {
+    /// The root in force, for who goes on record as its walker, and an era before it was loaded.
+    fn root(&self, held: &Held<'_>) -> (*mut Node, u64) {
         // Acquire: the root below is not older than the era.
-        held.walks_since(self.era.load(Ordering::Acquire));
-        // Acquire pairs with the Release in `edit`: the nodes are complete.
-        self.root.load(Ordering::Acquire)
+        let since = self.era.load(Ordering::Acquire);
+        held.walks_since(since);
+        // Acquire pairs with the Release in `edit`: the nodes are complete, and what is loaded of `era` behind this is
+        // not older than the era in which they were made.
+        (self.root.load(Ordering::Acquire), since)
     }
 
-    /// Calls `visit` for each interval that overlaps `range`, by ascending first address, until it breaks.
+    /// Calls `visit` for each interval that overlaps `range`, by ascending first address, until it breaks. Once for each
+    /// use of a slot.
     pub(crate) fn walk<'a>(
         &'a self,
         held: &'a Held<'_>,
         range: &Range,
         mut visit: impl FnMut(Kept) -> ControlFlow<()>,
     ) {
-        let root = self.root(held);
+        let (root, _) = self.root(held);
+        // Only who loads one root: an editor may have to load another one, before anybody sees that it does.
+        held.walks_until(self.era.load(Ordering::Relaxed));
         if !root.is_null() {
-            // SAFETY: `held` is on record in phase Starting with this era, so that no node below is freed.
+            // SAFETY: `held` is on record in phase Starting with its eras, so that no node below is freed.
             let _ = unsafe { walk(root, range, &mut visit) };
         }
     }
@@ -323,8 +343,8 @@ impl Tree {
             // A root with one child is that child.
             loop {
                 // SAFETY: as in `Node::entry`; null is none.
-                let only = match unsafe { root.as_ref() } {
-                    Some(Node::Inner(entries)) if entries.len == 1 => entries.as_slice()[0].child,
+                let only = match unsafe { root.as_ref() }.map(|root| &root.kind) {
+                    Some(Kind::Inner(entries)) if entries.len == 1 => entries.as_slice()[0].child,
                     _ => return root,
                 };
                 edit.remove(root);
@@ -342,8 +362,8 @@ impl Tree {
 
     fn edit(&self, held: &Held<'_>, change: impl Fn(&mut Edit, *mut Node) -> *mut Node) {
         loop {
-            let old = self.root(held);
-            let mut edit = Edit::default();
+            let (old, born) = self.root(held);
+            let mut edit = Edit { born, fresh: Vec::new(), replaced: Vec::new() };
             let new = change(&mut edit, old);
             // Release pairs with the Acquire in `root`. `held` keeps the old root from being freed, so its address
             // cannot come back as that of another.
@@ -393,25 +413,31 @@ impl Tree {
             return true;
         }
         let rest = Rest { tree: self, batch };
-        let oldest = open.oldest_era();
+        let walkers = open.walkers();
+        let is_held = |born, era| walkers.iter().any(|&(since, until)| since <= era && born <= until);
         let mut kept = 0;
         for batch in rest {
-            // SAFETY: the batch is ours, by the swap.
-            if unsafe { (*batch).era } < oldest {
-                // SAFETY: made by `Box::into_raw` in `edit`, and ours.
-                let batch = unsafe { Box::from_raw(batch) };
-                for node in batch.nodes {
-                    // SAFETY: it came from `Edit::make` and went out of the tree in `era`. Everybody on record walks in
-                    // a later era, so a root that was loaded after it had gone.
+            // SAFETY: made by `Box::into_raw` in `retire`, and ours, by the swap.
+            let mut batch = unsafe { Box::from_raw(batch) };
+            let era = batch.era;
+            batch.nodes.retain(|&node| {
+                // SAFETY: it came from `Edit::make`, and who took it out of the tree gave it to us.
+                let held = is_held(unsafe { (*node).born }, era);
+                if !held {
+                    // SAFETY: it was part of trees from `born` to `era`, and nobody on record walks one of those. Who
+                    // comes later does not find it.
                     drop(unsafe { Box::from_raw(node) });
                 }
-                if let Some(interval) = batch.interval {
-                    // SAFETY: the same for the interval: its owner gave it to `remove`, and it left the tree in `era`.
-                    unsafe { interval.free() };
-                }
-            } else {
+                held
+            });
+            let interval = batch.interval.take_if(|_| !is_held(0, era));
+            if !batch.nodes.is_empty() || batch.interval.is_some() {
                 kept += 1;
-                self.push(batch);
+                self.push(Box::into_raw(batch));
+            }
+            if let Some(interval) = interval {
+                // SAFETY: the same for the interval: it left the tree before `era`.
+                unsafe { interval.free() };
             }
         }
         self.collect_at.store(LAZY.max(2 * kept), Ordering::Relaxed);
@@ -465,8 +491,8 @@ unsafe fn walk(
     visit: &mut impl FnMut(Kept) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     // SAFETY: by the caller's promise.
-    match unsafe { &*node } {
-        Node::Leaf(entries) => {
+    match unsafe { &(*node).kind } {
+        Kind::Leaf(entries) => {
             for leaf in entries.as_slice() {
                 if leaf.key.start >= range.end() {
                     break;
@@ -476,7 +502,7 @@ unsafe fn walk(
                 }
             }
         }
-        Node::Inner(entries) => {
+        Kind::Inner(entries) => {
             for inner in entries.as_slice() {
                 if inner.key.start >= range.end() {
                     break;
@@ -498,7 +524,7 @@ impl Drop for Tree {
         /// Nobody else has `node` or anything below.
         unsafe fn free(node: *mut Node) {
             // SAFETY: by the caller's promise; it came from `Edit::make`.
-            if let Node::Inner(entries) = &*unsafe { Box::from_raw(node) } {
+            if let Kind::Inner(entries) = unsafe { Box::from_raw(node) }.kind {
                 for inner in entries.as_slice() {
                     // SAFETY: by the caller's promise.
                     unsafe { free(inner.child) };

@@ -43,7 +43,7 @@ impl Both {
 
     fn remove(&mut self, at: usize) {
         if !self.list.is_empty() {
-            self.list.swap_remove(at % self.list.len());
+            drop(self.list.swap_remove(at % self.list.len()));
         }
     }
 
