@@ -198,7 +198,9 @@ impl fmt::Debug for Entry {
 /// Some subscribers, the newest first, as in Linux.
 struct List {
     entries: Box<[Arc<Entry>]>,
-    /// The next list that waits to be freed; written only by who owns this list exclusively.
+    /// Which of all retired lists this is. Written, as the next, only by who owns this list exclusively.
+    retirement: u64,
+    /// The next list that waits to be freed.
     next_retired: *mut List,
 }
 
@@ -208,6 +210,8 @@ pub(crate) struct Published {
     current: AtomicPtr<List>,
     /// A stack linked by `next_retired`.
     retired: AtomicPtr<List>,
+    /// Lists that were ever retired.
+    retirements: AtomicU64,
 }
 
 impl Published {
@@ -215,13 +219,8 @@ impl Published {
         Published {
             current: AtomicPtr::new(std::ptr::null_mut()),
             retired: AtomicPtr::new(std::ptr::null_mut()),
+            retirements: AtomicU64::new(0),
         }
-    }
-
-    /// The address of the list in force, to compare.
-    pub(crate) fn address(&self) -> usize {
-        // Relaxed: nothing is read there.
-        self.current.load(Ordering::Relaxed) as usize
     }
 
     /// Whether nobody is on the list.
@@ -274,11 +273,18 @@ impl Published {
             let new = if entries.is_empty() {
                 std::ptr::null_mut()
             } else {
-                Box::into_raw(Box::new(List { entries, next_retired: std::ptr::null_mut() }))
+                Box::into_raw(Box::new(List { entries, retirement: 0, next_retired: std::ptr::null_mut() }))
             };
             // Release pairs with the Acquire in `walk`.
             if self.current.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                self.retire(old);
+                if !old.is_null() {
+                    // Relaxed: only has to be unique, and to grow.
+                    let retirement = self.retirements.fetch_add(1, Ordering::Relaxed);
+                    // SAFETY: who takes a list out of force is the only one who writes this, and nobody reads it before
+                    // `retire` publishes it.
+                    unsafe { (&raw mut (*old).retirement).write(retirement) };
+                    self.retire(old);
+                }
                 return Some(new as usize);
             }
             if !new.is_null() {
@@ -289,9 +295,6 @@ impl Published {
     }
 
     fn retire(&self, list: *mut List) {
-        if list.is_null() {
-            return;
-        }
         // Relaxed load: the exchange below checks it.
         let mut head = self.retired.load(Ordering::Relaxed);
         loop {
@@ -306,15 +309,23 @@ impl Published {
         }
     }
 
-    /// Frees the lists that nobody walks any more; whether those were all. Must not run in a hook: it frees memory.
-    pub(crate) fn collect(&self, open: &OpenChanges) -> bool {
+    /// What is retired from now on has this number or a later one.
+    pub(crate) fn now(&self) -> u64 {
+        // Relaxed: for who retired something himself, or heard of it from who did.
+        self.retirements.load(Ordering::Relaxed)
+    }
+
+    /// Frees the lists that nobody walks any more; the number of the oldest that is left, `u64::MAX` if none is. Must not
+    /// run in a hook: it frees memory.
+    pub(crate) fn collect(&self, open: &OpenChanges) -> u64 {
         // Acquire pairs with the Release in `retire`. From here on the whole stack is ours.
         let list = self.retired.swap(std::ptr::null_mut(), Ordering::Acquire);
         let rest = Rest { published: self, list };
-        let mut all = true;
+        let mut oldest = u64::MAX;
         for list in rest {
             if open.holds(list as usize) {
-                all = false;
+                // SAFETY: the list is ours, by the swap.
+                oldest = oldest.min(unsafe { (&raw const (*list).retirement).read() });
                 self.retire(list);
             } else {
                 // SAFETY: it came from `Box::into_raw`, was taken out of force before the fence in `holds`, and
@@ -322,7 +333,7 @@ impl Published {
                 drop(unsafe { Box::from_raw(list) });
             }
         }
-        all
+        oldest
     }
 
     /// Takes `entry` off the list.

@@ -429,25 +429,6 @@ impl OpenChanges {
         })
     }
 
-    /// Waits until no other thread that is on record now holds intervals, or another list than those `in_force`.
-    pub(crate) fn wait_for_holders(
-        &self,
-        caller: &Caller,
-        in_force: [usize; 3],
-        patience: &mut Patience<'_>,
-    ) {
-        self.scan(caller, patience, |phase, slot| {
-            let holds_list = match slot.list() {
-                Some(list) => list != 0 && !in_force.contains(&list),
-                // As in `holds`.
-                None => !matches!(phase, Phase::Changing | Phase::Taken | Phase::Ending),
-            };
-            // Acquire: as in `walkers`.
-            let holds_intervals = phase == Phase::Starting && slot.era.load(Ordering::Acquire) != u64::MAX;
-            phase != Phase::Free && (holds_list || holds_intervals)
-        });
-    }
-
     fn scan(&self, caller: &Caller, patience: &mut Patience<'_>, concerns: impl Fn(Phase, &Slot) -> bool) {
         // Pairs with `fence_after_rmw` in `claim` and `finish`: see the module documentation.
         fence(Ordering::SeqCst);

@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::list::{Entry, Kind, Published};
+use crate::list::{Entry, Kind};
 use crate::slot::Phase;
 use crate::stall::{Patience, Waiting};
 use crate::subscriber::Paired;
@@ -111,18 +111,18 @@ impl AddressSpace {
     pub fn synchronize(&self) -> bool {
         let shared = &self.shared;
         let caller = self.caller();
+        let left = shared.now();
         let is_inside = shared.open.may_have_open(&caller) && shared.open.of_thread(&caller).next().is_some();
         if is_inside || shared.is_collecting(&caller) {
-            return !shared.open.is_anybody_editing(&caller) && shared.collect(&caller);
+            return !shared.open.is_anybody_editing(&caller)
+                && shared.collect(&caller).is_some_and(|oldest| oldest.is_since(&left));
         }
         let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
         // Who is replacing a list has the one that was in force before in his hands.
         shared.open.wait_for_editors(&caller, &mut patience);
-        if !shared.collect_or_wait(&caller, &mut patience) {
-            // What was replaced until now is held by nobody who comes later, so this has an end.
-            let in_force = shared.lists().map(Published::address);
-            shared.open.wait_for_holders(&caller, in_force, &mut patience);
-            shared.collect_or_wait(&caller, &mut patience);
+        // Somebody who has just begun is taken to hold anything, so one look may not be enough.
+        while !shared.collect(&caller).is_some_and(|oldest| oldest.is_since(&left)) {
+            patience.wait_for_anybody();
         }
         true
     }

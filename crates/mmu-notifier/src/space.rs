@@ -157,19 +157,9 @@ impl Shared {
         })
     }
 
-    /// Frees what nobody can reach any more; whether that was all there is. Does nothing if somebody is at it.
-    pub(crate) fn collect(&self, caller: &Caller) -> bool {
-        self.collecting(caller).is_some_and(|_collecting| self.collect_all())
-    }
-
-    /// The same, but waits for who is at it. Not for who is at it himself.
-    pub(crate) fn collect_or_wait(&self, caller: &Caller, patience: &mut Patience<'_>) -> bool {
-        loop {
-            if let Some(_collecting) = self.collecting(caller) {
-                return self.collect_all();
-            }
-            patience.wait_for_anybody();
-        }
+    /// Frees what nobody can reach any more; does nothing if somebody is at it. the oldest of what is left.
+    pub(crate) fn collect(&self, caller: &Caller) -> Option<Retired> {
+        self.collecting(caller).map(|_collecting| self.collect_all())
     }
 
     /// Frees what the tree has come to consist of no more, if that is much.
@@ -181,9 +171,14 @@ impl Shared {
         }
     }
 
-    fn collect_all(&self) -> bool {
+    fn collect_all(&self) -> Retired {
         let lists = self.lists().map(|list| list.collect(&self.open));
-        self.tree.collect(&self.open) & lists.into_iter().all(|all| all)
+        Retired { lists, tree: self.tree.collect(&self.open) }
+    }
+
+    /// Whatever is retired from now on.
+    pub(crate) fn now(&self) -> Retired {
+        Retired { lists: self.lists().map(Published::now), tree: self.tree.now() }
     }
 
     fn collecting(&self, caller: &Caller) -> Option<Collecting<'_>> {
@@ -421,6 +416,19 @@ impl AddressSpace {
             list.forget_all(&held);
             shared.open.free(held);
         }
+    }
+}
+
+/// A moment in the life of what is retired: numbers of lists, and an era of the tree.
+pub(crate) struct Retired {
+    lists: [u64; 3],
+    tree: u64,
+}
+
+impl Retired {
+    /// Whether this, the oldest of what is left, is not older than that moment.
+    pub(crate) fn is_since(&self, moment: &Retired) -> bool {
+        self.lists.iter().zip(&moment.lists).all(|(left, then)| left >= then) && self.tree >= moment.tree
     }
 }
 

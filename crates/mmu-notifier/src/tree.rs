@@ -405,17 +405,18 @@ impl Tree {
         self.retired_count.load(Ordering::Relaxed) >= self.collect_at.load(Ordering::Relaxed)
     }
 
-    /// Frees what nobody can reach any more; whether that was all. Must not run in a hook: it frees memory.
-    pub(crate) fn collect(&self, open: &OpenChanges) -> bool {
+    /// Frees what nobody can reach any more; the oldest era of what is left, `u64::MAX` if nothing is. Must not run in a
+    /// hook: it frees memory.
+    pub(crate) fn collect(&self, open: &OpenChanges) -> u64 {
         // Acquire pairs with the Release in `retire`. From here on the whole stack is ours.
         let batch = self.retired.swap(null_mut(), Ordering::Acquire);
         if batch.is_null() {
-            return true;
+            return u64::MAX;
         }
         let rest = Rest { tree: self, batch };
         let walkers = open.walkers();
         let is_held = |born, era| walkers.iter().any(|&(since, until)| since <= era && born <= until);
-        let mut kept = 0;
+        let (mut kept, mut oldest) = (0, u64::MAX);
         for batch in rest {
             // SAFETY: made by `Box::into_raw` in `retire`, and ours, by the swap.
             let mut batch = unsafe { Box::from_raw(batch) };
@@ -433,6 +434,7 @@ impl Tree {
             let interval = batch.interval.take_if(|_| !is_held(0, era));
             if !batch.nodes.is_empty() || batch.interval.is_some() {
                 kept += 1;
+                oldest = oldest.min(era);
                 self.push(Box::into_raw(batch));
             }
             if let Some(interval) = interval {
@@ -441,7 +443,13 @@ impl Tree {
             }
         }
         self.collect_at.store(LAZY.max(2 * kept), Ordering::Relaxed);
-        kept == 0
+        oldest
+    }
+
+    /// What is retired from now on is of this era or a later one.
+    pub(crate) fn now(&self) -> u64 {
+        // Relaxed: for who retired something himself, or heard of it from who did.
+        self.era.load(Ordering::Relaxed)
     }
 
     /// Forgets all nodes without freeing them: in a forked child the allocator may be locked.
