@@ -94,8 +94,9 @@ use crate::{Blocking, Change, Range, WouldBlock};
 pub trait IntervalSubscriber: Send + Sync {
     /// Whether to leave this change alone: its subscriber makes it itself, and knows by
     /// [`event`](Change::event) *and* [`owner`](Change::owner). Then nothing is invalidated, no ticket goes stale,
-    /// and neither of the calls below is made. Otherwise a subscriber that moves pages inside its own
-    /// fault handler would wait for itself.
+    /// neither of the calls below is made, and [`read`](IntervalSubscription::read), which asks this, too, does not
+    /// wait for it. Otherwise a subscriber that moves pages inside its own fault handler would wait for itself. Must give
+    /// the same answer for the same change every time, and not call the address space.
     fn ignores(&self, change: &Change) -> bool {
         let _ = change;
         false
@@ -371,7 +372,8 @@ impl IntervalSubscription {
         self.interval().range
     }
 
-    /// Begins to read the primary page table for this range. Waits until no other thread is changing any part of it.
+    /// Begins to read the primary page table for this range. Waits until no other thread is changing any part of it,
+    /// but for changes that its subscriber [ignores](IntervalSubscriber::ignores).
     ///
     /// Only *overlapping* changes are waited for (and, for a dozen instructions, a change whose range is not on
     /// record yet). Inside a change of the calling thread itself that overlaps the range, which cannot
@@ -385,8 +387,11 @@ impl IntervalSubscription {
         // Relaxed: the full fence in `wait_for_changes` follows.
         let sequence = self.interval().sequence.load(Ordering::Relaxed);
         let mut patience = Patience::new(shared, caller.thread, Waiting::ToRead);
-        shared.open.wait_for_changes(&caller, &self.interval().range, &mut patience);
-        let own = shared.open.may_have_open(&caller) && shared.open.is_changing(&caller, &self.range());
+        let interval = self.interval();
+        let ignored = |change: &Change| interval.subscriber.ignores(change);
+        shared.open.wait_for_changes(&caller, &interval.range, ignored, &mut patience);
+        let own =
+            shared.open.may_have_open(&caller) && shared.open.is_changing(&caller, &interval.range, ignored);
         Ticket { sequence: (!own).then_some(sequence) }
     }
 

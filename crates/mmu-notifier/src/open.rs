@@ -289,9 +289,15 @@ impl OpenChanges {
         self.of(caller).any(|(_, slot)| slot.phase().calls() || slot.phase() == Phase::Editing)
     }
 
-    /// Whether the calling thread itself has a change open that overlaps `range`.
-    pub(crate) fn is_changing(&self, caller: &Caller, range: &Range) -> bool {
-        self.of(caller).any(|(_, slot)| slot.phase().changes() && slot.range().overlaps(range))
+    /// Whether the calling thread itself has a change open that overlaps `range` and is not `ignored`.
+    pub(crate) fn is_changing(
+        &self,
+        caller: &Caller,
+        range: &Range,
+        ignored: impl Fn(&Change) -> bool,
+    ) -> bool {
+        let overlaps = |slot: &Slot| slot.phase().changes() && slot.range().overlaps(range);
+        self.of(caller).any(|(_, slot)| overlaps(slot) && !ignored(&slot.change()))
     }
 
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
@@ -360,9 +366,20 @@ impl OpenChanges {
     }
 
     /// Waits until every change of another thread that overlaps `range`, or whose range is not on record yet (a dozen
-    /// instructions), is done.
-    pub(crate) fn wait_for_changes(&self, caller: &Caller, range: &Range, patience: &mut Patience<'_>) {
-        self.scan(caller, patience, |phase, slot| phase.changes() && concerns(slot, range));
+    /// instructions), is done; but for those that are `ignored`.
+    pub(crate) fn wait_for_changes(
+        &self,
+        caller: &Caller,
+        range: &Range,
+        ignored: impl Fn(&Change) -> bool,
+        patience: &mut Patience<'_>,
+    ) {
+        self.scan(caller, patience, |phase, slot| {
+            // Once the list is on record, the change is. If this is a mixture with that of a later use of the slot, the
+            // use that is waited for is over; the later one has raised the sequence after the ticket was taken.
+            let matters = || slot.list().is_none() || !ignored(&slot.change());
+            phase.changes() && concerns(slot, range) && matters()
+        });
     }
 
     /// Waits until every change of other threads that does not walk the list at `list` is over.

@@ -2,6 +2,7 @@
 
 mod abandoned;
 mod bracket;
+mod own_changes;
 mod panics;
 mod refusal;
 mod subscribing;
