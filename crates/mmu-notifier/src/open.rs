@@ -296,8 +296,7 @@ impl OpenChanges {
         range: &Range,
         ignored: impl Fn(&Change) -> bool,
     ) -> bool {
-        let overlaps = |slot: &Slot| slot.phase().changes() && slot.range().overlaps(range);
-        self.of(caller).any(|(_, slot)| overlaps(slot) && !ignored(&slot.change()))
+        self.of(caller).any(|(_, slot)| slot.phase().changes() && matters(slot, range, &ignored))
     }
 
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
@@ -374,12 +373,9 @@ impl OpenChanges {
         ignored: impl Fn(&Change) -> bool,
         patience: &mut Patience<'_>,
     ) {
-        self.scan(caller, patience, |phase, slot| {
-            // Once the list is on record, the change is. If this is a mixture with that of a later use of the slot, the
-            // use that is waited for is over; the later one has raised the sequence after the ticket was taken.
-            let matters = || slot.list().is_none() || !ignored(&slot.change());
-            phase.changes() && concerns(slot, range) && matters()
-        });
+        // If what is seen is a mixture with a later use of the slot, the use that is waited for is over; the later one
+        // raises the sequence after the ticket was taken.
+        self.scan(caller, patience, |phase, slot| phase.changes() && matters(slot, range, &ignored));
     }
 
     /// Waits until every change of other threads that does not walk the list at `list` is over.
@@ -475,6 +471,11 @@ impl OpenChanges {
 /// Whether a change overlaps `range`, or may: its range is not on record yet.
 fn concerns(slot: &Slot, range: &Range) -> bool {
     slot.list().is_none() || slot.range().overlaps(range)
+}
+
+/// The same for a reader, who does not mind changes that are `ignored`.
+fn matters(slot: &Slot, range: &Range, ignored: impl Fn(&Change) -> bool) -> bool {
+    slot.list().is_none() || slot.range().overlaps(range) && !ignored(&slot.change())
 }
 
 impl Held<'_> {

@@ -71,3 +71,18 @@ fn a_ticket_taken_inside_an_ignored_change_of_the_same_thread_is_good() {
     assert!(interval.is_stale(&interval.read()), "this one cannot be waited for");
     foreign.end();
 }
+
+#[test]
+fn a_ticket_taken_inside_a_change_that_was_made_for_nobody_is_stale() {
+    let space = AddressSpace::new();
+    let elsewhere = Range::new(0x9000, 0xa000).unwrap();
+    let before = space.insert(elsewhere, Mirror).unwrap();
+    space.invalidate(elsewhere, Event::Clear, || ());
+    drop(before);
+    // Nobody is there, so that its range is not put on record; what is there is that of the change before.
+    let foreign = space.begin(migration().with_owner(DEVICE + 1)).unwrap();
+    let interval = space.insert(migration().range(), Mirror).unwrap();
+    assert!(interval.is_stale(&interval.read()), "the change that is open overlaps");
+    foreign.end();
+    assert!(!interval.is_stale(&interval.read()));
+}
