@@ -106,17 +106,20 @@ impl AddressSpace {
     /// [share](Shared) was dropped or that were dropped inside a callback; whether they were.
     ///
     /// Code that is about to be unloaded has to call this behind its last drop of a share. Inside a callback or an open
-    /// change of the calling thread it does not wait, and returns false if something is left.
+    /// change of the calling thread it does not wait, and returns false if something is left; nor does it inside the drop
+    /// of a subscriber, where something is.
     #[doc(alias = "mmu_notifier_synchronize")]
     pub fn synchronize(&self) -> bool {
         let shared = &self.shared;
         let caller = self.caller();
         let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
         loop {
-            if shared.collect() {
+            if shared.collect(&caller) {
                 return true;
             }
-            if shared.open.may_have_open(&caller) && shared.open.of_thread(&caller).next().is_some() {
+            if shared.is_collecting(&caller)
+                || shared.open.may_have_open(&caller) && shared.open.of_thread(&caller).next().is_some()
+            {
                 return false;
             }
             patience.wait_for_anybody();

@@ -51,6 +51,9 @@ pub(crate) struct Shared {
     /// Subscribers that are leaving and may not have been told by `release` yet.
     releasing: AtomicUsize,
     fork: AtomicU64,
+    /// The thread that is freeing what nobody can reach any more; 0: nobody. What it has in hand is neither there nor
+    /// freed, so a second one could not say whether something is left.
+    collecting: AtomicU64,
     /// `None`: [`Caller::current`].
     caller: Option<fn() -> Caller>,
 }
@@ -145,10 +148,26 @@ impl Shared {
         name
     }
 
-    /// Frees what nobody can reach any more; whether that was all there is.
-    pub(crate) fn collect(&self) -> bool {
+    /// Frees what nobody can reach any more, unless somebody is at it; whether nothing is left.
+    pub(crate) fn collect(&self, caller: &Caller) -> bool {
+        let Some(_collecting) = Collecting::try_begin(self, caller) else { return false };
         let lists = [&self.list, &self.aging, &self.tlbs].map(|list| list.collect(&self.open));
         self.tree.collect(&self.open) & lists.into_iter().all(|all| all)
+    }
+
+    /// The same of the tree, if much has come together.
+    pub(crate) fn collect_tree_if_due(&self, caller: &Caller) {
+        if self.tree.is_collection_due()
+            && let Some(_collecting) = Collecting::try_begin(self, caller)
+        {
+            self.tree.collect(&self.open);
+        }
+    }
+
+    /// Whether the calling thread is freeing something: this is the drop of a subscriber.
+    pub(crate) fn is_collecting(&self, caller: &Caller) -> bool {
+        // Relaxed: the calling thread wrote it.
+        self.collecting.load(Ordering::Relaxed) == caller.thread
     }
 
     fn list_of(&self, entry: &Entry) -> &Published {
@@ -157,6 +176,24 @@ impl Shared {
             Which::Aging => &self.aging,
             Which::Tlb => &self.tlbs,
         }
+    }
+}
+
+/// The right to free what nobody can reach any more.
+struct Collecting<'a>(&'a Shared);
+
+impl<'a> Collecting<'a> {
+    fn try_begin(shared: &'a Shared, caller: &Caller) -> Option<Collecting<'a>> {
+        // Acquire pairs with the Release in `drop`: what the last one has put back is there.
+        let begun =
+            shared.collecting.compare_exchange(0, caller.thread, Ordering::Acquire, Ordering::Relaxed);
+        begun.is_ok().then(|| Collecting(shared))
+    }
+}
+
+impl Drop for Collecting<'_> {
+    fn drop(&mut self) {
+        self.0.collecting.store(0, Ordering::Release);
     }
 }
 
@@ -201,6 +238,7 @@ impl AddressSpace {
             released: AtomicBool::new(false),
             releasing: AtomicUsize::new(0),
             fork: AtomicU64::new(0),
+            collecting: AtomicU64::new(0),
             caller: options.caller,
         };
         AddressSpace { shared: Arc::new(shared) }
@@ -267,7 +305,7 @@ impl AddressSpace {
             let mut patience = Patience::new(shared, caller.thread, Waiting::ToSubscribe);
             shared.open.wait_for_strangers(&caller, list, &mut patience);
         }
-        shared.collect();
+        shared.collect(&caller);
         // If a release came between, either it has found the newcomer, or it is found here.
         fence(Ordering::SeqCst);
         if self.is_released() {
@@ -354,6 +392,7 @@ impl AddressSpace {
         // Relaxed: there is only one thread.
         shared.fork.fetch_add(1, Ordering::Relaxed);
         shared.releasing.store(0, Ordering::Relaxed);
+        shared.collecting.store(0, Ordering::Relaxed);
         shared.released.store(false, Ordering::Relaxed);
         shared.tree.forget_all();
         let held = shared.claim(&self.caller(), Phase::Editing);
@@ -441,7 +480,7 @@ impl Drop for Subscription {
         }
         // Release pairs with the Acquire in `AddressSpace::release`: what it did happened before.
         shared.releasing.fetch_sub(1, Ordering::Release);
-        shared.collect();
+        shared.collect(&caller);
         if let Err(panic) = released {
             resume_unwind(panic);
         }
