@@ -2,7 +2,7 @@
 //!
 //! They are done to neither, unless said otherwise, and counted by name: `golden.rs` asserts how many there are.
 
-use mmu_notifier_model::{Bug, CallKind, Callback, Change, Class, Machine, Observed, Op, Ret, Who};
+use mmu_notifier_model::{Bug, CallKind, Callback, Change, Class, Machine, MmState, Observed, Op, Ret, Who};
 
 use crate::books::{Books, subs, waits_in};
 use crate::driver::{Core, MEMBERS};
@@ -42,6 +42,9 @@ pub(crate) enum LeftOut {
     InjectedUnderWaiter,
     /// Somebody waits to subscribe: the kernel stops when he goes on.
     ExitUnderWaiter,
+    /// The address space has been released and something is open: the kernel waits, and then stops. Here it fails at once,
+    /// as it does in both if nothing is open, which is compared.
+    WaitsToStop,
     /// The kernel stops; here subscribers keep their address space.
     LastReference,
     /// The model's interval refuses, which the core has removed already.
@@ -165,6 +168,14 @@ fn leaves(s: u64, books: &Books, core: &Core) -> Option<LeftOut> {
 fn afterwards(op: &Op, books: &Books, machine: &Machine, observed: &Observed) -> Option<LeftOut> {
     if observed.blocked.is_some() && waits_in(op).is_some() && books.armed != [false; 2] {
         return Some(LeftOut::InjectedUnderWaiter);
+    }
+    if let Some(m) = waits_in(op)
+        && observed.blocked.is_some()
+        && matches!(machine.state(m), Some(MmState::Live { users: 0, .. }))
+    {
+        let is_refused = matches!(op, Op::Insert { .. } | Op::InsertLocked { .. })
+            && subs(machine, m).is_some_and(|subs| subs.has_itree);
+        return (!is_refused).then_some(LeftOut::WaitsToStop);
     }
     if let Op::TestYoung { m, .. } = *op
         && observed.ret == Some(Ret::Code(1))

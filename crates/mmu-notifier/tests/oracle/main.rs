@@ -21,6 +21,7 @@ mod books;
 mod convert;
 mod driver;
 mod faults;
+mod generated;
 mod golden;
 mod guests;
 mod leftout;

@@ -245,10 +245,11 @@ impl Oracle {
         Ok(())
     }
 
-    /// `synchronize` waits only if somebody came or left while something was open that is open still.
+    /// `synchronize` waits only if somebody came or left while something was open that is open still; or if he left, and
+    /// something is open that nobody was there to see.
     fn may_synchronize_wait(&self) -> Checked {
         let books = &self.books;
-        let may = |pair: &Pair| books.edited.get(&pair.m).is_some_and(|edited| *edited > pair.since);
+        let may = |pair: &Pair| books.edited.get(&pair.m).is_some_and(|edited| *edited > pair.since || pair.is_unseen);
         ensure(books.open.values().any(may), || "the list that is in use is that of today".to_owned())
     }
 
