@@ -30,7 +30,7 @@ use crate::guests::{
     World, lock,
 };
 use crate::seen::Seen;
-use crate::threads::{self, Answer, Progress, Threads};
+use crate::threads::{self, Answer, Progress, TWO, Threads};
 
 /// The core with everything that operations refer to.
 pub(crate) struct Core {
@@ -208,14 +208,14 @@ impl Core {
         std::mem::take(&mut lock(&self.world.log))
     }
 
-    /// Whether an operation that waited has gone on; surely, or, if not `surely`, as far as is known already.
-    pub(crate) fn late(&mut self, task: u64, surely: bool) -> Option<Answer> {
-        let answer = match surely {
-            true => match self.threads.look(task, other(task)) {
+    /// Whether an operation that waited has gone on, after so many reports; if 0, as far as is known already.
+    pub(crate) fn late(&mut self, task: u64, reports: u32) -> Option<Answer> {
+        let answer = match reports {
+            0 => self.threads.glance(task),
+            _ => match self.threads.look(task, other(task), reports) {
                 Progress::Done(answer) => Some(answer),
                 Progress::Waits(_) => None,
             },
-            false => self.threads.glance(task),
         }?;
         self.waiting.retain(|waiting| *waiting != task);
         self.went_on(&answer);
@@ -416,7 +416,7 @@ impl Drop for Core {
         }
         for task in std::mem::take(&mut self.waiting) {
             // In a run that failed, it may never go on.
-            drop(self.threads.look(task, other(task)));
+            drop(self.threads.look(task, other(task), TWO));
         }
         let handles = std::mem::take(&mut *lock(&self.world.handles));
         drop(handles);

@@ -12,7 +12,7 @@ use crate::faults::Fault;
 use crate::leftout::{Fit, LeftOut, alloc_failed, fit};
 use crate::refine::{Expected, Refinement, Tally, expect};
 use crate::seen::{Said, Seen, difference, is_in_order};
-use crate::threads::{Answer, Progress};
+use crate::threads::{Answer, MANY, Progress, TWO};
 
 /// What differs, if anything does.
 pub(crate) type Checked = Result<(), String>;
@@ -155,6 +155,7 @@ impl Oracle {
         if listed.sides().changes {
             books.edited.insert(m, self.task);
         }
+        books.any_edited.insert(m);
         books.listed.insert(s, listed);
     }
 
@@ -210,6 +211,13 @@ impl Oracle {
         begun: usize,
     ) -> Checked {
         let over_there = observed.blocked.is_none();
+        let may_wait = !expected.waits.is_empty() || self.may_synchronize_wait(op).is_ok();
+        let progress = match progress {
+            Progress::Waits(waiting) if !may_wait => {
+                self.core.late(self.task, MANY).map_or(Progress::Waits(waiting), Progress::Done)
+            }
+            other => other,
+        };
         let core = match progress {
             Progress::Done(answer) => {
                 ensure(expected.waits.is_empty(), || {
@@ -218,7 +226,7 @@ impl Oracle {
                 Some(answer)
             }
             Progress::Waits(waiting) if matches!(op, Op::Synchronize | Op::Gp) => {
-                self.may_synchronize_wait().map_err(|what| format!("{what}: {waiting:?}"))?;
+                self.may_synchronize_wait(op).map_err(|what| format!("{what}: {waiting:?}"))?;
                 self.met(Refinement::SynchronizeWaits);
                 None
             }
@@ -247,9 +255,11 @@ impl Oracle {
 
     /// `synchronize` waits only if somebody came or left while something was open that is open still; or if he left, and
     /// something is open that nobody was there to see.
-    fn may_synchronize_wait(&self) -> Checked {
+    fn may_synchronize_wait(&self, op: &Op) -> Checked {
+        ensure(matches!(op, Op::Synchronize | Op::Gp), || "it does not synchronize".to_owned())?;
         let books = &self.books;
-        let may = |pair: &Pair| books.edited.get(&pair.m).is_some_and(|edited| *edited > pair.since || pair.is_unseen);
+        let edited = |pair: &Pair| books.edited.get(&pair.m).is_some_and(|edited| *edited > pair.since);
+        let may = |pair: &Pair| edited(pair) || pair.is_unseen && books.any_edited.contains(&pair.m);
         ensure(books.open.values().any(may), || "the list that is in use is that of today".to_owned())
     }
 
@@ -428,15 +438,20 @@ impl Oracle {
         let waiter = &self.books.waiters[&task];
         let op = waiter.op.clone();
         let first = waiter.must.iter().find(|r| self.books.open.contains_key(r)).copied();
-        let answer = self.core.late(task, something_ended);
-        if let (Some(r), Some(answer)) = (first, &answer) {
-            return Err(format!("{op} went on with {answer:?}, although r{r} is open"));
-        }
         let still = match op {
             Op::Register { m, .. } | Op::Get { m, .. } => !self.books.open_in(m).is_empty(),
             Op::ReadBegin { i } => !self.books.open_over(i, true).is_empty(),
-            _ => self.may_synchronize_wait().is_ok(),
+            _ => self.may_synchronize_wait(&op).is_ok(),
         };
+        let reports = match (something_ended, still) {
+            (false, _) => 0,
+            (true, true) => TWO,
+            (true, false) => MANY,
+        };
+        let answer = self.core.late(task, reports);
+        if let (Some(r), Some(answer)) = (first, &answer) {
+            return Err(format!("{op} went on with {answer:?}, although r{r} is open"));
+        }
         match answer {
             Some(answer) => {
                 self.enter(task, &op, &answer);

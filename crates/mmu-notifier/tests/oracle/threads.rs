@@ -73,6 +73,10 @@ pub(crate) struct Threads {
     reports: BTreeMap<u64, (Waiting, u32)>,
 }
 
+/// Reports of one who may have to wait: the first may have been on its way.
+pub(crate) const TWO: u32 = 2;
+/// Reports of one who does not have to wait: another thread that runs may just have been put to sleep by the system.
+pub(crate) const MANY: u32 = 1000;
 /// Longer than anything here takes.
 const FOR_EVER: Duration = Duration::from_secs(60);
 
@@ -116,9 +120,10 @@ impl Threads {
         progress
     }
 
-    /// Whether an operation that waited has gone on. (Two reports: the first may have been on its way.)
-    pub(crate) fn look(&mut self, task: u64, caller: Caller) -> Progress {
-        self.wait_for(task, caller.thread, 2)
+    /// Whether an operation that waited has gone on, or waits for so many reports from now on.
+    pub(crate) fn look(&mut self, task: u64, caller: Caller, reports: u32) -> Progress {
+        self.reports.remove(&caller.thread);
+        self.wait_for(task, caller.thread, reports)
     }
 
     /// The same without waiting for an answer: something only if it has gone on.
