@@ -47,7 +47,7 @@ use crate::open::Held;
 use crate::slot::Phase;
 use crate::space::AddressSpace;
 use crate::stall::{Patience, Waiting};
-use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Alive, AtomicBool, AtomicU64, Ordering};
 use crate::tree::{Key, Tree};
 use crate::{Blocking, Change, Range, WouldBlock};
 
@@ -94,8 +94,9 @@ use crate::{Blocking, Change, Range, WouldBlock};
 pub trait IntervalSubscriber: Send + Sync {
     /// Whether to leave this change alone: its subscriber makes it itself, and knows by
     /// [`event`](Change::event) *and* [`owner`](Change::owner). Then nothing is invalidated, no ticket goes stale,
-    /// and neither of the calls below is made. Otherwise a subscriber that moves pages inside its own
-    /// fault handler would wait for itself.
+    /// neither of the calls below is made, and [`read`](IntervalSubscription::read), which asks this, too, does not
+    /// wait for it. Otherwise a subscriber that moves pages inside its own fault handler would wait for itself. Must give
+    /// the same answer for the same change every time, and not call the address space.
     fn ignores(&self, change: &Change) -> bool {
         let _ = change;
         false
@@ -160,6 +161,7 @@ struct Interval<S: IntervalSubscriber + ?Sized> {
     gone: AtomicBool,
     /// Its type, for reports.
     name: &'static str,
+    alive: Alive,
     subscriber: S,
 }
 
@@ -179,6 +181,7 @@ impl Kept {
             sequence: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             name: std::any::type_name::<S>(),
+            alive: Alive::default(),
             subscriber,
         });
         Kept(NonNull::from(Box::leak(interval)))
@@ -189,7 +192,9 @@ impl Kept {
     /// Nobody has freed it, or can while the reference lives.
     unsafe fn get<'a>(self) -> &'a Interval<dyn IntervalSubscriber> {
         // SAFETY: made by `new`; by the caller's promise.
-        unsafe { self.0.as_ref() }
+        let interval = unsafe { self.0.as_ref() };
+        interval.alive.look();
+        interval
     }
 
     /// # Safety
@@ -398,7 +403,8 @@ impl IntervalSubscription {
         self.interval().range
     }
 
-    /// Begins to read the primary page table for this range. Waits until no other thread is changing any part of it.
+    /// Begins to read the primary page table for this range. Waits until no other thread is changing any part of it,
+    /// but for changes that its subscriber [ignores](IntervalSubscriber::ignores).
     ///
     /// Only *overlapping* changes are waited for (and, for a dozen instructions, a change whose range is not on
     /// record yet). Inside a change of the calling thread itself that overlaps the range, which cannot
@@ -412,9 +418,12 @@ impl IntervalSubscription {
         // Relaxed: the full fence in `wait_for_changes` follows.
         let sequence = self.interval().sequence.load(Ordering::Relaxed);
         let mut patience = Patience::new(shared, caller.thread, Waiting::ToRead);
-        shared.open.wait_for_changes(&caller, &self.interval().range, &mut patience);
-        let own = shared.open.may_have_open(&caller) && shared.open.is_changing(&caller, &self.range());
-        Ticket { sequence: (!own).then_some(sequence) }
+        let interval = self.interval();
+        let ignored = |change: &Change| interval.subscriber.ignores(change);
+        // To look for own changes once more would be wrong: one that bore this thread's name and was not waited for may
+        // have been taken over since, and then its end lies before nothing that is done here.
+        let all_done = shared.open.wait_for_changes(&caller, &interval.range, ignored, &mut patience);
+        Ticket { sequence: all_done.then_some(sequence) }
     }
 
     /// Whether a change came since the ticket was taken, so that what was read must not be installed.

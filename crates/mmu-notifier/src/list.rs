@@ -22,7 +22,7 @@ use crate::aging::Aging;
 use crate::caller::Caller;
 use crate::open::{Held, OpenChanges};
 use crate::stall::Patience;
-use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use crate::sync::{Alive, Arc, AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell};
 use crate::tlb::SecondaryTlb;
 use crate::{Change, WouldBlock};
 
@@ -74,6 +74,8 @@ pub(crate) struct Entry {
     gone: AtomicBool,
     /// `release` has been called. Set once.
     released: AtomicBool,
+    /// No change is open any more that its subscriber was not told of. Set once, by who subscribed it.
+    settled: AtomicBool,
     /// `None` once it has been taken out: `taken` is set before.
     kind: UnsafeCell<Option<Kind>>,
     taken: AtomicBool,
@@ -103,6 +105,7 @@ impl Entry {
         Entry {
             gone: AtomicBool::new(false),
             released: AtomicBool::new(false),
+            settled: AtomicBool::new(false),
             kind: UnsafeCell::new(Some(kind)),
             taken: AtomicBool::new(false),
             which,
@@ -157,13 +160,24 @@ impl Entry {
     /// No callback begins after this, except by who is on record already.
     pub(crate) fn leave(&self) {
         // Before a callback: the fence in `wait_for_callbacks` follows before anybody relies on it. Release pairs with
-        // the Acquire in `has_left`.
+        // the Acquire in `has_left` and in `AddressSpace::release`.
         self.gone.store(true, Ordering::Release);
     }
 
     pub(crate) fn has_left(&self) -> bool {
         // Acquire pairs with the Release in `leave`: who unsubscribes has said so in `Shared::releasing`.
         self.gone.load(Ordering::Acquire)
+    }
+
+    /// Who put it on the list has waited for the changes that did not know it.
+    pub(crate) fn settle(&self) {
+        // Release pairs with the Acquire in `is_settled`: those changes happened before.
+        self.settled.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        // Acquire pairs with the Release in `settle`.
+        self.settled.load(Ordering::Acquire)
     }
 
     /// True for the first who asks: that one calls `release`.
@@ -202,6 +216,7 @@ struct List {
     retirement: u64,
     /// The next list that waits to be freed.
     next_retired: *mut List,
+    alive: Alive,
 }
 
 /// The list in force, and those that were replaced and may still be walked.
@@ -254,7 +269,10 @@ impl Published {
         // SAFETY: the list was in force after the claim's fence, and the slot of `held` has been on record
         // with it (or with "any list") ever since, so `collect` has not freed it; lists are not written
         // after they are published, but for `next_retired`, which nobody reads through this reference.
-        unsafe { &(*list).entries }
+        unsafe {
+            (*list).alive.look();
+            &(*list).entries
+        }
     }
 
     /// Publishes a changed list: `edit` turns the entries in force into new ones, or says that there is
@@ -273,7 +291,12 @@ impl Published {
             let new = if entries.is_empty() {
                 std::ptr::null_mut()
             } else {
-                Box::into_raw(Box::new(List { entries, retirement: 0, next_retired: std::ptr::null_mut() }))
+                Box::into_raw(Box::new(List {
+                    entries,
+                    retirement: 0,
+                    next_retired: std::ptr::null_mut(),
+                    alive: Alive::default(),
+                }))
             };
             // Release pairs with the Acquire in `walk`.
             if self.current.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {

@@ -152,7 +152,7 @@ impl OpenChanges {
                 continue;
             }
             // The callbacks that this thread is in. Before the claim, as the slot itself is none of them.
-            let mut busy = self.of(caller).filter_map(|(_, slot)| slot.calling());
+            let mut busy = self.callbacks_of(caller);
             let first = busy.next();
             // Before the claim: a thread that jumps away behind it has to find the slot.
             self.count_in(index, home);
@@ -219,8 +219,9 @@ impl OpenChanges {
             return slot.state.load(Ordering::Relaxed) == changing.0;
         }
         let next = changing.in_phase(if own { Phase::Ending } else { Phase::Taken });
-        // Acquire pairs with the Release in `changing`, for the one who ends somebody else's.
-        if slot.state.compare_exchange(changing.0, next.0, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        // Acquire pairs with the Release in `changing`, for the one who ends somebody else's. Release pairs with the
+        // Acquire in `scan`: who waited for the change sees what it did.
+        if slot.state.compare_exchange(changing.0, next.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
         }
         if !own {
@@ -289,7 +290,10 @@ impl OpenChanges {
     }
 
     /// The slots that the calling thread holds, in any phase.
-    fn of(&self, caller: &Caller) -> impl Iterator<Item = (Token, &Slot)> + use<'_> {
+    ///
+    /// One that bears its name in phase `Changing` or `Taken` may be somebody else's by now: nothing of what is written
+    /// there may be believed. In the phases in which callbacks run the name is that of who calls.
+    fn of(&self, caller: &Caller) -> impl Iterator<Item = (Token, Phase, &Slot)> + use<'_> {
         let first = caller.home % HOMES * WAYS;
         let thread = caller.thread;
         // Relaxed: the calling thread sees at least its own.
@@ -301,30 +305,29 @@ impl OpenChanges {
             let state = State(slot.state.load(Ordering::Acquire));
             // Relaxed: see above.
             let mine = !state.is_free() && slot.thread.load(Ordering::Relaxed) == thread;
-            mine.then_some((Token { slot: slot.address(), state }, slot))
+            mine.then_some((Token { slot: slot.address(), state }, state.phase(), slot))
         })
     }
 
     /// The changes that the calling thread has open, in any phase, with the stack position of each.
     pub(crate) fn of_thread(&self, caller: &Caller) -> impl Iterator<Item = (Token, usize)> + use<'_> {
         // Relaxed: the calling thread wrote it.
-        self.of(caller).map(|(token, slot)| (token, slot.stack.load(Ordering::Relaxed)))
+        self.of(caller).map(|(token, _, slot)| (token, slot.stack.load(Ordering::Relaxed)))
+    }
+
+    /// The subscribers in whose callbacks the calling thread is.
+    fn callbacks_of(&self, caller: &Caller) -> impl Iterator<Item = usize> + use<'_> {
+        self.of(caller).filter(|(_, phase, _)| phase.calls()).filter_map(|(_, _, slot)| slot.calling())
     }
 
     /// Whether the calling thread is in a callback of `subscriber`.
     pub(crate) fn is_in_callback(&self, caller: &Caller, subscriber: usize) -> bool {
-        self.of(caller).any(|(_, slot)| slot.calling() == Some(subscriber))
+        self.callbacks_of(caller).any(|calling| calling == subscriber)
     }
 
     /// Whether the calling thread is in any callback, or is editing: what it reads there must not be freed by itself.
     pub(crate) fn is_reading(&self, caller: &Caller) -> bool {
-        self.of(caller).any(|(_, slot)| slot.phase().calls() || slot.phase() == Phase::Editing)
-    }
-
-    /// Whether the calling thread itself has a change open that overlaps `range`, or that began when nobody was to be
-    /// told, so that its range is not on record.
-    pub(crate) fn is_changing(&self, caller: &Caller, range: &Range) -> bool {
-        self.of(caller).any(|(_, slot)| slot.phase().changes() && concerns(slot, range))
+        self.of(caller).any(|(_, phase, _)| phase.calls() || phase == Phase::Editing)
     }
 
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
@@ -401,10 +404,19 @@ impl OpenChanges {
         self.scan(caller, patience, |phase, slot| phase == Phase::Starting && concerns(slot, range));
     }
 
-    /// Waits until every change of another thread that overlaps `range`, or whose range is not on record yet (a dozen
-    /// instructions), is done.
-    pub(crate) fn wait_for_changes(&self, caller: &Caller, range: &Range, patience: &mut Patience<'_>) {
-        self.scan(caller, patience, |phase, slot| phase.changes() && concerns(slot, range));
+    /// Waits until every change of another thread that overlaps `range`, or whose range is not on record (yet, or as there
+    /// was nobody to tell), is done; but for those that are `ignored`. Whether all are: the calling thread's own, or
+    /// what bears its name still, are not waited for.
+    pub(crate) fn wait_for_changes(
+        &self,
+        caller: &Caller,
+        range: &Range,
+        ignored: impl Fn(&Change) -> bool,
+        patience: &mut Patience<'_>,
+    ) -> bool {
+        // If what is seen is a mixture with a later use of the slot, the use that is waited for is over; the later one
+        // raises the sequence after the ticket was taken.
+        self.scan(caller, patience, |phase, slot| phase.changes() && matters(slot, range, &ignored))
     }
 
     /// Waits until every change of other threads that does not walk the list at `list` is over.
@@ -429,7 +441,14 @@ impl OpenChanges {
         })
     }
 
-    fn scan(&self, caller: &Caller, patience: &mut Patience<'_>, concerns: impl Fn(Phase, &Slot) -> bool) {
+    /// Waits for every slot in use now that `concerns`, but for the calling thread's own; whether there was none such.
+    fn scan(
+        &self,
+        caller: &Caller,
+        patience: &mut Patience<'_>,
+        concerns: impl Fn(Phase, &Slot) -> bool,
+    ) -> bool {
+        let mut all = true;
         // Pairs with `fence_after_rmw` in `claim` and `finish`: see the module documentation.
         fence(Ordering::SeqCst);
         for slot in self.slots() {
@@ -441,6 +460,7 @@ impl OpenChanges {
                 // Relaxed: the Acquire of the phase makes the name of who calls visible, or that nobody has
                 // written one yet.
                 if slot.thread.load(Ordering::Relaxed) == caller.thread {
+                    all = false;
                     break;
                 }
                 patience.wait(state.phase(), slot);
@@ -451,6 +471,7 @@ impl OpenChanges {
         // What `concerns` has read may be of a later use; then the use that was looked at is over. Acquire pairs with
         // the fence in the claim of that later use: what the callbacks did happened before.
         fence(Ordering::Acquire);
+        all
     }
 
     /// All is over: the slot can be used again.
@@ -512,6 +533,11 @@ impl OpenChanges {
 /// Whether a change overlaps `range`, or may: its range is not on record yet.
 fn concerns(slot: &Slot, range: &Range) -> bool {
     slot.list().is_none() || slot.range().overlaps(range)
+}
+
+/// The same for a reader, who does not mind changes that are `ignored`.
+fn matters(slot: &Slot, range: &Range, ignored: impl Fn(&Change) -> bool) -> bool {
+    slot.list().is_none() || slot.range().overlaps(range) && !ignored(&slot.change())
 }
 
 impl Held<'_> {

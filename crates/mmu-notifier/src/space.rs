@@ -48,7 +48,8 @@ pub(crate) struct Shared {
     /// Uses of a slot that are timed: those whose number has none of these bits.
     untimed: u64,
     released: AtomicBool,
-    /// Subscribers that are leaving and may not have been told by `release` yet.
+    /// Threads that may be calling `release` of a subscriber, or are about to: one that unsubscribes, one that releases
+    /// all.
     releasing: AtomicUsize,
     fork: AtomicU64,
     /// The thread that frees what nobody can reach any more, 0 if none does. One at a time, so that who finds nothing
@@ -314,6 +315,7 @@ impl AddressSpace {
         if entry.which() == Which::Changes {
             let mut patience = Patience::new(shared, caller.thread, Waiting::ToSubscribe);
             shared.open.wait_for_strangers(&caller, list, &mut patience);
+            entry.settle();
         }
         shared.collect(&caller);
         // If a release came between, either it has found the newcomer, or it is found here.
@@ -334,8 +336,9 @@ impl AddressSpace {
     /// The address space is going: tells every interval by a change with [`Event::Release`], and every subscriber once
     /// by `release`, then nobody on a list of anything. Intervals stay, and hear of the unmapping that follows.
     ///
-    /// Returns when no subscriber's `release` is running any more, also if another thread has called it by
-    /// unsubscribing; called inside a callback, it does not wait for that. Subscriptions stay to be dropped.
+    /// Returns when no subscriber's `release` is running any more, also if another thread has called it, by
+    /// unsubscribing or by releasing as well; called inside a callback, it does not wait for that. Subscriptions stay
+    /// to be dropped.
     ///
     /// # Panics
     ///
@@ -346,11 +349,11 @@ impl AddressSpace {
         let shared = &self.shared;
         let caller = self.caller();
         if !shared.open.is_reading(&caller) {
-            // Who was not found there, as he was leaving, has said so here before: Acquire pairs with the Release in
-            // `Entry::leave`.
+            // Whoever was found there to have left, or to call `release` already, has said so in `releasing` before. The
+            // one pairs with the Release in `leave`, the other with the fence of his claim: both are seen here.
             fence(Ordering::Acquire);
             let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
-            // Acquire pairs with the Release in the drop of a subscription.
+            // Acquire pairs with the Release in `tell_release` and in the drop of a subscription.
             while shared.releasing.load(Ordering::Acquire) > 0 {
                 patience.wait_for_anybody();
             }
@@ -377,6 +380,8 @@ impl AddressSpace {
         held.walks(0);
         let mut panic = start_intervals::<true>(&shared.tree, &held, &going).panic;
         shared.open.free(held);
+        // Relaxed: the fence of the claim follows.
+        shared.releasing.fetch_add(1, Ordering::Relaxed);
         for list in shared.lists() {
             let held = shared.claim(&caller, Phase::Calling);
             for entry in list.walk(&held) {
@@ -391,6 +396,8 @@ impl AddressSpace {
             list.clear(&held);
             shared.open.free(held);
         }
+        // Release pairs with the Acquire in `release`: what the callbacks did happened before.
+        shared.releasing.fetch_sub(1, Ordering::Release);
         panic
     }
 

@@ -5,6 +5,7 @@ mod aging;
 mod bracket;
 mod handing_over;
 mod intervals;
+mod own_changes;
 mod owner;
 mod panics;
 mod reading;

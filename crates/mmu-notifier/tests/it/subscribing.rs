@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -227,7 +227,7 @@ fn the_parents_subscriptions_can_be_dropped_in_the_child() {
 #[test]
 fn storms_of_coming_and_going_leave_every_balance_at_zero() {
     let space = AddressSpace::new();
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let rounds = if cfg!(miri) { 10 } else { 3000 };
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -275,5 +275,42 @@ impl Subscriber for Once {
 
     fn end(&self, _: &Change) {
         self.add(-1);
+    }
+}
+
+/// Dropped with the subscriber.
+struct Dropped(Arc<AtomicBool>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+impl Subscriber for Dropped {
+    fn start(&self, _: &Change) {}
+    fn end(&self, _: &Change) {}
+}
+
+/// Each of them looks at what is left, and takes it in hand for that.
+#[test]
+fn many_who_synchronize_do_not_hide_from_each_other_what_is_left() {
+    for _ in 0..20 {
+        let space = AddressSpace::new();
+        let dropped = Arc::new(AtomicBool::new(false));
+        let share = space.get(|| Ok::<_, std::convert::Infallible>(Dropped(dropped.clone()))).unwrap();
+        let bracket = space.begin(Change::new(PAGES, Event::Clear, Blocking::Allowed)).unwrap();
+        drop(share);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let all = space.synchronize();
+                    assert!(!all || dropped.load(Relaxed), "it is not over");
+                });
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            bracket.end();
+        });
+        assert!(dropped.load(Relaxed));
     }
 }
