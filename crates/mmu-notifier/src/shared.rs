@@ -121,15 +121,19 @@ impl AddressSpace {
     pub fn synchronize(&self) -> bool {
         let shared = &self.shared;
         let caller = self.caller();
-        let left = shared.now();
         let is_inside = shared.open.may_have_open(&caller) && shared.open.of_thread(&caller).next().is_some();
         if is_inside || shared.is_collecting(&caller) {
-            return !shared.open.is_anybody_editing(&caller)
-                && shared.collect(&caller).is_some_and(|oldest| oldest.is_since(&left));
+            if shared.open.is_anybody_editing(&caller) {
+                return false;
+            }
+            let left = shared.now();
+            return shared.collect(&caller).is_some_and(|oldest| oldest.is_since(&left));
         }
         let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
         // Who is replacing a list has the one that was in force before in his hands.
         shared.open.wait_for_editors(&caller, &mut patience);
+        // Not before: an editor may have exchanged a list and not numbered it yet.
+        let left = shared.now();
         // Somebody who has just begun is taken to hold anything, so one look may not be enough.
         while !shared.collect(&caller).is_some_and(|oldest| oldest.is_since(&left)) {
             patience.wait_for_anybody();
