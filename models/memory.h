@@ -6,7 +6,7 @@
  * read-modify-write, unless a mutation says otherwise. Loads are made in the order of the program: that they, too, may be
  * reordered is what loom is for.
  *
- * To be defined before: THREADS (2 to 4), PLACES. A thread's number is its local `me`.
+ * To be defined before: THREADS (2 or 3), PLACES. A thread's number is its local `me`.
  */
 
 #ifndef ROOM
@@ -57,13 +57,13 @@ inline store_release(where, x) { d_step { buffer[me].count < ROOM -> push(where,
 #define drained (buffer[me].count == 0)
 inline fence() { drained }
 
-/* What must hold when a store arrives at a place: to be defined before. */
+/* What must hold when a store arrives: to be defined before. */
 #ifndef arrival
-#define arrival(place) true
+#define arrival(where, what) true
 #endif
 
 inline arrive(t, i) {
-    assert(arrival(buffer[t].place[i]));
+    assert(arrival(buffer[t].place[i], buffer[t].value[i]));
     memory[buffer[t].place[i]] = buffer[t].value[i];
     reserved[buffer[t].place[i]] = 0;
     k = i;
@@ -82,11 +82,15 @@ inline arrive(t, i) {
     k = 0
 }
 
+#define differs(t, i, j) (buffer[t].place[i] != buffer[t].place[j])
+#define may(t, i) (buffer[t].count > i && !buffer[t].release[i])
 #define oldest(t) (buffer[t].count > 0)
-#if ROOM > 2 && !defined(TSO)
-#error "overtaking is written for two stores"
+#define second(t) (may(t, 1) && differs(t, 1, 0))
+#define third(t) (may(t, 2) && differs(t, 2, 0) && differs(t, 2, 1))
+#define fourth(t) (may(t, 3) && differs(t, 3, 0) && differs(t, 3, 1) && differs(t, 3, 2))
+#if ROOM > 4 && !defined(TSO)
+#error "overtaking is written for four stores"
 #endif
-#define younger(t) (buffer[t].count > 1 && !buffer[t].release[1] && buffer[t].place[1] != buffer[t].place[0])
 
 /* Brings stores to memory, at any time. */
 active proctype bus() {
@@ -95,19 +99,21 @@ end:
     :: d_step { oldest(0) -> arrive(0, 0) }
     :: d_step { oldest(1) -> arrive(1, 0) }
 #ifndef TSO
-    :: d_step { younger(0) -> arrive(0, 1) }
-    :: d_step { younger(1) -> arrive(1, 1) }
+    :: d_step { second(0) -> arrive(0, 1) }
+    :: d_step { second(1) -> arrive(1, 1) }
+#if ROOM > 2
+    :: d_step { third(0) -> arrive(0, 2) }
+    :: d_step { third(1) -> arrive(1, 2) }
+#endif
+#if ROOM > 3
+    :: d_step { fourth(0) -> arrive(0, 3) }
+    :: d_step { fourth(1) -> arrive(1, 3) }
+#endif
 #endif
 #if THREADS > 2
     :: d_step { oldest(2) -> arrive(2, 0) }
 #ifndef TSO
-    :: d_step { younger(2) -> arrive(2, 1) }
-#endif
-#endif
-#if THREADS > 3
-    :: d_step { oldest(3) -> arrive(3, 0) }
-#ifndef TSO
-    :: d_step { younger(3) -> arrive(3, 1) }
+    :: d_step { second(2) -> arrive(2, 1) }
 #endif
 #endif
     od

@@ -23,7 +23,7 @@
 /* The subscriber's own memory: what its callbacks write. */
 #define DATA(s) (OTHERS + 3 + (s))
 #define PLACES (OTHERS + 5)
-#define arrival(place) ((place != DATA(0) || !dropped[0]) && (place != DATA(1) || !dropped[1]))
+#define arrival(where, what) ((where != DATA(0) || !dropped[0]) && (where != DATA(1) || !dropped[1]))
 
 /* What is true, whoever knows of it. */
 bit subscribed[2];      /* subscribe has returned, the drop not begun */
