@@ -15,12 +15,14 @@ checks=(
 'subscribe||subscribe, two changes, unsubscribe: G1 G3 G4 G5'
 'subscribe|-DTSO|the same with the stores in order, as on x86-64'
 'subscribe|-DLONG_CHANGE -DCHANGES=1|unsubscribing does not wait for a change'
+'subscribe|-DNOBODY|the same where nobody is there at first: then a change has no list on record'
 'subscribe|-DAGING|callbacks beside changes: G5'
 'subscribe|-DEDITORS|two who subscribe and unsubscribe at the same time'
 'intervals||insert, read, mirror, remove, and two changes: G5 G7'
 'intervals|-DCHANGES=1 -DTRIES=1 -DROOM=4|the same with one change and more stores on their way'
 'intervals|-DCHANGES=1 -DTRIES=1 -DROOM=5 -DTSO|the same with the stores in order, as on x86-64'
 'intervals|-DCHANGES=1 -DTRIES=1 -DROOM=3 -DLAZY|the same with a fence less after the insertion'
+'intervals|-DCHANGES=1 -DTRIES=1 -DROOM=3 -DNOBODY|the same where there is no interval at first: then a change has no range on record'
 'intervals|-DFAR -DCHANGES=1|a reader and a remover do not wait for a change of other pages: G8'
 'intervals|-DNEAR -DCHANGES=1|a remover does not wait for a change, only for its start'
 'bracket||three subscribers, refusals: G1 G2 G3'
@@ -77,12 +79,14 @@ mutations=(
 'exit||WITHOUT_SECOND_LOOK|who has subscribed looks whether the space has gone'
 'exit||WITHOUT_WAIT_FOR_RELEASE|waiting for a release in who unsubscribes'
 'exit|-DSHARES|CLEARS_UNDER_OLD_RECORD|who replaces a list is on record with any list'
-'synchronize||LOOKS_AT_THE_STACK|lists in the hands of another thread count'
+'synchronize||ANYBODY_COLLECTS|one thread frees lists at a time: the lists may be in other hands'
+'synchronize||SECOND_TIME_IS_ENOUGH|it goes on until all are freed: a change that has just begun keeps every list'
 )
 # model | options | what does not hold, and is documented: must fail, so that the documentation stays true
 limits=(
 'waits|-DINSIDE|waits inside callbacks or open changes of one'"'"'s own can make a circle'
 'bracket|-DJUMPS -DANYWHERE|a jump between the return of a start and the count of it'
+'intervals|-DFAR -DCHANGES=1 -DNOBODY|a reader waits for other pages if the change found nobody to tell'
 'intervals|-DTORN_DOWN_BEHIND|a mirror that is torn down only after the removal'
 )
 

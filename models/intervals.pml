@@ -8,6 +8,7 @@
  *
  * -DFAR    all changes are of other pages and wait until the reader is done
  * -DNEAR   a change of the interval's pages waits until the interval is removed; nobody reads
+ * -DNOBODY the first change may find nobody to tell, and then does not put its range on record
  * -DLAZY   nobody frees trees after the insertion, which is a fence less
  */
 #define THREADS 2
@@ -109,9 +110,16 @@ proctype changer(byte me) {
 #endif
         fi;
         claim(Starting, pages);
-        walks(0);
-        find_tree(tree);
-        atomic { alive(tree); is_in = has_it[tree] && pages == ITS };
+        load(tree, ROOT);
+        if
+        :: tree == 0 ->
+            /* Nobody to tell: the range is not on record either. */
+            skip
+        :: else ->
+            walks(0);
+            find_tree(tree);
+            atomic { alive(tree); is_in = has_it[tree] && pages == ITS }
+        fi;
         if
         :: is_in ->
             load(gone, GONE);
@@ -125,7 +133,10 @@ proctype changer(byte me) {
         :: refused ->
             ending()
         :: else ->
-            store_release(ERA(slot), NO_ERA);
+            if
+            :: tree != 0 -> store_release(ERA(slot), NO_ERA)
+            :: else
+            fi;
             changing();
             if
             :: pages == ITS -> atomic { changes_pages = 1; assert(!usable) }
@@ -270,7 +281,10 @@ proctype owner(byte me) {
 
 init {
     atomic {
-        memory[CLOCK] = 1; memory[ROOT] = 1; lives[1] = 1;
+        memory[CLOCK] = 1;
+#ifndef NOBODY
+        memory[ROOT] = 1; lives[1] = 1;
+#endif
 #ifdef NEAR
         has_it[1] = 1;
 #endif

@@ -73,7 +73,9 @@ inline collect() {
 #ifdef WITHOUT_ANY_LIST
                 :: phase_of(st) != Free && li == old + 1 -> mine = 0
 #else
-                :: phase_of(st) != Free && (li == 0 || li == old + 1) -> mine = 0
+                :: phase_of(st) != Free && li == old + 1 -> mine = 0
+                /* Behind the starts no list on record is none: there was nobody to tell. */
+                :: (phase_of(st) == Starting || phase_of(st) == Calling || phase_of(st) == Editing) && li == 0 -> mine = 0
 #endif
                 :: else
                 fi;

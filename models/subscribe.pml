@@ -8,6 +8,7 @@
  * G9  nobody waits for ever: no invalid end states
  *
  * -DLONG_CHANGE  the change waits until somebody has unsubscribed: that must not wait for the change
+ * -DNOBODY       nobody is on the list at first: such a change puts no list on record and makes no exchange at its end
  * -DAGING        callbacks beside changes (phase Calling); subscribing waits for nobody
  * -DEDITORS      two who subscribe and unsubscribe, and no change: nobody gets lost
  */
@@ -77,15 +78,23 @@ proctype changer(byte me) {
 #else
         claim(Starting, 1);
         load(list, CURRENT);
-        walks(list);
-        walk(list, true);
+        if
+        :: list == 0 -> skip
+        :: else ->
+            load(list, CURRENT);
+            walks(list);
+            walk(list, true)
+        fi;
         changing();
         atomic { changes_pages = 1; assert(everybody_is_told) };
 #ifdef LONG_CHANGE
         finished == 1;
 #endif
         atomic { assert(everybody_is_told); changes_pages = 0 };
-        finish();
+        if
+        :: list == 0 -> skip
+        :: else -> finish()
+        fi;
 #ifdef CURRENT_AT_END
         load(list, CURRENT);
 #endif
@@ -140,7 +149,9 @@ init {
         run leaver(0, 1);
 #else
         /* Somebody else is on the list, so that there is one to be replaced and freed. */
+#ifndef NOBODY
         memory[CURRENT] = 1; lives[1] = 1; content[1] = 2;
+#endif
 #ifdef LONG_CHANGE
         content[1] = 3; subscribed[0] = 1;
 #endif
