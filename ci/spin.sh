@@ -80,7 +80,9 @@ mutations=(
 'exit||WITHOUT_WAIT_FOR_RELEASE|waiting for a release in who unsubscribes'
 'exit|-DSHARES|CLEARS_UNDER_OLD_RECORD|who replaces a list is on record with any list'
 'synchronize||ANYBODY_COLLECTS|one thread frees lists at a time: the lists may be in other hands'
-'synchronize||SECOND_TIME_IS_ENOUGH|it goes on until all are freed: a change that has just begun keeps every list'
+'synchronize||ONCE_IS_ENOUGH|it goes on: a change that has just begun keeps every list'
+'synchronize||MOMENT_BEFORE_EDITORS|the moment is taken when those who were editing are done'
+'synchronize||WITHOUT_EDITORS|waiting for those who are editing'
 )
 # model | options | what does not hold, and is documented: must fail, so that the documentation stays true
 limits=(
@@ -112,6 +114,7 @@ run() {
     states=$(grep -oE '^ *[0-9.e+]+ states, stored' "$dir/out" | grep -oE '[0-9.e+]+' | head -n 1 || true)
     seconds=$(grep -oE 'elapsed time [0-9.]+' "$dir/out" | grep -oE '[0-9.]+' | head -n 1 || true)
     what=$(grep -m 1 -E '^pan:1: ' "$dir/out" | sed -E 's/^pan:1: //; s/ +/ /g' || true)
+    [[ "$what" != *buffer* ]] || what="a store arrives where or when it must not"
     if grep -q 'errors: [1-9]' "$dir/out"; then
         if [ -s "$dir/$1.pml.trail" ]; then result=error; else result=broken what="an error without a trail"; fi
     elif grep -qE 'MEMLIM|max search depth too small|Search not completed|out of memory' "$dir/out" || ! grep -q 'errors: 0' "$dir/out"; then
