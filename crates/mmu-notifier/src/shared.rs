@@ -103,10 +103,17 @@ impl AddressSpace {
         if let Some(found) = &found
             && !found.entry.is_settled()
         {
-            // Who made it is waiting still for changes that do not know it. A change that found it on another list than
-            // this one knows it, and is waited for all the same.
+            // Who made it is waiting still for changes that do not know it.
             let mut patience = Patience::new(shared, caller.thread, Waiting::ToSubscribe);
-            shared.open.wait_for_strangers(&caller, list, &mut patience);
+            if shared.open.may_have_open(&caller) {
+                // For one of this thread's own, perhaps. A change that found it on another list than this one knows it,
+                // and is waited for all the same.
+                shared.open.wait_for_strangers(&caller, list, &mut patience);
+            } else {
+                while !found.entry.is_settled() {
+                    patience.wait_for_anybody();
+                }
+            }
         }
         found
     }

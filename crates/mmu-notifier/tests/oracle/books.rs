@@ -143,6 +143,21 @@ impl Books {
         self.listed.values().any(|listed| listed.m == m && listed.c == c && listed.shares > 0)
     }
 
+    /// Whether who makes the shared subscriber of this class still waits.
+    pub(crate) fn is_being_made(&self, c: u64, m: u64) -> bool {
+        let makes = |op: &Op| matches!(*op, Op::Get { c: made, m: at, .. } if (made, at) == (c, m));
+        self.waiters.values().any(|waiter| waiter.core.is_none() && makes(&waiter.op))
+    }
+
+    /// The open changes that who made the shared subscriber of this class still waits for.
+    pub(crate) fn waited_for_by_who_made(&self, c: u64, m: u64) -> BTreeSet<u64> {
+        let makes = |op: &Op| matches!(*op, Op::Get { c: made, m: at, .. } if (made, at) == (c, m));
+        let waiting = self.waiters.values().filter(|waiter| waiter.core.is_none() && makes(&waiter.op));
+        waiting
+            .flat_map(|waiter| waiter.must.intersection(&self.open_in(m)).copied().collect::<Vec<_>>())
+            .collect()
+    }
+
     /// Intervals of the core that overlap a change, in the order in which it asks them.
     pub(crate) fn asked(&self, m: u64, change: &Change) -> Vec<u64> {
         let mut asked: Vec<_> =

@@ -76,7 +76,7 @@ const MET: &[(Refinement, usize)] = &[
     (Refinement::ReadWaits, 4),
     (Refinement::ReadWaitsForUnseen, 7),
     (Refinement::StaleMore, 12),
-    (Refinement::GetDoesNotWait, 19),
+    (Refinement::GetDoesNotWait, 8),
     (Refinement::SideDoesNotWait, 14),
     (Refinement::NewcomerIsTold, 1084),
     (Refinement::RefusedHasNoEnd, 4),
@@ -86,7 +86,7 @@ const MET: &[(Refinement, usize)] = &[
     (Refinement::PutIsUnsubscribe, 17),
     (Refinement::MissingSecondPass, 1),
     (Refinement::NobodyIsNobody, 4),
-    (Refinement::SynchronizeWaits, 22),
+    (Refinement::SynchronizeWaits, 20),
 ];
 
 #[test]

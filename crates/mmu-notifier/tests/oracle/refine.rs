@@ -35,7 +35,7 @@ pub(crate) enum Refinement {
     /// Tickets go stale by every overlapping change that is not ignored: also one that the interval itself refused, did
     /// not store the sequence of, or that came while the reader waited for another.
     StaleMore,
-    /// `get` of somebody who is there waits for nothing.
+    /// `get` of somebody who is there waits for nothing but what who made it waits for.
     GetDoesNotWait,
     /// Who only ages or flushes is told of no start and no end, and waits for none.
     SideDoesNotWait,
@@ -162,6 +162,8 @@ fn waits(op: &Op, observed: &Observed, books: &Books, met: &mut impl FnMut(Refin
     let waits = match *op {
         Op::Register { c, m, .. } if sides(&books.classes[&c]).changes => books.open_in(m),
         Op::Get { c, m, .. } if !books.has_shared(c, m) => books.open_in(m),
+        // The same as who made it, if that one waits still.
+        Op::Get { c, m, .. } => books.waited_for_by_who_made(c, m),
         Op::ReadBegin { i } => {
             let waits = books.open_over(i, true);
             if waits != books.open_over(i, false) {
