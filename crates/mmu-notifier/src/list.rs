@@ -200,6 +200,8 @@ struct List {
     entries: Box<[Arc<Entry>]>,
     /// The next list that waits to be freed; written only by who owns this list exclusively.
     next_retired: *mut List,
+    /// How many lists were retired before; written likewise.
+    age: u64,
 }
 
 /// The list in force, and those that were replaced and may still be walked.
@@ -208,6 +210,8 @@ pub(crate) struct Published {
     current: AtomicPtr<List>,
     /// A stack linked by `next_retired`.
     retired: AtomicPtr<List>,
+    /// How many lists were retired.
+    ages: AtomicU64,
 }
 
 impl Published {
@@ -215,6 +219,7 @@ impl Published {
         Published {
             current: AtomicPtr::new(std::ptr::null_mut()),
             retired: AtomicPtr::new(std::ptr::null_mut()),
+            ages: AtomicU64::new(0),
         }
     }
 
@@ -274,7 +279,7 @@ impl Published {
             let new = if entries.is_empty() {
                 std::ptr::null_mut()
             } else {
-                Box::into_raw(Box::new(List { entries, next_retired: std::ptr::null_mut() }))
+                Box::into_raw(Box::new(List { entries, next_retired: std::ptr::null_mut(), age: 0 }))
             };
             // Release pairs with the Acquire in `walk`.
             if self.current.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -292,6 +297,20 @@ impl Published {
         if list.is_null() {
             return;
         }
+        // Release pairs with the Acquire in `ages`: it was replaced before.
+        let age = self.ages.fetch_add(1, Ordering::Release);
+        // SAFETY: as below.
+        unsafe { (&raw mut (*list).age).write(age) };
+        self.push(list);
+    }
+
+    /// How many lists have been retired.
+    pub(crate) fn ages(&self) -> u64 {
+        // Acquire pairs with the Release in `retire`.
+        self.ages.load(Ordering::Acquire)
+    }
+
+    fn push(&self, list: *mut List) {
         // Relaxed load: the exchange below checks it.
         let mut head = self.retired.load(Ordering::Relaxed);
         loop {
@@ -306,16 +325,19 @@ impl Published {
         }
     }
 
-    /// Frees the lists that nobody walks any more; whether those were all. Must not run in a hook: it frees memory.
-    pub(crate) fn collect(&self, open: &OpenChanges) -> bool {
+    /// Frees the lists that nobody walks any more; whether those were all. Must not run in a hook: it frees memory. The
+    /// caller knows that nobody walks those that were retired when [`ages`](Published::ages) was `until`.
+    pub(crate) fn collect(&self, open: &OpenChanges, until: u64) -> bool {
         // Acquire pairs with the Release in `retire`. From here on the whole stack is ours.
         let list = self.retired.swap(std::ptr::null_mut(), Ordering::Acquire);
         let rest = Rest { published: self, list };
         let mut all = true;
         for list in rest {
-            if open.holds(list as usize) {
+            // SAFETY: the list is ours, by the swap.
+            let age = unsafe { (&raw const (*list).age).read() };
+            if age >= until && open.holds(list as usize) {
                 all = false;
-                self.retire(list);
+                self.push(list);
             } else {
                 // SAFETY: it came from `Box::into_raw`, was taken out of force before the fence in `holds`, and
                 // nobody on record holds it: nobody can reach it.
@@ -393,7 +415,7 @@ impl Iterator for Rest<'_> {
 impl Drop for Rest<'_> {
     fn drop(&mut self) {
         while let Some(list) = self.next() {
-            self.published.retire(list);
+            self.published.push(list);
         }
     }
 }

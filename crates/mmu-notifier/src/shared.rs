@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::list::{Entry, Kind, Published};
 use crate::slot::Phase;
+use crate::space::Ages;
 use crate::stall::{Patience, Waiting};
 use crate::subscriber::Paired;
 use crate::sync::{Arc as SyncArc, Ordering};
@@ -118,11 +119,13 @@ impl AddressSpace {
         let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
         // Who is replacing a list has the one that was in force before in his hands.
         shared.open.wait_for_editors(&caller, &mut patience);
-        if !shared.collect_or_wait(&caller, &mut patience) {
-            // What was replaced until now is held by nobody who comes later, so this has an end.
+        if !shared.collect_or_wait(&caller, &mut patience, &Ages::default()) {
+            // In this order: what is in force behind is not yet among the retired before.
+            let retired = shared.ages();
             let in_force = shared.lists().map(Published::address);
+            // What was retired until now is held by nobody who comes later, so this has an end.
             shared.open.wait_for_holders(&caller, in_force, &mut patience);
-            shared.collect_or_wait(&caller, &mut patience);
+            shared.collect_or_wait(&caller, &mut patience, &retired);
         }
         true
     }

@@ -62,8 +62,9 @@ pub(crate) struct Shared {
 pub struct Options {
     /// Says who is calling, where thread-locals must not be touched.
     ///
-    /// It must give the same [`Caller::thread`] for the same thread, whoever asks, and different ones for
-    /// threads that live at the same time. `None`: found out by a thread-local.
+    /// It must give the same [`Caller::thread`] and [`Caller::home`] for the same thread, whoever asks and whenever, and
+    /// different threads for threads that live at the same time: by this the calling thread's own callbacks are told from
+    /// those that have to be waited for. `None`: found out by a thread-local.
     pub caller: Option<fn() -> Caller>,
     /// How long a wait may go without progress before it is reported, and how long until the next report of it.
     pub stall_after: Duration,
@@ -159,14 +160,15 @@ impl Shared {
 
     /// Frees what nobody can reach any more; whether that was all there is. Does nothing if somebody is at it.
     pub(crate) fn collect(&self, caller: &Caller) -> bool {
-        self.collecting(caller).is_some_and(|_collecting| self.collect_all())
+        self.collecting(caller).is_some_and(|_collecting| self.collect_all(&Ages::default()))
     }
 
-    /// The same, but waits for who is at it. Not for who is at it himself.
-    pub(crate) fn collect_or_wait(&self, caller: &Caller, patience: &mut Patience<'_>) -> bool {
+    /// The same, but waits for who is at it. Not for who is at it himself. The caller knows that nobody holds what was
+    /// retired when the ages were `until`.
+    pub(crate) fn collect_or_wait(&self, caller: &Caller, patience: &mut Patience<'_>, until: &Ages) -> bool {
         loop {
             if let Some(_collecting) = self.collecting(caller) {
-                return self.collect_all();
+                return self.collect_all(until);
             }
             patience.wait_for_anybody();
         }
@@ -177,13 +179,21 @@ impl Shared {
         if self.tree.is_due()
             && let Some(_collecting) = self.collecting(caller)
         {
-            self.tree.collect(&self.open);
+            self.tree.collect(&self.open, 0);
         }
     }
 
-    fn collect_all(&self) -> bool {
-        let lists = self.lists().map(|list| list.collect(&self.open));
-        self.tree.collect(&self.open) & lists.into_iter().all(|all| all)
+    fn collect_all(&self, until: &Ages) -> bool {
+        let mut all = self.tree.collect(&self.open, until.era);
+        for (list, &until) in self.lists().into_iter().zip(&until.lists) {
+            all &= list.collect(&self.open, until);
+        }
+        all
+    }
+
+    /// How much has been retired.
+    pub(crate) fn ages(&self) -> Ages {
+        Ages { lists: self.lists().map(Published::ages), era: self.tree.era() }
     }
 
     fn collecting(&self, caller: &Caller) -> Option<Collecting<'_>> {
@@ -276,7 +286,7 @@ impl AddressSpace {
     ///
     /// Returns when no change is under way any more that `subscriber` was not told of; changes that the
     /// calling thread itself has open (this is a callback) are left out, as they could never end.
-    /// Allocates.
+    /// Two threads that subscribe inside changes of their own wait for each other, for ever. Allocates.
     ///
     /// # Panics
     ///
@@ -401,7 +411,8 @@ impl AddressSpace {
 
     /// Makes this the empty address space of a forked child.
     ///
-    /// To be called in the child, by its only thread, before anything else of this address space is used.
+    /// To be called in the child, by its only thread, before anything else of this address space is used, and not inside
+    /// a callback: that one would go on to walk what is the parent's.
     /// No subscriber of the parent is told anything any more, not even by `release`: they are the parent's.
     /// Neither allocates nor frees (the allocator may be locked by a thread that does not exist here), so
     /// the memory of the parent's subscribers stays.
@@ -422,6 +433,13 @@ impl AddressSpace {
             shared.open.free(held);
         }
     }
+}
+
+/// How much has been retired at one time: by each list, and by the tree.
+#[derive(Debug, Default)]
+pub(crate) struct Ages {
+    lists: [u64; 3],
+    era: u64,
 }
 
 /// Somebody frees what nobody can reach any more; until this is dropped, nobody else does.

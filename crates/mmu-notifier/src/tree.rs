@@ -405,8 +405,15 @@ impl Tree {
         self.retired_count.load(Ordering::Relaxed) >= self.collect_at.load(Ordering::Relaxed)
     }
 
-    /// Frees what nobody can reach any more; whether that was all. Must not run in a hook: it frees memory.
-    pub(crate) fn collect(&self, open: &OpenChanges) -> bool {
+    /// The era. What was retired in an earlier one has been replaced.
+    pub(crate) fn era(&self) -> u64 {
+        // Acquire pairs with the Release of the exchange in `edit`.
+        self.era.load(Ordering::Acquire)
+    }
+
+    /// Frees what nobody can reach any more; whether that was all. Must not run in a hook: it frees memory. The caller
+    /// knows that nobody walks what was retired before the era `until`.
+    pub(crate) fn collect(&self, open: &OpenChanges, until: u64) -> bool {
         // Acquire pairs with the Release in `retire`. From here on the whole stack is ours.
         let batch = self.retired.swap(null_mut(), Ordering::Acquire);
         if batch.is_null() {
@@ -414,7 +421,8 @@ impl Tree {
         }
         let rest = Rest { tree: self, batch };
         let walkers = open.walkers();
-        let is_held = |born, era| walkers.iter().any(|&(since, until)| since <= era && born <= until);
+        let is_held =
+            |born, era| era >= until && walkers.iter().any(|&(since, until)| since <= era && born <= until);
         let mut kept = 0;
         for batch in rest {
             // SAFETY: made by `Box::into_raw` in `retire`, and ours, by the swap.
