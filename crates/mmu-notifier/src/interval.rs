@@ -96,6 +96,8 @@ pub trait IntervalSubscriber: Send + Sync {
     /// [`event`](Change::event) *and* [`owner`](Change::owner). Then nothing is invalidated, no ticket goes stale,
     /// and neither of the calls below is made. Otherwise a subscriber that moves pages inside its own
     /// fault handler would wait for itself.
+    ///
+    /// Readers ask it, too, of changes that have an owner: they do not wait for those that are left alone.
     fn ignores(&self, change: &Change) -> bool {
         let _ = change;
         false
@@ -400,9 +402,13 @@ impl IntervalSubscription {
 
     /// Begins to read the primary page table for this range. Waits until no other thread is changing any part of it.
     ///
-    /// Only *overlapping* changes are waited for (and, for a dozen instructions, a change whose range is not on
-    /// record yet). Inside a change of the calling thread itself that overlaps the range, which cannot
-    /// be waited for, the ticket is stale from the beginning.
+    /// Only *overlapping* changes are waited for, and of those only such as the subscriber does not
+    /// [leave alone](IntervalSubscriber::ignores); and changes whose range is not on record: for a dozen instructions each
+    /// of them, and until they are done those that began when nobody at all was to be told of changes.
+    ///
+    /// Inside a change of the calling thread itself that would be waited for, which would be for ever, the ticket is
+    /// stale from the beginning. Two threads that read what the other one is changing wait for each other, for ever; so
+    /// does one that reads what an [`Invalidation`](crate::Invalidation) changes that it has been handed.
     ///
     /// It may be stale already when this returns; a reader that finds it stale begins anew, as often as it has time.
     #[doc(alias = "mmu_interval_read_begin")]
@@ -412,8 +418,11 @@ impl IntervalSubscription {
         // Relaxed: the full fence in `wait_for_changes` follows.
         let sequence = self.interval().sequence.load(Ordering::Relaxed);
         let mut patience = Patience::new(shared, caller.thread, Waiting::ToRead);
-        shared.open.wait_for_changes(&caller, &self.interval().range, &mut patience);
-        let own = shared.open.may_have_open(&caller) && shared.open.is_changing(&caller, &self.range());
+        let interval = self.interval();
+        let ignores = |change: &Change| interval.subscriber.ignores(change);
+        shared.open.wait_for_changes(&caller, &interval.range, ignores, &mut patience);
+        let own =
+            shared.open.may_have_open(&caller) && shared.open.is_changing(&caller, &interval.range, ignores);
         Ticket { sequence: (!own).then_some(sequence) }
     }
 

@@ -322,9 +322,15 @@ impl OpenChanges {
     }
 
     /// Whether the calling thread itself has a change open that overlaps `range`, or that began when nobody was to be
-    /// told, so that its range is not on record.
-    pub(crate) fn is_changing(&self, caller: &Caller, range: &Range) -> bool {
-        self.of(caller).any(|(_, slot)| slot.phase().changes() && concerns(slot, range))
+    /// told, so that its range is not on record; those are left out of whose owner `ignores` says so.
+    pub(crate) fn is_changing(
+        &self,
+        caller: &Caller,
+        range: &Range,
+        ignores: impl Fn(&Change) -> bool,
+    ) -> bool {
+        let is_ignored = |slot: &Slot| slot.owned_change().is_some_and(|change| ignores(&change));
+        self.of(caller).any(|(_, slot)| slot.phase().changes() && concerns(slot, range) && !is_ignored(slot))
     }
 
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
@@ -401,10 +407,19 @@ impl OpenChanges {
         self.scan(caller, patience, |phase, slot| phase == Phase::Starting && concerns(slot, range));
     }
 
-    /// Waits until every change of another thread that overlaps `range`, or whose range is not on record yet (a dozen
-    /// instructions), is done.
-    pub(crate) fn wait_for_changes(&self, caller: &Caller, range: &Range, patience: &mut Patience<'_>) {
-        self.scan(caller, patience, |phase, slot| phase.changes() && concerns(slot, range));
+    /// Waits until every change of another thread that overlaps `range`, or whose range is not on record (yet, or as it
+    /// began when nobody was to be told), is done; as in [`is_changing`](OpenChanges::is_changing).
+    pub(crate) fn wait_for_changes(
+        &self,
+        caller: &Caller,
+        range: &Range,
+        ignores: impl Fn(&Change) -> bool,
+        patience: &mut Patience<'_>,
+    ) {
+        let is_ignored = |slot: &Slot| slot.owned_change().is_some_and(|change| ignores(&change));
+        self.scan(caller, patience, |phase, slot| {
+            phase.changes() && concerns(slot, range) && !is_ignored(slot)
+        });
     }
 
     /// Waits until every change of other threads that does not walk the list at `list` is over.

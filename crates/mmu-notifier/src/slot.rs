@@ -7,7 +7,7 @@
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-use crate::sync::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::{Blocking, Change, Event, Range};
 
 /// Open changes of one home: nested ones, and a neighbour's when its own set is full.
@@ -354,6 +354,19 @@ impl Slot {
         let blocking = if what & 1 != 0 { Blocking::Allowed } else { Blocking::Forbidden };
         let change = Change::new(self.range(), Event::ALL[(what >> 2) as usize % Event::ALL.len()], blocking);
         if what & 2 != 0 { change.with_owner(self.owner.load(Ordering::Relaxed)) } else { change }
+    }
+
+    /// The change that is being made here, if it has an owner: for anybody, of one and the same use.
+    pub(crate) fn owned_change(&self) -> Option<Change> {
+        // Acquire: as in `holds`.
+        let before = State(self.state.load(Ordering::Acquire));
+        self.list()?;
+        let change = self.change();
+        // Acquire pairs with the fence in the claim of a later use: if any of this was of one, the state below is, too.
+        fence(Ordering::Acquire);
+        let after = State(self.state.load(Ordering::Relaxed));
+        let is_one = before.sequence() == after.sequence() && before.phase().changes();
+        (change.owner() != 0 && is_one).then_some(change)
     }
 
     /// The list that is walked, if it is on record.
