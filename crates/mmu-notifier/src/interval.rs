@@ -378,7 +378,8 @@ impl AddressSpace {
 
 /// Keeps an interval subscriber subscribed. Dropping it removes it.
 ///
-/// The drop waits for callbacks of overlapping changes that other threads are starting, and for nothing else;
+/// What was installed for the range must be torn down before: nobody calls the subscriber any more while the drop is
+/// under way. The drop waits for callbacks of overlapping changes that other threads are starting, and for nothing else;
 /// when it returns, no callback of the subscriber runs or will run, and the subscriber has been dropped. Dropped inside
 /// a callback of its own it waits for nobody, and inside any callback the subscriber itself is dropped later.
 #[must_use = "dropping a subscription unsubscribes"]
@@ -406,9 +407,12 @@ impl IntervalSubscription {
     /// Begins to read the primary page table for this range. Waits until no other thread is changing any part of it,
     /// but for changes that its subscriber [ignores](IntervalSubscriber::ignores).
     ///
-    /// Only *overlapping* changes are waited for (and, for a dozen instructions, a change whose range is not on
-    /// record yet). Inside a change of the calling thread itself that overlaps the range, which cannot
-    /// be waited for, the ticket is stale from the beginning.
+    /// Only *overlapping* changes are waited for; and changes whose range is not on record: for a dozen instructions each
+    /// of them, and until they are done those that began when nobody at all was to be told of changes.
+    ///
+    /// Inside a change of the calling thread itself that would be waited for, which would be for ever, the ticket is
+    /// stale from the beginning. Two threads that read what the other one is changing wait for each other, for ever; so
+    /// does one that reads what an [`Invalidation`](crate::Invalidation) changes that it has been handed.
     ///
     /// It may be stale already when this returns; a reader that finds it stale begins anew, as often as it has time.
     #[doc(alias = "mmu_interval_read_begin")]

@@ -288,8 +288,9 @@ pub struct Abandoned {
 
 /// A change in progress: started when it was made, ended when it is dropped.
 ///
-/// May be handed to another thread, which then ends it. While that is under way, the thread that started it must not
-/// take it for [abandoned](AddressSpace::end_abandoned).
+/// May be handed to another thread, which then ends it. Until it does, the change is one of the thread that started it:
+/// who has been handed it waits for it as others do if it subscribes or reads the range, which is for ever. The thread
+/// that started it must not take it for [abandoned](AddressSpace::end_abandoned).
 #[derive(Debug)]
 #[must_use = "dropping it ends the change"]
 pub struct Invalidation<'a> {

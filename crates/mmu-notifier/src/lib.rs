@@ -61,7 +61,8 @@
 //! 5. After a [`Subscription`] is dropped no callback of it runs.
 //! 6. A non-blocking change never waits, and allocates nothing.
 //! 7. What an interval's reader installs under a ticket that is not stale is never live inside an open overlapping change.
-//! 8. Readers and removers of intervals wait only for overlapping changes.
+//! 8. Readers and removers of intervals wait only for overlapping changes (readers of the first one also for changes that
+//!    began before it was there).
 //! 9. Nobody waits in silence: see [`Options::on_stall`].
 //! 10. A change costs two atomic instructions on a cache line that no other thread writes, and two calls a subscriber.
 

@@ -1,6 +1,6 @@
 use mmu_notifier::{AddressSpace, Blocking, Change, Event, IntervalSubscription};
 
-use crate::witness::{Log, Mirror, PAGES, Witness};
+use crate::witness::{Elsewhere, Log, Mirror, PAGES, Task, Witness};
 
 /// An interval that leaves migrations of this owner alone.
 fn ignoring(space: &AddressSpace, log: &Log, owner: usize) -> IntervalSubscription {
@@ -56,6 +56,40 @@ fn others_are_told_of_a_change_that_one_leaves_alone() {
     space.begin(change_of(Event::Migrate, 7, Blocking::Allowed)).unwrap().end();
     assert!(other.is_stale(&ticket));
     assert_eq!(log.take(), "J+ A+ A-");
+}
+
+#[test]
+fn readers_do_not_wait_for_what_their_subscriber_leaves_alone() {
+    let space = AddressSpace::new();
+    let own = ignoring(&space, &Log::default(), 7);
+    let other = space.insert(PAGES, Mirror::new("J", &Log::default())).unwrap();
+    let open = Elsewhere::open(&space, change_of(Event::Migrate, 7, Blocking::Allowed));
+    let own = Task::new(move || (!own.is_stale(&own.read()), own));
+    let waiting = Task::new(move || _ = other.read());
+    let (is_good, own) = own.finish();
+    assert!(is_good);
+    assert!(waiting.waits(), "a stranger does");
+    let foreign = Elsewhere::open(&space, change_of(Event::Migrate, 8, Blocking::Allowed));
+    let own = Task::new(move || _ = own.read());
+    assert!(own.waits(), "and for a stranger's");
+    foreign.close();
+    own.finish();
+    open.close();
+    waiting.finish();
+}
+
+#[test]
+fn a_ticket_taken_inside_an_own_change_that_is_left_alone_is_good() {
+    let space = AddressSpace::new();
+    let own = ignoring(&space, &Log::default(), 7);
+    let other = space.insert(PAGES, Mirror::new("J", &Log::default())).unwrap();
+    let open = space.begin(change_of(Event::Migrate, 7, Blocking::Allowed)).unwrap();
+    assert!(!own.is_stale(&own.read()));
+    assert!(other.is_stale(&other.read()));
+    let foreign = space.begin(change_of(Event::Migrate, 8, Blocking::Allowed)).unwrap();
+    assert!(own.is_stale(&own.read()));
+    foreign.end();
+    open.end();
 }
 
 #[test]
