@@ -136,6 +136,13 @@ impl Published {
         }
     }
 
+    /// Whether nobody is subscribed.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        // Relaxed: the list is not looked into.
+        self.current.load(Ordering::Relaxed).is_null()
+    }
+
     /// Finds the list in force for a change that has just been put on record, and records it.
     #[inline]
     pub(crate) fn walk<'a>(&self, held: &'a Held<'_>) -> &'a [Arc<Entry>] {

@@ -237,6 +237,57 @@ impl OpenChanges {
         None
     }
 
+    /// The same, but only the first slot of the caller's home, and not inside a callback: `None` if it is in use. Small
+    /// enough to be compiled into its caller.
+    #[inline(always)]
+    pub(crate) fn claim_first(&self, caller: &Caller, change: &Change) -> Option<Held<'_>> {
+        let set = caller.home % SETS;
+        let slot = self.sets.get(set)?.first()?;
+        let free = slot.state.load(Ordering::Relaxed);
+        if phase(free) != FREE {
+            return None;
+        }
+        let sequence = sequence(free) + 1;
+        // As in `claim`, all of it.
+        slot.state
+            .compare_exchange(free, state(sequence, STARTING), Ordering::Acquire, Ordering::Relaxed)
+            .ok()?;
+        fence_after_rmw();
+        slot.stack.store(caller.stack, Ordering::Relaxed);
+        slot.started.store(0, Ordering::Relaxed);
+        slot.ended.store(0, Ordering::Relaxed);
+        slot.start.store(change.range().start(), Ordering::Relaxed);
+        slot.end.store(change.range().end(), Ordering::Relaxed);
+        let what = What { event: change.event(), blocking: change.blocking(), skipped: 0, away: false };
+        slot.what.store(what.to_word(), Ordering::Relaxed);
+        slot.thread.store(caller.thread, Ordering::Release);
+        let token = OpenChange { index: (set * WAYS) as u32, sequence };
+        Some(Held { open: self, slot, token, what })
+    }
+
+    /// Ends a change that has nobody to call, in the thread that started it: from phase `Changing` to `Free` at once.
+    #[inline(always)]
+    pub(crate) fn free_unheard(&self, open: OpenChange) {
+        if let Some(slot) = self.slot(open)
+            // Relaxed: the calling thread wrote it. No exchange: nobody else has the token.
+            && slot.state.load(Ordering::Relaxed) == state(open.sequence, CHANGING)
+        {
+            let what = What { event: Event::Unmap, blocking: Blocking::Forbidden, skipped: 0, away: false };
+            Held { open: self, slot, token: open, what }.free();
+        }
+    }
+
+    /// Whether the calling thread may hold a slot.
+    #[inline(always)]
+    pub(crate) fn may_hold(&self, caller: &Caller) -> bool {
+        // Relaxed: the calling thread sees at least its own.
+        self.away.load(Ordering::Relaxed) > 0
+            || self
+                .sets
+                .get(caller.home % SETS)
+                .is_none_or(|set| set.iter().any(|slot| phase(slot.state.load(Ordering::Relaxed)) != FREE))
+    }
+
     /// Takes a change out of phase `Changing` into `Ending`; `None` if it has been ended already.
     pub(crate) fn finish(&self, caller: &Caller, open: OpenChange) -> Option<Held<'_>> {
         let slot = self.slot(open)?;
@@ -262,6 +313,7 @@ impl OpenChanges {
         Some(self.held(slot, open))
     }
 
+    #[inline]
     fn slot(&self, open: OpenChange) -> Option<&Slot> {
         let index = open.index as usize;
         self.sets.get(index / WAYS)?.get(index % WAYS)
@@ -396,6 +448,7 @@ fn calling(slot: &Slot) -> Option<usize> {
 
 impl Held<'_> {
     /// Puts on record which list is walked; before this, the holder is taken to walk any.
+    #[inline]
     pub(crate) fn walks(&self, list: usize) {
         // A reader that misses it takes the slot to hold any list. Release pairs with the Acquire in `holds` and
         // in `wait`: a reader that sees it knows that the last use of the slot is over.
@@ -462,6 +515,7 @@ impl Held<'_> {
     }
 
     /// All callbacks of the start have returned: to phase `Changing`.
+    #[inline]
     pub(crate) fn changing(self) -> OpenChange {
         // Release pairs with the Acquire in `wait`: the callbacks are over.
         self.slot.state.store(state(self.token.sequence, CHANGING), Ordering::Release);
@@ -469,6 +523,7 @@ impl Held<'_> {
     }
 
     /// All is over: the slot can be used again.
+    #[inline]
     pub(crate) fn free(self) {
         if self.what.away {
             // Relaxed: as in `claim`.

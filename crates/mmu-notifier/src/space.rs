@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::caller::Caller;
 use crate::invalidation::Panic;
 use crate::list::{Entry, Kind, Published};
-use crate::open::{Held, OpenChanges};
+use crate::open::{Held, OpenChange, OpenChanges};
 use crate::sync::{Arc as SyncArc, Backoff};
 use crate::{Blocking, Change, Event, Range, Refuser, Subscriber};
 
@@ -110,6 +110,40 @@ impl AddressSpace {
             }
             backoff.wait();
         }
+    }
+
+    /// Starts a change that nobody has to be told of: `None` if somebody is subscribed, if the calling thread is inside
+    /// another change, or if its place is taken. Then [`start`](AddressSpace::start) does it.
+    ///
+    /// For the hook of a system call. Calls nobody, and is meant to become a few dozen instructions of its caller.
+    #[inline(always)]
+    pub fn start_unheard(&self, caller: &Caller, change: &Change) -> Option<OpenChange> {
+        let Shared { open, list, .. } = &*self.shared;
+        if !list.is_empty() || open.may_hold(caller) {
+            return None;
+        }
+        let held = open.claim_first(caller, change)?;
+        // After the claim and its fence: who subscribes now sees the claim and waits.
+        if list.is_empty() {
+            held.walks(0);
+            Some(held.changing())
+        } else {
+            held.free();
+            None
+        }
+    }
+
+    /// Ends what [`start_unheard`](AddressSpace::start_unheard) has returned, in the same thread.
+    #[inline(always)]
+    pub fn end_unheard(&self, open: OpenChange) {
+        self.shared.open.free_unheard(open);
+    }
+
+    /// Whether the calling thread may have a change open, whether it is inside of it or has abandoned it: one look,
+    /// to know whether [`end_abandoned`](AddressSpace::end_abandoned) can have anything to do.
+    #[inline(always)]
+    pub fn may_have_open(&self, caller: &Caller) -> bool {
+        self.shared.open.may_hold(caller)
     }
 
     /// The address space is going: tells every subscriber once by `release`, then nobody of anything.

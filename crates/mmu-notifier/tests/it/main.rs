@@ -5,4 +5,5 @@ mod bracket;
 mod panics;
 mod refusal;
 mod subscribing;
+mod unheard;
 mod witness;
