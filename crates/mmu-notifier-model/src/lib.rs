@@ -20,3 +20,7 @@ pub use op::{
 pub use replay::{Balance, Mismatch, Replay, Report, Step, replay};
 pub use state::{Impossible, Machine};
 pub use trace::{Header, Line, Profile, Trace, TraceError, Trait, split};
+
+/// The recorded traces: a gzip file of all of them, one after the other, to be cut by [`split`].
+/// `docs/golden.md` says where they come from.
+pub const GOLDEN: &[u8] = include_bytes!("../golden/traces.jsonl.gz");

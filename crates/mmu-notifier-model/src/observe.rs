@@ -398,7 +398,7 @@ pub struct Observed {
     pub absent: Vec<Absent>,
 }
 
-/// What was seen, behind the operation: ` = -11: start s1 refused, start s0, end s0; sequence 3`.
+/// What was seen, behind the operation: ` = -11: start s1 failed -11, start s0, end s0`.
 impl fmt::Display for Observed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.ret, self.seq) {

@@ -142,6 +142,16 @@ pub struct Failing {
     pub when: Qualifying,
 }
 
+/// `1/3 of the non-blocking`, to be followed by what it is that fails.
+impl fmt::Display for Failing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.when {
+            Qualifying::Nonblock => write!(f, "1/{} of the non-blocking", self.every),
+            Qualifying::Always => write!(f, "1/{} of the", self.every),
+        }
+    }
+}
+
 /// The answers that a subscriber gives to successive aging calls, from the first again when used up.
 /// An empty list answers 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -223,6 +233,20 @@ pub enum Vma {
     None,
     Read,
     Noread,
+}
+
+impl Vma {
+    /// All three.
+    pub const ALL: [Vma; 3] = [Vma::None, Vma::Read, Vma::Noread];
+
+    /// The trace format's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Vma::None => "none",
+            Vma::Read => "read",
+            Vma::Noread => "noread",
+        }
+    }
 }
 
 /// One operation with its inputs.
@@ -435,9 +459,30 @@ impl fmt::Display for Op {
             }
             Op::Class { c, class } => {
                 write!(f, " c{c}")?;
-                class.callbacks.iter().try_for_each(|callback| write!(f, " {}", callback.name()))
+                class.callbacks.iter().try_for_each(|callback| write!(f, " {}", callback.name()))?;
+                if let Some(fail) = class.start_fail {
+                    write!(f, ", {fail} starts fail {}", fail.code)?;
+                }
+                f.write_str(if class.release_puts { ", release puts" } else { "" })
             }
-            Op::Iclass { c, .. } => write!(f, " c{c}"),
+            Op::Iclass { c, class } => {
+                write!(f, " c{c}")?;
+                if let Passes::Two { has_finish, finish_every } = class.passes {
+                    f.write_str(" two passes")?;
+                    match (has_finish, finish_every) {
+                        (false, _) => f.write_str(" without a finish")?,
+                        (true, 0) => {}
+                        (true, every) => write!(f, ", finish every {every}")?,
+                    }
+                }
+                if let Some(fail) = class.fail {
+                    write!(f, ", {fail} calls are refused")?;
+                }
+                if let Some(Ignored { event, owner }) = class.ignore {
+                    write!(f, ", ignores {} of owner {owner}", event.name())?;
+                }
+                f.write_str(if class.set_seq { "" } else { ", stores no sequence" })
+            }
             Op::Inject { kind: Injection::Enomem } => f.write_str(" -ENOMEM"),
             Op::Inject { kind: Injection::Eintr } => f.write_str(" -EINTR"),
             Op::Register { s, c, m } => write!(f, " s{s} c{c} mm{m}"),
@@ -456,7 +501,7 @@ impl fmt::Display for Op {
                 write!(f, " mm{m} [{start:#x}, {end:#x})")
             }
             Op::TestYoung { m, address } | Op::ChangePte { m, address } => write!(f, " mm{m} {address:#x}"),
-            Op::RoCheck { event, .. } => write!(f, " {}", event.name()),
+            Op::RoCheck { event, vma } => write!(f, " {} vma {}", event.name(), vma.name()),
             Op::PokeSeq { m, v } => write!(f, " mm{m} {v}"),
             Op::PokeUsers { s, v } => write!(f, " s{s} {v}"),
             Op::Synchronize | Op::Gp | Op::Finish => Ok(()),

@@ -34,7 +34,7 @@ use crate::op::{Callback, Change, Class, Event, Injection, IntervalClass, Op, Pa
 use waiters::Waiter;
 
 /// Linux's MMU notifiers with the semantics of one kernel.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
     kernel: Kernel,
     classes: BTreeMap<u64, Class>,
@@ -62,7 +62,7 @@ pub struct Machine {
 }
 
 /// What callbacks and warnings an operation (or the second half of one) produced so far.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Record {
     calls: Vec<Call>,
     warnings: Vec<Warning>,
@@ -71,7 +71,7 @@ struct Record {
 }
 
 /// `mm_struct`, as far as notifiers look at it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Mm {
     /// `mm_users`: 1, or 0 after exit.
     users: u64,
@@ -87,7 +87,7 @@ struct Mm {
 }
 
 /// `mmu_notifier_subscriptions`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Subscriptions {
     seq: u64,
     active: u64,
@@ -101,7 +101,7 @@ struct Subscriptions {
 }
 
 /// `mmu_notifier` in the object of its driver.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Subscriber {
     class: u64,
     mm: u64,
@@ -117,7 +117,7 @@ struct Subscriber {
 }
 
 /// `mmu_interval_notifier` in the object of its driver.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Interval {
     class: u64,
     mm: u64,
@@ -134,7 +134,7 @@ struct Interval {
 }
 
 /// `mmu_notifier_range` in the hands of a caller.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pair {
     mm: u64,
     change: Change,

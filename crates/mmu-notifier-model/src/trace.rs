@@ -23,6 +23,7 @@ use std::fmt;
 use crate::kernel::Kernel;
 use crate::observe::{CallKind, MmState, Observed, Ret};
 use crate::op::{Blocking, Op, Passes};
+use crate::state::{Impossible, Machine};
 use fields::{Fault, Fields, Read, fault, word};
 
 /// A recorded run.
@@ -214,6 +215,40 @@ impl Trace {
             _ => fault("", "the trace is truncated: it ends with a finish line or a bug")
                 .map_err(at(lines.len() + 1)),
         }
+    }
+
+    /// Whether every operation can be done on the kernel that the trace says it was recorded on.
+    ///
+    /// What a recorded run refers to is there. A trace that puts a subscriber which nobody registered is
+    /// nonsense, whatever was seen of it; [`read`](Trace::read), which looks at one line at a time, does not
+    /// notice.
+    ///
+    /// # Errors
+    ///
+    /// At the first operation that is impossible.
+    ///
+    /// ```
+    /// # use mmu_notifier_model::Trace;
+    /// let text = concat!(
+    ///     r#"{"format":1,"kernel":"6.12.117","variant":"post-fix-tlb-split","name":"nobody","traits":[]}"#, "\n",
+    ///     r#"{"n":0,"op":"tlb","m":7,"start":0,"end":4096}"#, "\n",
+    ///     r#"{"n":1,"op":"finish","stuck":[],"open":[],"mms":[]}"#, "\n",
+    /// );
+    /// let error = Trace::read("mine.jsonl", text)?.check().unwrap_err();
+    /// assert_eq!(error.to_string(), "mine.jsonl:2: m: there is no address space 7");
+    /// # Ok::<(), mmu_notifier_model::TraceError>(())
+    /// ```
+    pub fn check(&self) -> Result<(), TraceError> {
+        let mut machine = Machine::new(self.header.kernel);
+        for line in &self.lines {
+            machine.apply(&line.op).map_err(|Impossible { field, why }| TraceError {
+                file: self.file.clone(),
+                line: line.number,
+                field: field.to_owned(),
+                problem: why,
+            })?;
+        }
+        Ok(())
     }
 
     /// The traits that the recorded lines have. The header says the same, or is wrong.

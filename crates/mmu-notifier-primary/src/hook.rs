@@ -319,14 +319,23 @@ pub(crate) unsafe extern "C" fn finish(frame: *mut Frame, underway: *mut Underwa
     let news = unsafe { underway.news.assume_init_mut() };
     let Some(primary) = primary() else { return };
     let changed = primary.log.now();
-    let (call, caller) = (seen.call, &seen.caller);
     if let Some(open) = news.open.take() {
-        primary.space.end(caller, open);
-    } else if let Some(rare) = &mut news.rare {
-        rare.bracket.end(primary, caller);
+        primary.space.end(&seen.caller, open);
+    }
+    // Of most calls nothing else is to be done.
+    if seen.common == Common::Rare || primary.log.is_watched() {
+        finish_more(primary, frame, seen, news, changed);
+    }
+}
+
+/// The same for rare calls, or if somebody wants to know.
+#[inline(never)]
+fn finish_more(primary: &Primary, frame: &Frame, seen: &Seen, news: &mut News, changed: u64) {
+    let (call, args, result) = (seen.call, frame.args(), frame.rax);
+    if let Some(rare) = &mut news.rare {
+        rare.bracket.end(primary, &seen.caller);
     }
     let ended = primary.log.now();
-    let (args, result) = (frame.args(), frame.rax);
     // `brk` fails by returning the old break.
     let failed = if call == Syscall::Brk {
         args[0] != 0 && result != args[0]

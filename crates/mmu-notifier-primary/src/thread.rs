@@ -22,11 +22,14 @@ use crate::gate::safe::gettid;
 
 /// Threads that are known at one time; more are served, but each call asks for its id again.
 const THREADS: usize = 1024;
+/// Bits of a system call number.
+const NUMBER_BITS: u32 = 10;
 /// Places where a thread is looked for.
 const PROBES: usize = 16;
 
 #[derive(Debug)]
-#[repr(C, align(64))]
+// Two in a cache line.
+#[repr(C, align(32))]
 struct Thread {
     /// Base of the segment; 0: free.
     base: AtomicU64,
@@ -34,8 +37,9 @@ struct Thread {
     id: AtomicU32,
     /// Small number.
     home: AtomicU32,
-    /// The call that the thread is in that returns twice: which, and ticks before and after its starts.
-    clone: [AtomicU64; 3],
+    /// The call that the thread is in that returns twice: ticks before its starts; ticks that they took, and its
+    /// number in the lowest bits.
+    clone: [AtomicU64; 2],
 }
 
 /// A call that returns twice, between its two hooks.
@@ -79,7 +83,7 @@ impl Threads {
             base: AtomicU64::new(0),
             id: AtomicU32::new(0),
             home: AtomicU32::new(0),
-            clone: [const { AtomicU64::new(0) }; 3],
+            clone: [const { AtomicU64::new(0) }; 2],
         };
         Threads {
             table: match (0..THREADS).map(|_| thread()).collect::<Box<[Thread]>>().try_into() {
@@ -162,7 +166,8 @@ impl Threads {
         if self.by_base.load(Ordering::Relaxed)
             && let Some(thread) = self.find(base(), false)
         {
-            let values = [clone.call.number() as u64, clone.time, clone.started];
+            let took = clone.started.saturating_sub(clone.time) << NUMBER_BITS;
+            let values = [clone.time, took | clone.call.number() as u64];
             for (place, value) in thread.clone.iter().zip(values) {
                 place.store(value, Ordering::Relaxed);
             }
@@ -172,8 +177,9 @@ impl Threads {
     /// What [`set_clone`](Threads::set_clone) has noted, if it could.
     pub(crate) fn clone_of_caller(&self) -> Option<Clone> {
         let thread = self.by_base.load(Ordering::Relaxed).then(|| self.find(base(), false)).flatten()?;
-        let [number, time, started] = thread.clone.each_ref().map(|value| value.load(Ordering::Relaxed));
-        Some(Clone { call: Syscall::from_number(number as usize)?, time, started })
+        let [time, rest] = thread.clone.each_ref().map(|value| value.load(Ordering::Relaxed));
+        let call = Syscall::from_number(rest as usize & ((1 << NUMBER_BITS) - 1))?;
+        Some(Clone { call, time, started: time + (rest >> NUMBER_BITS) })
     }
 
     /// A new thread is about to get the storage at `base`.

@@ -21,18 +21,23 @@ pub struct Caller {
 
 impl Caller {
     /// The calling thread, numbered in the order of first calls.
+    #[inline]
     pub(crate) fn current() -> Caller {
-        static THREADS: AtomicU64 = AtomicU64::new(1);
         std::thread_local! {
             static NUMBER: Cell<u64> = const { Cell::new(0) };
         }
-        let thread = NUMBER.with(|number| {
-            if number.get() == 0 {
-                // Relaxed: only has to be unique.
-                number.set(THREADS.fetch_add(1, Ordering::Relaxed));
-            }
-            number.get()
-        });
+        let mut thread = NUMBER.get();
+        if thread == 0 {
+            thread = Caller::next();
+            NUMBER.set(thread);
+        }
         Caller { thread, home: thread as usize, stack: 0 }
+    }
+
+    #[cold]
+    fn next() -> u64 {
+        static THREADS: AtomicU64 = AtomicU64::new(1);
+        // Relaxed: only has to be unique.
+        THREADS.fetch_add(1, Ordering::Relaxed)
     }
 }

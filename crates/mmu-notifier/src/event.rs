@@ -86,19 +86,40 @@ pub enum Blocking {
     Forbidden,
 }
 
-/// A change of the address space: which pages, why, and whether there is time to wait.
+/// A change of the address space: which pages, why, whose, and whether there is time to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[doc(alias = "mmu_notifier_range")]
 pub struct Change {
     range: Range,
     event: Event,
     blocking: Blocking,
+    owner: usize,
 }
 
 impl Change {
-    /// A change of `range` because of `event`.
+    /// A change of `range` because of `event`, of no owner.
+    #[doc(alias = "mmu_notifier_range_init")]
     pub const fn new(range: Range, event: Event, blocking: Blocking) -> Change {
-        Change { range, event, blocking }
+        Change { range, event, blocking, owner: 0 }
+    }
+
+    /// The same change, made by or for `owner`: any number that tells owners apart, as the address of a device; 0 is
+    /// nobody.
+    ///
+    /// A subscriber that makes a change itself knows it by this and can [leave it
+    /// alone](crate::IntervalSubscriber::ignores).
+    ///
+    /// ```
+    /// use mmu_notifier::{Blocking, Change, Event, Range};
+    ///
+    /// let change = Change::new(Range::new(0x1000, 0x2000)?, Event::Migrate, Blocking::Allowed);
+    /// assert_eq!(change.owner(), 0);
+    /// assert_eq!(change.with_owner(7).owner(), 7);
+    /// # Ok::<(), mmu_notifier::RangeError>(())
+    /// ```
+    #[doc(alias = "mmu_notifier_range_init_owner")]
+    pub const fn with_owner(self, owner: usize) -> Change {
+        Change { owner, ..self }
     }
 
     /// The addresses that change.
@@ -114,5 +135,10 @@ impl Change {
     /// Whether the subscriber may wait.
     pub const fn blocking(&self) -> Blocking {
         self.blocking
+    }
+
+    /// Who makes the change, 0 if nobody says so.
+    pub const fn owner(&self) -> usize {
+        self.owner
     }
 }

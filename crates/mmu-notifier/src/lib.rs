@@ -38,38 +38,66 @@
 //! Where the changes come from is not this crate's business: a wrapper of your own calls
 //! [`AddressSpace::invalidate`], or `mmu-notifier-primary` does it around every memory system call of the process.
 //!
-//! # Two kinds of subscriber
+//! # Kinds of subscriber
 //!
-//! A change may come at a moment when nobody can wait ([`Blocking::Forbidden`]). A [`Subscriber`] copes with
-//! that, and in return is always told of the end. A [`Refuser`] may say [`WouldBlock`], and in return has no
-//! end. In Linux who does both is found out at run time; here it does not compile.
+//! A change may come at a moment when nobody can wait ([`Blocking::Forbidden`]).
+//!
+//! | | start may refuse then | end | |
+//! | --- | --- | --- | --- |
+//! | [`Subscriber`] | no | yes | KVM, GRU |
+//! | [`Refuser`] | yes | no | i915, Nouveau |
+//! | [`Ticketed`] | yes | yes: it consumes what its own start returned | nobody in Linux |
+//! | [`IntervalSubscriber`] | yes | no: a [`Ticket`] goes stale | told only of what overlaps its range |
+//!
+//! In Linux who both refuses and has an end is found out at run time; here it does not compile. [`Aging`] and
+//! [`SecondaryTlb`] are asked and told beside changes.
 //!
 //! # What is promised
 //!
 //! 1. Every start that returned gets exactly one end, whatever happens: refusal, failure, panic, abandonment.
-//! 2. After a refusal nothing remains: everybody who started has been ended.
+//! 2. After a refusal nothing remains: everybody who started has been ended, and no interval waits.
 //! 3. Starts return before the change begins, ends run after it is done.
 //! 4. A subscriber sees both start and end of a change, or neither.
 //! 5. After a [`Subscription`] is dropped no callback of it runs.
 //! 6. A non-blocking change never waits, and allocates nothing.
-//! 7. A change costs two atomic instructions on a cache line that no other thread writes, and two calls a subscriber.
+//! 7. What an interval's reader installs under a ticket that is not stale is never live inside an open overlapping change.
+//! 8. Readers and removers of intervals wait only for overlapping changes.
+//! 9. Nobody waits in silence: see [`Options::on_stall`].
+//! 10. A change costs two atomic instructions on a cache line that no other thread writes, and two calls a subscriber.
 
+mod aging;
 mod caller;
 mod error;
 mod event;
+mod interval;
 mod invalidation;
 mod list;
 mod open;
 mod range;
+mod shared;
+mod slot;
 mod space;
+mod stall;
+mod stats;
 mod subscriber;
 mod sync;
+mod ticketed;
+mod tlb;
+mod tree;
+mod unheard;
 
+pub use aging::Aging;
 pub use caller::Caller;
 pub use error::WouldBlock;
 pub use event::{Blocking, Change, Event};
-pub use invalidation::Abandoned;
+pub use interval::{IntervalSubscriber, IntervalSubscription, Pass, Released, Ticket};
+pub use invalidation::{Abandoned, Invalidation};
 pub use open::OpenChange;
 pub use range::{PAGE_SIZE, Range, RangeError};
-pub use space::{AddressSpace, Subscription};
+pub use shared::Shared;
+pub use space::{AddressSpace, Options, Subscription};
+pub use stall::{Doing, Holder, Stall, Waiting};
+pub use stats::{Longest, Stats};
 pub use subscriber::{Refuser, Subscriber};
+pub use ticketed::Ticketed;
+pub use tlb::SecondaryTlb;

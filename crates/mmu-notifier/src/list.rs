@@ -14,36 +14,77 @@
 // entry. Both rest on the record of open changes.
 #![expect(unsafe_code)]
 
+use std::any::{Any, TypeId};
 use std::fmt;
+use std::time::Duration;
 
+use crate::aging::Aging;
 use crate::caller::Caller;
 use crate::open::{Held, OpenChanges};
-use crate::sync::{Arc, AtomicBool, AtomicPtr, Ordering, UnsafeCell};
-use crate::{Refuser, Subscriber};
+use crate::stall::Patience;
+use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use crate::tlb::SecondaryTlb;
+use crate::{Change, WouldBlock};
+
+/// A subscriber that is told of changes, of whatever kind: one call for a start, one for an end.
+pub(crate) trait Told: Send + Sync {
+    fn start(&self, held: Held<'_>, change: &Change) -> Result<(), WouldBlock>;
+    fn end(&self, held: Held<'_>, change: &Change);
+    fn release(&self);
+}
 
 /// What a subscriber is.
 pub(crate) enum Kind {
-    Paired(Box<dyn Subscriber>),
-    Refuser(Box<dyn Refuser>),
+    Told(Box<dyn Told>),
+    Aging(Box<dyn Aging>),
+    Tlb(Box<dyn SecondaryTlb>),
 }
 
 impl Kind {
     pub(crate) fn release(&self) {
         match self {
-            Kind::Paired(subscriber) => subscriber.release(),
-            Kind::Refuser(refuser) => refuser.release(),
+            Kind::Told(told) => told.release(),
+            Kind::Aging(aging) => aging.release(),
+            Kind::Tlb(tlb) => tlb.release(),
         }
     }
 }
 
-/// One subscriber on the list.
+/// The lists of an address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// Who is told of changes.
+    Changes,
+    /// Who is asked about age.
+    Aging,
+    /// Who is told to flush.
+    Tlb,
+}
+
+/// Which callback of a subscriber took how long.
+#[derive(Clone, Copy)]
+pub(crate) enum Timed {
+    Start = 0,
+    End = 1,
+}
+
+/// One subscriber on a list.
 pub(crate) struct Entry {
     /// No callback may begin any more. Set once.
     gone: AtomicBool,
     /// `release` has been called. Set once.
     released: AtomicBool,
-    /// `None` once it has been taken out.
+    /// `None` once it has been taken out: `taken` is set before.
     kind: UnsafeCell<Option<Kind>>,
+    taken: AtomicBool,
+    which: Which,
+    /// Its type, for reports.
+    name: &'static str,
+    /// Its longest start and end that were timed, in nanoseconds.
+    longest: [AtomicU64; 2],
+    /// See `shared.rs`: its type, the same subscriber for who gets it, and how many have got it.
+    pub(crate) shared: Option<(TypeId, std::sync::Arc<dyn Any + Send + Sync>)>,
+    pub(crate) users: AtomicU32,
 }
 
 // SAFETY: `kind` is read (shared) by callers on record, and written only in `Entry::take`, whose caller
@@ -53,12 +94,46 @@ unsafe impl Sync for Entry {}
 unsafe impl Send for Entry {}
 
 impl Entry {
-    pub(crate) fn new(kind: Kind) -> Arc<Entry> {
-        Arc::new(Entry {
+    pub(crate) fn new(kind: Kind, name: &'static str) -> Entry {
+        let which = match kind {
+            Kind::Told(_) => Which::Changes,
+            Kind::Aging(_) => Which::Aging,
+            Kind::Tlb(_) => Which::Tlb,
+        };
+        Entry {
             gone: AtomicBool::new(false),
             released: AtomicBool::new(false),
             kind: UnsafeCell::new(Some(kind)),
-        })
+            taken: AtomicBool::new(false),
+            which,
+            name,
+            longest: [AtomicU64::new(0), AtomicU64::new(0)],
+            shared: None,
+            users: AtomicU32::new(0),
+        }
+    }
+
+    /// The list it belongs on.
+    pub(crate) fn which(&self) -> Which {
+        self.which
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// A callback took that long.
+    pub(crate) fn took(&self, which: Timed, time: Duration) {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let longest = &self.longest[which as usize];
+        // Relaxed, here and below: a number. The look spares the line.
+        if time > longest.load(Ordering::Relaxed) {
+            longest.fetch_max(time, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn longest(&self, which: Timed) -> Duration {
+        Duration::from_nanos(self.longest[which as usize].load(Ordering::Relaxed))
     }
 
     /// The identity of the entry, for [`Held::calling`].
@@ -68,7 +143,7 @@ impl Entry {
 
     /// Its subscriber, unless it has gone. The proof of being on record is `held`.
     #[inline]
-    pub(crate) fn subscriber<'a>(&'a self, _held: &'a Held<'_>) -> Option<&'a Kind> {
+    pub(crate) fn subscriber<'a>(&'a self, _held: Held<'a>) -> Option<&'a Kind> {
         // Relaxed: the full fence of `claim` or `finish`, whose phase `held` is in, lies before.
         if self.gone.load(Ordering::Relaxed) {
             return None;
@@ -81,12 +156,14 @@ impl Entry {
 
     /// No callback begins after this, except by who is on record already.
     pub(crate) fn leave(&self) {
-        // Relaxed: the fence in `wait_for_callbacks` follows before anybody relies on it.
-        self.gone.store(true, Ordering::Relaxed);
+        // Before a callback: the fence in `wait_for_callbacks` follows before anybody relies on it. Release pairs with
+        // the Acquire in `has_left`.
+        self.gone.store(true, Ordering::Release);
     }
 
     pub(crate) fn has_left(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        // Acquire pairs with the Release in `leave`: who unsubscribes has said so in `Shared::releasing`.
+        self.gone.load(Ordering::Acquire)
     }
 
     /// True for the first who asks: that one calls `release`.
@@ -95,14 +172,19 @@ impl Entry {
         !self.released.swap(true, Ordering::Relaxed)
     }
 
-    /// Drops the subscriber, after its callbacks are over for good.
+    /// Takes the subscriber out, after its callbacks are over for good; `None` if that was done before.
     ///
     /// # Safety
     ///
-    /// [`leave`](Entry::leave) was called, then [`OpenChanges::wait_for_callbacks`] returned true in the same
-    /// thread, and no other thread calls this.
+    /// [`leave`](Entry::leave) was called, then [`OpenChanges::wait_for_callbacks`] has returned in the same thread, which
+    /// is in no callback of this subscriber.
     unsafe fn take(&self) -> Option<Kind> {
-        // SAFETY: by the caller's promise no reference from `subscriber` lives, and none will be made.
+        // Relaxed: only who is first matters.
+        if self.taken.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        // SAFETY: by the caller's promise no reference from `subscriber` lives, and none will be made; and this is the
+        // only one who gets here.
         self.kind.with_mut(|kind| unsafe { (*kind).take() })
     }
 }
@@ -136,10 +218,10 @@ impl Published {
         }
     }
 
-    /// Whether nobody is subscribed.
+    /// Whether nobody is on the list.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        // Relaxed: the list is not looked into.
+        // Relaxed: nothing is read there.
         self.current.load(Ordering::Relaxed).is_null()
     }
 
@@ -216,14 +298,16 @@ impl Published {
         }
     }
 
-    /// Frees the lists that nobody walks any more. Must not run in a hook: it frees memory.
-    pub(crate) fn collect(&self, open: &OpenChanges) {
+    /// Frees the lists that nobody walks any more; whether those were all. Must not run in a hook: it frees memory.
+    pub(crate) fn collect(&self, open: &OpenChanges) -> bool {
         // Acquire pairs with the Release in `retire`. From here on the whole stack is ours.
         let mut list = self.retired.swap(std::ptr::null_mut(), Ordering::Acquire);
+        let mut all = true;
         while !list.is_null() {
             // SAFETY: the list is ours, by the swap.
             let next = unsafe { (&raw const (*list).next_retired).read() };
             if open.holds(list as usize) {
+                all = false;
                 self.retire(list);
             } else {
                 // SAFETY: it came from `Box::into_raw`, was taken out of force before the fence in `holds`, and
@@ -232,44 +316,47 @@ impl Published {
             }
             list = next;
         }
+        all
     }
 
-    /// Takes `entry` off the list, waits until its callbacks are over, and hands out its subscriber; `None`
-    /// if the calling thread is in one of these callbacks: then the subscriber goes with the last list.
-    ///
-    /// To be called once per entry, by the owner of its subscription.
-    pub(crate) fn remove(
-        &self,
-        open: &OpenChanges,
-        caller: &Caller,
-        held: Held<'_>,
-        entry: &Arc<Entry>,
-    ) -> Option<Kind> {
-        entry.leave();
-        self.replace(&held, |entries| {
+    /// Takes `entry` off the list.
+    pub(crate) fn remove(&self, held: &Held<'_>, entry: &Arc<Entry>) {
+        self.replace(held, |entries| {
             let others: Box<[_]> =
                 entries.iter().filter(|other| !Arc::ptr_eq(other, entry)).cloned().collect();
             (others.len() < entries.len()).then_some(others)
         });
-        held.free();
-        if open.wait_for_callbacks(caller, entry.address()) {
-            // SAFETY: `leave` and `wait_for_callbacks` came before, in this order, in this thread; the owner of
-            // the subscription calls this once.
-            unsafe { entry.take() }
-        } else {
-            None
-        }
     }
 
-    /// Forgets all lists without freeing them: in a forked child the allocator may be locked.
-    pub(crate) fn forget_all(&self, open: &OpenChanges, caller: &Caller, nobody: &crate::Change) {
-        if let Some(held) = open.claim(caller, nobody) {
-            for entry in self.walk(&held) {
-                entry.leave();
-                // Whoever drops the parent's subscription here must not tell the parent's subscriber.
-                entry.claim_release();
-            }
-            held.free();
+    /// Takes everybody off the list.
+    pub(crate) fn clear(&self, held: &Held<'_>) {
+        self.replace(held, |entries| (!entries.is_empty()).then(Box::default));
+    }
+
+    /// Waits until no callback of `entry`, which has been taken off the list, runs or will run, and hands out its
+    /// subscriber. Not to be called inside one of its callbacks.
+    pub(crate) fn take(
+        open: &OpenChanges,
+        caller: &Caller,
+        patience: &mut Patience<'_>,
+        entry: &Entry,
+    ) -> Option<Kind> {
+        entry.leave();
+        open.wait_for_callbacks(caller, patience);
+        if open.is_in_callback(caller, entry.address()) {
+            return None;
+        }
+        // SAFETY: just now, in this order, in this thread.
+        unsafe { entry.take() }
+    }
+
+    /// Forgets all lists without freeing them: in a forked child the allocator may be locked. `held` is on record
+    /// with any list.
+    pub(crate) fn forget_all(&self, held: &Held<'_>) {
+        for entry in self.walk(held) {
+            entry.leave();
+            // Whoever drops the parent's subscription here must not tell the parent's subscriber.
+            entry.claim_release();
         }
         // Relaxed: there is only one thread.
         self.current.store(std::ptr::null_mut(), Ordering::Relaxed);

@@ -6,11 +6,11 @@
 //!
 //! # Protocol
 //!
-//! A slot goes through four phases. Only the thread that holds it writes it; a change in its middle may be
-//! ended by another thread, which then holds it.
+//! A change takes its slot through four phases ([`Phase`]). Only the thread that holds a slot writes it; a change in
+//! its middle may be ended by another thread, which then holds it.
 //!
 //! ```text
-//!           claim (CAS)            changing()           finish (CAS)          free()
+//!           claim (CAS)            changing()           finish (RMW)          free()
 //! Free ---------------> Starting ------------> Changing -----------> Ending ---------> Free
 //!                       callbacks              no callback           callbacks
 //!                       run: a reader          runs                  run: a reader
@@ -18,23 +18,26 @@
 //!
 //! Another thread goes from `Changing` to `Ending` by way of `Taken`, in which it writes its own name over the
 //! name of who started: in `Starting` and `Ending` the name is that of who calls, for whoever sees the phase.
+//! `Calling` and `Editing` are held by who makes no change, between a claim and `free()`.
 //!
-//! * In `Starting` and `Ending` the holder may call subscribers: whoever took a subscriber off the list
-//!   waits for these two ([`OpenChanges::wait_for_callbacks`]).
+//! * In `Starting`, `Ending` and `Calling` the holder may call subscribers: whoever took a subscriber off the
+//!   list waits for these ([`OpenChanges::wait_for_callbacks`]).
 //! * From `Starting` to `Free` the holder keeps the list it found: a subscriber who is not on that list
 //!   is not told of this change, so `subscribe` waits for it ([`OpenChanges::wait_for_strangers`]), and
 //!   the list must not be freed ([`OpenChanges::holds`]).
+//! * In `Starting` and `Changing` the range on record is no longer what it was: who reads it for an interval waits
+//!   ([`OpenChanges::wait_for_changes`]).
 //!
-//! The one hard race, twice:
+//! The one hard race, three times:
 //!
 //! ```text
-//! change                                   subscribe / unsubscribe
-//! ------                                   -----------------------
-//! slot := Starting | Ending  (RMW)         list := without S / S.gone := true
+//! change                                   subscribe / unsubscribe / read
+//! ------                                   ------------------------------
+//! slot := Starting | Ending  (RMW)         list := without S / S.gone := true / ticket := sequence
 //! full fence                               full fence
-//! read list / read S.gone                  read all slots
+//! read list / S.gone / raise sequence      read all slots
 //!
-//!    [ the change sees the new list / S.gone, or the other sees the slot: never neither ]
+//!    [ the change sees the new list / S.gone / comes after the ticket, or the other sees the slot: never neither ]
 //! ```
 //!
 //! The fences forbid that both read the old state (store buffering). On x86-64 the claim is the fence.
@@ -42,337 +45,301 @@
 use std::fmt;
 
 use crate::caller::Caller;
-use crate::sync::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Backoff, Ordering, fence, fence_after_rmw};
-use crate::{Blocking, Change, Event, Range};
+use crate::slot::{Nesting, Phase, Slot, Slots, State, WAYS, count};
+use crate::stall::Patience;
+use crate::sync::{AtomicUsize, Ordering, fence, fence_after_rmw};
+use crate::{Change, Event, Range};
 
-/// Threads with different homes modulo this number write to different cache lines.
+/// Threads with different homes modulo this number write to different cache lines. A home is [`WAYS`] slots, one behind
+/// the other.
 #[cfg(not(any(mmu_loom, miri)))]
-const SETS: usize = 256;
+const HOMES: usize = 256;
 #[cfg(miri)]
-const SETS: usize = 4;
+const HOMES: usize = 4;
 #[cfg(mmu_loom)]
-const SETS: usize = 1;
-
-/// Open changes of one home: nested ones, and a neighbour's when its own set is full.
-const WAYS: usize = if cfg!(mmu_loom) { 2 } else { 4 };
-
-/// How many callbacks deep a change is still kept from the subscribers whose callbacks these are. Who makes
-/// changes in callbacks deeper than that is told of them himself.
-const SKIPPED: usize = if cfg!(mmu_loom) { 1 } else { 8 };
-
-const FREE: u64 = 0;
-const STARTING: u64 = 1;
-const CHANGING: u64 = 2;
-const ENDING: u64 = 3;
-const TAKEN: u64 = 4;
-
-/// A slot's state is the number of its uses and a phase.
-const fn state(sequence: u64, phase: u64) -> u64 {
-    sequence << 3 | phase
-}
-
-const fn phase(state: u64) -> u64 {
-    state & 7
-}
-
-const fn sequence(state: u64) -> u64 {
-    state >> 3
-}
-
-/// One open change. Two slots never share a cache line, nor a pair of them that is fetched together. The second
-/// line is touched only by changes that are made in callbacks.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Slot {
-    /// See [`state`].
-    state: AtomicU64,
-    /// [`Caller::thread`] of the holder, 0 if it is free or not written yet; [`Caller::stack`] of who claimed it.
-    thread: AtomicU64,
-    stack: AtomicUsize,
-    /// The change.
-    start: AtomicUsize,
-    end: AtomicUsize,
-    /// See [`What`].
-    what: AtomicU32,
-    /// Subscribers of the list whose start has returned, and those whose end has been called.
-    started: AtomicU16,
-    ended: AtomicU16,
-    /// The list that the holder walks: address | 1; 0 while it is not known yet.
-    list: AtomicUsize,
-    /// The subscriber that the holder is calling, 0 if none.
-    calling: AtomicUsize,
-    /// The subscribers in whose callbacks the change was made: they hear neither its start nor its end.
-    skipped: [AtomicUsize; SKIPPED],
-}
-
-/// The small things on record, in one word.
-#[derive(Clone, Copy)]
-struct What {
-    event: Event,
-    blocking: Blocking,
-    /// How many of `skipped` are in use.
-    skipped: usize,
-    /// The slot is not of the claimer's home.
-    away: bool,
-}
-
-impl What {
-    fn to_word(self) -> u32 {
-        let may_wait = u32::from(self.blocking == Blocking::Allowed);
-        (self.event as u32) << 8 | (self.skipped as u32) << 2 | u32::from(self.away) << 1 | may_wait
-    }
-
-    fn from_word(word: u32) -> What {
-        What {
-            event: Event::ALL[(word >> 8) as usize % Event::ALL.len()],
-            blocking: if word & 1 == 1 { Blocking::Allowed } else { Blocking::Forbidden },
-            skipped: (word >> 2 & 63) as usize,
-            away: word & 2 == 2,
-        }
-    }
-}
+const HOMES: usize = 1;
 
 /// The slots of one address space.
 pub(crate) struct OpenChanges {
-    sets: Box<[[Slot; WAYS]]>,
+    slots: Slots,
+    /// Homes that were ever used: the slots behind are all free.
+    used: AtomicUsize,
     /// Slots in use by threads that have another home: while there are none, a thread finds all that it has open
     /// at home.
     away: AtomicUsize,
 }
 
-/// A slot that the caller holds: a change in phase `Starting` or `Ending`.
+/// A slot that the caller holds. Two registers.
 #[derive(Clone, Copy)]
 pub(crate) struct Held<'a> {
-    open: &'a OpenChanges,
-    slot: &'a Slot,
-    token: OpenChange,
-    what: What,
+    pub(crate) slot: &'a Slot,
+    /// Which use of the slot: its state, in any phase.
+    state: State,
+}
+
+/// One use of one slot, for who holds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    /// The address of the slot.
+    slot: usize,
+    state: State,
 }
 
 /// A change that has been started and not ended: what [`AddressSpace::start`](crate::AddressSpace::start)
 /// returns and [`end`](crate::AddressSpace::end) takes.
 ///
 /// A plain value without a destructor, for code that must stay in control of its stack (the hook of a
-/// system call). Everybody else uses [`invalidate`](crate::AddressSpace::invalidate).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// system call). Everybody else uses [`begin`](crate::AddressSpace::begin) or
+/// [`invalidate`](crate::AddressSpace::invalidate).
+///
+/// It can be used once: to end a change twice, or one that was refused, does not compile.
+///
+/// ```compile_fail
+/// # use mmu_notifier::{AddressSpace, Blocking, Change, Event, Range};
+/// # let (space, pages) = (AddressSpace::new(), Range::new(0x1000, 0x2000).unwrap());
+/// let open = space.start(&space.caller(), Change::new(pages, Event::Unmap, Blocking::Allowed)).unwrap();
+/// space.end(&space.caller(), open);
+/// space.end(&space.caller(), open);
+/// ```
+///
+/// ```
+/// # use mmu_notifier::{AddressSpace, Blocking, Change, Event, Range};
+/// # let (space, pages) = (AddressSpace::new(), Range::new(0x1000, 0x2000).unwrap());
+/// let open = space.start(&space.caller(), Change::new(pages, Event::Unmap, Blocking::Allowed)).unwrap();
+/// space.end(&space.caller(), open);
+/// ```
+#[derive(Debug, PartialEq, Eq)]
 #[must_use = "a change that was started must be ended"]
-pub struct OpenChange {
-    index: u32,
-    sequence: u64,
-}
+pub struct OpenChange(Token);
 
 impl OpenChanges {
-    pub(crate) const BYTES: usize = SETS * WAYS * size_of::<Slot>();
+    pub(crate) const BYTES: usize = HOMES * WAYS * size_of::<Slot>();
+    /// Slots, and so changes that can be open at one time.
+    pub(crate) const SLOTS: usize = HOMES * WAYS;
 
     pub(crate) fn new() -> OpenChanges {
-        let slot = || Slot {
-            state: AtomicU64::new(FREE),
-            thread: AtomicU64::new(0),
-            stack: AtomicUsize::new(0),
-            start: AtomicUsize::new(0),
-            end: AtomicUsize::new(0),
-            what: AtomicU32::new(0),
-            started: AtomicU16::new(0),
-            ended: AtomicU16::new(0),
-            list: AtomicUsize::new(0),
-            calling: AtomicUsize::new(0),
-            skipped: std::array::from_fn(|_| AtomicUsize::new(0)),
-        };
-        let sets = (0..SETS).map(|_| std::array::from_fn(|_| slot())).collect();
-        OpenChanges { sets, away: AtomicUsize::new(0) }
+        OpenChanges { slots: Slots::new(HOMES * WAYS), used: AtomicUsize::new(1), away: AtomicUsize::new(0) }
     }
 
-    /// Takes a slot for `change`, in phase `Starting`; `None` if all are in use.
-    pub(crate) fn claim(&self, caller: &Caller, change: &Change) -> Option<Held<'_>> {
-        let home = caller.home % SETS;
-        for step in 0..SETS {
-            let set = (home + step) % SETS;
-            for (way, slot) in self.sets[set].iter().enumerate() {
-                let free = slot.state.load(Ordering::Relaxed);
-                if phase(free) != FREE {
-                    continue;
-                }
-                let sequence = sequence(free) + 1;
-                // The callbacks that this thread is in. Before the claim: the slot itself is none of them.
-                let mut busy = self.of(caller).filter_map(|(_, slot)| calling(slot));
-                let first = busy.next();
-                // Acquire pairs with the Release in `free`: the fields of the last use are over.
-                let claimed = slot.state.compare_exchange(
-                    free,
-                    state(sequence, STARTING),
-                    Ordering::Acquire,
-                    Ordering::Relaxed,
-                );
-                if claimed.is_err() {
-                    continue;
-                }
-                // Pairs with the fence in `wait` and in `holds`: see the module documentation.
-                fence_after_rmw();
-                // Relaxed: read by others for reports only, or after an Acquire of a later phase.
-                slot.stack.store(caller.stack, Ordering::Relaxed);
-                slot.started.store(0, Ordering::Relaxed);
-                slot.ended.store(0, Ordering::Relaxed);
-                slot.start.store(change.range().start(), Ordering::Relaxed);
-                slot.end.store(change.range().end(), Ordering::Relaxed);
-                let mut skipped = 0;
-                if let Some(first) = first {
-                    for (subscriber, place) in std::iter::once(first).chain(busy).zip(&slot.skipped) {
-                        place.store(subscriber, Ordering::Relaxed);
-                        skipped += 1;
-                    }
-                }
-                let away = step > 0;
-                if away {
-                    // Relaxed: only the calling thread has to see it.
-                    self.away.fetch_add(1, Ordering::Relaxed);
-                }
-                let what = What { event: change.event(), blocking: change.blocking(), skipped, away };
-                slot.what.store(what.to_word(), Ordering::Relaxed);
-                // Release: a signal handler that finds its own thread here finds the rest, too.
-                slot.thread.store(caller.thread, Ordering::Release);
-                let token = OpenChange { index: (set * WAYS + way) as u32, sequence };
-                return Some(Held { open: self, slot, token, what });
+    /// Takes a slot for a change because of `event`, in phase `Starting`; `None` if all are in use.
+    #[inline]
+    pub(crate) fn claim(&self, caller: &Caller, event: Event) -> Option<Held<'_>> {
+        let held = self.claim_for(caller, Phase::Starting)?;
+        count(&held.slot.counts.changes[event as usize]);
+        Some(held)
+    }
+
+    /// Takes a slot in any phase.
+    #[inline]
+    pub(crate) fn claim_for(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
+        if !self.may_have_open(caller)
+            && let Some(held) = self.claim_slot(caller, phase, caller.home % HOMES * WAYS)
+        {
+            return Some(held);
+        }
+        self.claim_anywhere(caller, phase)
+    }
+
+    /// Takes the first slot of the caller's home, in phase `Starting`, if the caller has nothing open and the slot is
+    /// free.
+    #[inline]
+    pub(crate) fn claim_at_home(&self, caller: &Caller) -> Option<Held<'_>> {
+        if self.may_have_open(caller) {
+            return None;
+        }
+        self.claim_slot(caller, Phase::Starting, caller.home % HOMES * WAYS)
+    }
+
+    /// Ends a change that has nobody to call and is not nested, in the thread that started it: from `Changing` to
+    /// `Free` at once.
+    #[inline]
+    pub(crate) fn leave_unheard(&self, open: OpenChange) {
+        // Relaxed: the calling thread wrote it. No exchange: as in `finish_held`.
+        if let Some(held) = self.held(open.0)
+            && held.slot.state.load(Ordering::Relaxed) == held.state.in_phase(Phase::Changing).0
+        {
+            held.leave();
+        }
+    }
+
+    /// The same where the home is not empty: this change is made inside another one, or a neighbour is here.
+    #[cold]
+    fn claim_anywhere(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
+        let home = caller.home % HOMES;
+        for step in 0..HOMES * WAYS {
+            let index = (home * WAYS + step) % (HOMES * WAYS);
+            // Relaxed: the exchange checks it.
+            if !State(self.slots[index].state.load(Ordering::Relaxed)).is_free() {
+                continue;
             }
+            // The callbacks that this thread is in. Before the claim, as the slot itself is none of them.
+            let mut busy = self.of(caller).filter_map(|(_, slot)| slot.calling());
+            let first = busy.next();
+            let Some(held) = self.claim_slot(caller, phase, index) else { continue };
+            // Relaxed, both: only the calling thread has to see it.
+            if index != home * WAYS {
+                self.slots[home * WAYS].nested.fetch_add(1, Ordering::Relaxed);
+            }
+            if index / WAYS != home {
+                self.away.fetch_add(1, Ordering::Relaxed);
+            }
+            // A slot that is being claimed has no callback yet, so the rest of `busy` are others.
+            held.slot.write_nesting(home, first.into_iter().chain(busy));
+            return Some(held);
         }
         None
     }
 
-    /// The same, but only the first slot of the caller's home, and not inside a callback: `None` if it is in use. Small
-    /// enough to be compiled into its caller.
-    #[inline(always)]
-    pub(crate) fn claim_first(&self, caller: &Caller, change: &Change) -> Option<Held<'_>> {
-        let set = caller.home % SETS;
-        let slot = self.sets.get(set)?.first()?;
-        let free = slot.state.load(Ordering::Relaxed);
-        if phase(free) != FREE {
+    #[inline]
+    fn claim_slot(&self, caller: &Caller, phase: Phase, index: usize) -> Option<Held<'_>> {
+        // Relaxed: only grows, and a scan that misses it has fenced before the claim below.
+        if index / WAYS >= self.used.load(Ordering::Relaxed) {
+            self.used.fetch_max(index / WAYS + 1, Ordering::Relaxed);
+        }
+        let slot = self.slots.get(index)?;
+        // Relaxed: the exchange checks it.
+        let free = State(slot.state.load(Ordering::Relaxed));
+        if !free.is_free() {
             return None;
         }
-        let sequence = sequence(free) + 1;
-        // As in `claim`, all of it.
-        slot.state
-            .compare_exchange(free, state(sequence, STARTING), Ordering::Acquire, Ordering::Relaxed)
-            .ok()?;
+        let state = free.next();
+        // Acquire pairs with the Release in `free`: the fields of the last use are over.
+        let claimed = state.in_phase(phase).0;
+        slot.state.compare_exchange(free.0, claimed, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        // Pairs with the fences in `scan` and in `holds`: see the module documentation.
         fence_after_rmw();
+        // Relaxed: read by others for reports only, or after an Acquire of a later phase.
         slot.stack.store(caller.stack, Ordering::Relaxed);
-        slot.started.store(0, Ordering::Relaxed);
-        slot.ended.store(0, Ordering::Relaxed);
-        slot.start.store(change.range().start(), Ordering::Relaxed);
-        slot.end.store(change.range().end(), Ordering::Relaxed);
-        let what = What { event: change.event(), blocking: change.blocking(), skipped: 0, away: false };
-        slot.what.store(what.to_word(), Ordering::Relaxed);
+        // Release: a signal handler that finds its own thread here finds the rest, too.
         slot.thread.store(caller.thread, Ordering::Release);
-        let token = OpenChange { index: (set * WAYS) as u32, sequence };
-        Some(Held { open: self, slot, token, what })
+        Some(Held { slot, state })
     }
 
-    /// Ends a change that has nobody to call, in the thread that started it: from phase `Changing` to `Free` at once.
-    #[inline(always)]
-    pub(crate) fn free_unheard(&self, open: OpenChange) {
-        if let Some(slot) = self.slot(open)
-            // Relaxed: the calling thread wrote it. No exchange: nobody else has the token.
-            && slot.state.load(Ordering::Relaxed) == state(open.sequence, CHANGING)
-        {
-            let what = What { event: Event::Unmap, blocking: Blocking::Forbidden, skipped: 0, away: false };
-            Held { open: self, slot, token: open, what }.free();
-        }
-    }
-
-    /// Whether the calling thread may hold a slot.
-    #[inline(always)]
-    pub(crate) fn may_hold(&self, caller: &Caller) -> bool {
-        // Relaxed: the calling thread sees at least its own.
-        self.away.load(Ordering::Relaxed) > 0
-            || self
-                .sets
-                .get(caller.home % SETS)
-                .is_none_or(|set| set.iter().any(|slot| phase(slot.state.load(Ordering::Relaxed)) != FREE))
-    }
-
-    /// Takes a change out of phase `Changing` into `Ending`; `None` if it has been ended already.
+    /// Takes a change out of phase `Changing` into `Ending`, if there is anybody to call; `None` if it has been ended
+    /// already.
+    #[inline]
     pub(crate) fn finish(&self, caller: &Caller, open: OpenChange) -> Option<Held<'_>> {
-        let slot = self.slot(open)?;
-        // Relaxed: who started the change reads what it wrote itself; who got the token from there reads
-        // that, or something later.
-        let next = if slot.thread.load(Ordering::Relaxed) == caller.thread { ENDING } else { TAKEN };
-        // Acquire pairs with the Release in `changing`, for the one who ends somebody else's.
-        let taken = slot.state.compare_exchange(
-            state(open.sequence, CHANGING),
-            state(open.sequence, next),
-            Ordering::Acquire,
-            Ordering::Relaxed,
-        );
-        taken.ok()?;
-        if next == TAKEN {
-            // Relaxed: published by the exchange below.
-            slot.thread.store(caller.thread, Ordering::Relaxed);
-            // Release pairs with the Acquire in `wait` and `of`: who sees this phase sees who is calling.
-            slot.state.swap(state(open.sequence, ENDING), Ordering::Release);
-        }
-        // Pairs with the fence in `wait`: see the module documentation.
-        fence_after_rmw();
-        Some(self.held(slot, open))
+        self.finish_token(caller, open.0)
     }
 
     #[inline]
-    fn slot(&self, open: OpenChange) -> Option<&Slot> {
-        let index = open.index as usize;
-        self.sets.get(index / WAYS)?.get(index % WAYS)
+    fn finish_token(&self, caller: &Caller, token: Token) -> Option<Held<'_>> {
+        let held = self.held(token)?;
+        self.finish_held(caller, held).then_some(held)
     }
 
-    fn held<'a>(&'a self, slot: &'a Slot, token: OpenChange) -> Held<'a> {
-        // Relaxed: the caller wrote it, or has acquired a later phase.
-        let what = What::from_word(slot.what.load(Ordering::Relaxed));
-        Held { open: self, slot, token, what }
+    /// The same for who has the slot at hand; false if the change has been ended already.
+    #[inline]
+    pub(crate) fn finish_held(&self, caller: &Caller, held: Held<'_>) -> bool {
+        let slot = held.slot;
+        let changing = held.state.in_phase(Phase::Changing);
+        // Relaxed, both: who started the change reads what it wrote itself; who got it from there reads that, or
+        // something later.
+        let own = slot.thread.load(Ordering::Relaxed) == caller.thread;
+        if own && slot.list.load(Ordering::Relaxed) & !1 == 0 {
+            // Nobody to call: the phase need not be seen by anybody. No exchange either: the change can be used
+            // once, and only this thread itself may find it abandoned.
+            return slot.state.load(Ordering::Relaxed) == changing.0;
+        }
+        let next = changing.in_phase(if own { Phase::Ending } else { Phase::Taken });
+        // Acquire pairs with the Release in `changing`, for the one who ends somebody else's.
+        if slot.state.compare_exchange(changing.0, next.0, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        if !own {
+            // Relaxed: published by the exchange below.
+            slot.thread.store(caller.thread, Ordering::Relaxed);
+            // Release pairs with the Acquire in `scan` and `of`: who sees this phase sees who is calling.
+            slot.state.swap(changing.in_phase(Phase::Ending).0, Ordering::Release);
+        }
+        // Pairs with the fence in `scan`: see the module documentation.
+        fence_after_rmw();
+        true
+    }
+
+    #[inline]
+    fn held(&self, token: Token) -> Option<Held<'_>> {
+        // An address from another address space is behind the last one.
+        let slot = self.slots.get(self.index_of(token.slot))?;
+        Some(Held { slot, state: token.state })
+    }
+
+    #[inline]
+    fn index_of(&self, slot: usize) -> usize {
+        slot.wrapping_sub(self.slots.as_ptr() as usize) / size_of::<Slot>()
+    }
+
+    /// Whether the calling thread may have anything open: a look at two cache lines of its own.
+    #[inline]
+    pub(crate) fn may_have_open(&self, caller: &Caller) -> bool {
+        let Some(first) = self.slots.get(caller.home % HOMES * WAYS) else { return true };
+        // Relaxed, both: the calling thread sees at least what it holds itself.
+        !State(first.state.load(Ordering::Relaxed)).is_free() || first.nested.load(Ordering::Relaxed) > 0
     }
 
     /// The slots that the calling thread holds, in any phase.
-    fn of(&self, caller: &Caller) -> impl Iterator<Item = (OpenChange, &Slot)> + use<'_> {
-        let home = caller.home % SETS;
+    fn of(&self, caller: &Caller) -> impl Iterator<Item = (Token, &Slot)> + use<'_> {
+        let first = caller.home % HOMES * WAYS;
         let thread = caller.thread;
         // Relaxed: the calling thread sees at least its own.
-        let away = self.away.load(Ordering::Relaxed) > 0;
-        let sets = if away { 0..SETS } else { home..home + 1 };
-        sets.flat_map(move |set| (0..WAYS).map(move |way| (set, way))).filter_map(move |(set, way)| {
-            let slot = &self.sets[set][way];
+        let all = self.away.load(Ordering::Relaxed) > 0;
+        let range = if all { 0..HOMES * WAYS } else { first..first + WAYS };
+        range.filter_map(move |index| {
+            let slot = &self.slots[index];
             // Acquire: a slot that somebody else has claimed does not bear the name of its last holder any more.
-            let state = slot.state.load(Ordering::Acquire);
+            let state = State(slot.state.load(Ordering::Acquire));
             // Relaxed: see above.
-            let mine = phase(state) != FREE && slot.thread.load(Ordering::Relaxed) == thread;
-            let open = OpenChange { index: (set * WAYS + way) as u32, sequence: sequence(state) };
-            mine.then_some((open, slot))
+            let mine = !state.is_free() && slot.thread.load(Ordering::Relaxed) == thread;
+            mine.then_some((Token { slot: slot.address(), state }, slot))
         })
     }
 
     /// The changes that the calling thread has open, in any phase, with the stack position of each.
-    pub(crate) fn of_thread(&self, caller: &Caller) -> impl Iterator<Item = (OpenChange, usize)> + use<'_> {
+    pub(crate) fn of_thread(&self, caller: &Caller) -> impl Iterator<Item = (Token, usize)> + use<'_> {
         // Relaxed: the calling thread wrote it.
-        self.of(caller).map(|(open, slot)| (open, slot.stack.load(Ordering::Relaxed)))
+        self.of(caller).map(|(token, slot)| (token, slot.stack.load(Ordering::Relaxed)))
     }
 
     /// Whether the calling thread is in a callback of `subscriber`.
     pub(crate) fn is_in_callback(&self, caller: &Caller, subscriber: usize) -> bool {
-        self.of(caller).any(|(_, slot)| calling(slot) == Some(subscriber))
+        self.of(caller).any(|(_, slot)| slot.calling() == Some(subscriber))
+    }
+
+    /// Whether the calling thread is in any callback, or is editing: what it reads there must not be freed by itself.
+    pub(crate) fn is_reading(&self, caller: &Caller) -> bool {
+        self.of(caller).any(|(_, slot)| slot.phase().calls() || slot.phase() == Phase::Editing)
+    }
+
+    /// Whether the calling thread itself has a change open that overlaps `range`.
+    pub(crate) fn is_changing(&self, caller: &Caller, range: &Range) -> bool {
+        self.of(caller).any(|(_, slot)| slot.phase().changes() && slot.range().overlaps(range))
     }
 
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
-    /// `Ending`; `None` if it is over. Says whether a callback was left in its middle.
-    pub(crate) fn adopt(&self, caller: &Caller, open: OpenChange) -> Option<(Held<'_>, bool)> {
-        let slot = self.slot(open)?;
+    /// `Ending`; `None` if it is over, or was none. Says whether a callback was left in its middle.
+    pub(crate) fn adopt(&self, caller: &Caller, token: Token) -> Option<(Held<'_>, bool)> {
+        let held = self.held(token)?;
         // Acquire pairs with the Release in `finish`: another thread that is ending it has written its name.
-        let state = slot.state.load(Ordering::Acquire);
-        if sequence(state) != open.sequence || slot.thread.load(Ordering::Relaxed) != caller.thread {
+        let state = State(held.slot.state.load(Ordering::Acquire));
+        if state.sequence() != token.state.sequence()
+            || held.slot.thread.load(Ordering::Relaxed) != caller.thread
+        {
             return None;
         }
-        match phase(state) {
-            CHANGING => self.finish(caller, open).map(|held| (held, false)),
-            STARTING | ENDING => {
-                let inside = calling(slot).is_some();
-                slot.calling.store(0, Ordering::Relaxed);
-                let held = self.held(slot, open);
+        match state.phase() {
+            Phase::Changing => self.finish_token(caller, token).map(|held| (held, false)),
+            Phase::Starting | Phase::Ending => {
+                let inside = held.slot.calling().is_some();
+                held.slot.calling.store(0, Ordering::Relaxed);
                 held.ending();
                 Some((held, inside))
             }
-            _ => None,
+            Phase::Calling | Phase::Editing => {
+                held.slot.calling.store(0, Ordering::Relaxed);
+                self.free(held);
+                None
+            }
+            Phase::Free | Phase::Taken => None,
         }
     }
 
@@ -380,94 +347,192 @@ impl OpenChanges {
     pub(crate) fn holds(&self, list: usize) -> bool {
         // Pairs with `fence_after_rmw` in `claim`: who is not seen here sees the list that replaced this one.
         fence(Ordering::SeqCst);
-        self.sets.iter().flatten().any(|slot| {
+        self.slots().any(|slot| {
             // Acquire pairs with the claim and, through it, with the Release in `free`: `list` is not older.
-            let state = slot.state.load(Ordering::Acquire);
-            // Acquire pairs with the Release in `walks`: if this is of a later use, the use seen above is over.
-            let held = slot.list.load(Ordering::Acquire);
-            phase(state) != FREE && (held == 0 || held == list | 1)
+            let state = State(slot.state.load(Ordering::Acquire));
+            // If the list is of a later use (see `list`), the use seen above is over.
+            let held = slot.list();
+            state.phase() != Phase::Free && held.is_none_or(|held| held == list)
         })
     }
 
-    /// Waits until every callback that was running in another thread is over. If the calling thread itself is in
-    /// a callback of `subscriber`, returns false at once: two who do that would wait for each other.
-    pub(crate) fn wait_for_callbacks(&self, caller: &Caller, subscriber: usize) -> bool {
-        if self.is_in_callback(caller, subscriber) {
-            return false;
-        }
-        self.wait(caller, |phase, _| phase == STARTING || phase == ENDING);
-        true
+    /// The oldest era of the interval tree that somebody may still walk; `u64::MAX` if nobody walks it.
+    pub(crate) fn oldest_era(&self) -> u64 {
+        // Pairs with `fence_after_rmw` in `claim`: who is not seen here sees the tree of today.
+        fence(Ordering::SeqCst);
+        let walks = |slot: &Slot| {
+            // Acquire, both: as in `holds`.
+            let phase = State(slot.state.load(Ordering::Acquire)).phase();
+            let era = slot.era.load(Ordering::Acquire);
+            matches!(phase, Phase::Starting | Phase::Editing).then_some(era)
+        };
+        self.slots().filter_map(walks).min().unwrap_or(u64::MAX)
+    }
+
+    /// Waits until every callback that was running in another thread is over.
+    pub(crate) fn wait_for_callbacks(&self, caller: &Caller, patience: &mut Patience<'_>) {
+        self.scan(caller, patience, |phase, _| phase.calls());
+    }
+
+    /// Waits until every callback of another thread's change that overlaps `range`, or whose range is not on
+    /// record yet, is over. Changes themselves are not waited for.
+    pub(crate) fn wait_for_starts(&self, caller: &Caller, range: &Range, patience: &mut Patience<'_>) {
+        self.scan(caller, patience, |phase, slot| phase == Phase::Starting && concerns(slot, range));
+    }
+
+    /// Waits until every change of another thread that overlaps `range`, or whose range is not on record yet (a dozen
+    /// instructions), is done.
+    pub(crate) fn wait_for_changes(&self, caller: &Caller, range: &Range, patience: &mut Patience<'_>) {
+        self.scan(caller, patience, |phase, slot| phase.changes() && concerns(slot, range));
     }
 
     /// Waits until every change of other threads that does not walk the list at `list` is over.
-    pub(crate) fn wait_for_strangers(&self, caller: &Caller, list: usize) {
-        self.wait(caller, |phase, held| phase != FREE && held != list | 1);
+    pub(crate) fn wait_for_strangers(&self, caller: &Caller, list: usize, patience: &mut Patience<'_>) {
+        self.scan(caller, patience, |phase, slot| {
+            (phase.changes() || phase == Phase::Ending) && slot.list() != Some(list)
+        });
     }
 
-    fn wait(&self, caller: &Caller, concerns: impl Fn(u64, usize) -> bool) {
+    fn scan(&self, caller: &Caller, patience: &mut Patience<'_>, concerns: impl Fn(Phase, &Slot) -> bool) {
         // Pairs with `fence_after_rmw` in `claim` and `finish`: see the module documentation.
         fence(Ordering::SeqCst);
-        for slot in self.sets.iter().flatten() {
-            // Acquire, here and below, pairs with the Release in `change` and `free`: what the callbacks did
+        for slot in self.slots() {
+            // Acquire, here and below, pairs with the Release in `changing` and `free`: what the callbacks did
             // happened before.
-            let mut state = slot.state.load(Ordering::Acquire);
-            let first = sequence(state);
-            let mut backoff = Backoff::default();
-            // Acquire of the list as in `holds`.
-            while sequence(state) == first && concerns(phase(state), slot.list.load(Ordering::Acquire)) {
+            let mut state = State(slot.state.load(Ordering::Acquire));
+            let first = state.sequence();
+            while state.sequence() == first && concerns(state.phase(), slot) {
                 // Relaxed: the Acquire of the phase makes the name of who calls visible, or that nobody has
                 // written one yet.
                 if slot.thread.load(Ordering::Relaxed) == caller.thread {
                     break;
                 }
-                backoff.wait();
-                state = slot.state.load(Ordering::Acquire);
+                patience.wait(state.phase(), slot);
+                state = State(slot.state.load(Ordering::Acquire));
             }
+            patience.renew();
         }
+    }
+
+    /// All is over: the slot can be used again.
+    #[inline]
+    pub(crate) fn free(&self, held: Held<'_>) {
+        let slot = held.slot;
+        if let Some(nesting) = slot.nesting() {
+            self.free_nesting(slot, nesting);
+        }
+        // Relaxed: published by the Release below.
+        if slot.era.load(Ordering::Relaxed) != 0 {
+            slot.era.store(0, Ordering::Relaxed);
+        }
+        held.leave();
+    }
+
+    #[cold]
+    fn free_nesting(&self, slot: &Slot, nesting: Nesting) {
+        let index = self.index_of(slot.address());
+        // Relaxed, all: as in `claim_anywhere`.
+        let home = nesting.home() % HOMES;
+        if index != home * WAYS {
+            self.slots[home * WAYS].nested.fetch_sub(1, Ordering::Relaxed);
+        }
+        if index / WAYS != home {
+            self.away.fetch_sub(1, Ordering::Relaxed);
+        }
+        slot.forget_nesting();
+    }
+
+    /// Every slot that was ever used.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = &Slot> {
+        // Relaxed: after a fence; see `claim_slot`.
+        let used = self.used.load(Ordering::Relaxed).min(HOMES);
+        self.slots[..used * WAYS].iter()
     }
 
     /// Forgets everything: in the only thread of a forked child, the other threads do not exist.
     pub(crate) fn forget_all(&self) {
-        for slot in self.sets.iter().flatten() {
-            // Relaxed: there is only one thread.
-            let sequence = sequence(slot.state.load(Ordering::Relaxed));
-            slot.list.store(0, Ordering::Relaxed);
-            slot.thread.store(0, Ordering::Relaxed);
-            slot.calling.store(0, Ordering::Relaxed);
-            slot.state.store(state(sequence, FREE), Ordering::Relaxed);
+        for slot in self.slots() {
+            // Relaxed: there is only one thread. What is free already is not written: it would be copied.
+            let now = State(slot.state.load(Ordering::Relaxed));
+            if now.phase() != Phase::Free {
+                slot.started.store(0, Ordering::Relaxed);
+                slot.ended.store(0, Ordering::Relaxed);
+                slot.list.store(0, Ordering::Relaxed);
+                slot.era.store(0, Ordering::Relaxed);
+                slot.thread.store(0, Ordering::Relaxed);
+                slot.calling.store(0, Ordering::Relaxed);
+                slot.forget_nesting();
+                slot.state.store(now.in_phase(Phase::Free).0, Ordering::Relaxed);
+            }
+            if slot.nested.load(Ordering::Relaxed) > 0 {
+                slot.nested.store(0, Ordering::Relaxed);
+            }
         }
         self.away.store(0, Ordering::Relaxed);
     }
 }
 
-/// The subscriber that the holder of a slot is calling. For the holder itself.
-fn calling(slot: &Slot) -> Option<usize> {
-    // Relaxed: the calling thread wrote it.
-    Some(slot.calling.load(Ordering::Relaxed)).filter(|&subscriber| subscriber != 0)
+/// Whether a change overlaps `range`, or may: its range is not on record yet.
+fn concerns(slot: &Slot, range: &Range) -> bool {
+    slot.list().is_none() || slot.range().overlaps(range)
 }
 
 impl Held<'_> {
+    /// Which slot it is, and how often that was used.
+    #[inline]
+    pub(crate) fn number(&self) -> usize {
+        self.slot.address() / size_of::<Slot>() % OpenChanges::SLOTS
+    }
+
+    #[inline]
+    pub(crate) fn sequence(&self) -> u64 {
+        self.state.sequence()
+    }
+
+    /// Makes the slot free.
+    #[inline]
+    pub(crate) fn leave(self) {
+        let Held { slot, state } = self;
+        // Relaxed, both: published by the Release below.
+        slot.list.store(0, Ordering::Relaxed);
+        // Cleared so that nobody takes the next holder, who has not written it yet, for himself.
+        slot.thread.store(0, Ordering::Relaxed);
+        // Release pairs with the Acquire in `claim_slot` and in `scan`.
+        slot.state.store(state.in_phase(Phase::Free).0, Ordering::Release);
+    }
+
+    /// Puts the change on record; [`walks`](Held::walks) publishes it. Until then the holder is taken to change
+    /// everything.
+    #[inline]
+    pub(crate) fn write(&self, change: &Change) {
+        self.slot.write(change);
+    }
+
     /// Puts on record which list is walked; before this, the holder is taken to walk any.
     #[inline]
     pub(crate) fn walks(&self, list: usize) {
-        // A reader that misses it takes the slot to hold any list. Release pairs with the Acquire in `holds` and
-        // in `wait`: a reader that sees it knows that the last use of the slot is over.
+        // A reader that misses it takes the slot to hold any list. Release pairs with the Acquire in `Slot::list`: a
+        // reader that sees it knows that the last use of the slot is over, and sees the change.
         self.slot.list.store(list | 1, Ordering::Release);
     }
 
     /// The list that is walked, as given to [`walks`](Held::walks).
+    #[inline]
     pub(crate) fn list(&self) -> usize {
         // Relaxed: the holder wrote it, or the Acquire in `finish` made it visible.
         self.slot.list.load(Ordering::Relaxed) & !1
     }
 
+    /// Puts on record which interval trees are walked: those that were in force in `era` or later.
+    #[inline]
+    pub(crate) fn walks_since(&self, era: u64) {
+        // Release pairs with the Acquire in `oldest_era`: as in `walks`.
+        self.slot.era.store(era, Ordering::Release);
+    }
+
     /// The change on record.
     pub(crate) fn change(&self) -> Change {
-        // Relaxed: as in `list`.
-        let range =
-            Range::new(self.slot.start.load(Ordering::Relaxed), self.slot.end.load(Ordering::Relaxed))
-                .unwrap_or(Range::EVERYTHING);
-        Change::new(range, self.what.event, self.what.blocking)
+        self.slot.change()
     }
 
     /// How many starts have returned, in the order of the list.
@@ -476,6 +541,14 @@ impl Held<'_> {
         self.slot.started.load(Ordering::Relaxed).into()
     }
 
+    /// Before the slot is free again.
+    #[inline]
+    pub(crate) fn forget_progress(&self) {
+        self.set_started(0);
+        self.set_ended(0);
+    }
+
+    #[inline]
     pub(crate) fn set_started(&self, count: usize) {
         self.slot.started.store(count as u16, Ordering::Relaxed);
     }
@@ -485,6 +558,7 @@ impl Held<'_> {
         self.slot.ended.load(Ordering::Relaxed).into()
     }
 
+    #[inline]
     pub(crate) fn set_ended(&self, count: usize) {
         self.slot.ended.store(count as u16, Ordering::Relaxed);
     }
@@ -493,55 +567,41 @@ impl Held<'_> {
     pub(crate) fn ending(&self) {
         // A reader before, a reader after: nobody may conclude anything from it. Release all the same: who sees this
         // phase must see what came with the claim, as the list that is walked.
-        self.slot.state.store(state(self.token.sequence, ENDING), Ordering::Release);
+        self.slot.state.store(self.state.in_phase(Phase::Ending).0, Ordering::Release);
     }
 
     /// Whether the change was made in a callback of the subscriber at that address, which then hears nothing of it.
     #[inline]
     pub(crate) fn skips(&self, subscriber: usize) -> bool {
-        // Relaxed: as in `list`.
-        let mut skipped = self.slot.skipped.iter().take(self.what.skipped);
-        skipped.any(|skipped| skipped.load(Ordering::Relaxed) == subscriber)
+        self.slot.skips(subscriber)
     }
 
-    /// Runs `callback` of the subscriber at that address with the call on record. It must not unwind.
+    /// Whether this is not the only thing that its thread has open.
     #[inline]
-    pub(crate) fn calling<R>(&self, subscriber: usize, callback: impl FnOnce() -> R) -> R {
-        // Relaxed: read by the same thread only.
+    pub(crate) fn is_nested(&self) -> bool {
+        self.slot.nesting().is_some()
+    }
+
+    /// Puts on record whose callback is about to run; 0: nobody's.
+    #[inline]
+    pub(crate) fn set_calling(&self, subscriber: usize) {
+        // Relaxed: read by the same thread, and for reports.
         self.slot.calling.store(subscriber, Ordering::Relaxed);
-        let result = callback();
-        self.slot.calling.store(0, Ordering::Relaxed);
-        result
     }
 
     /// All callbacks of the start have returned: to phase `Changing`.
     #[inline]
     pub(crate) fn changing(self) -> OpenChange {
-        // Release pairs with the Acquire in `wait`: the callbacks are over.
-        self.slot.state.store(state(self.token.sequence, CHANGING), Ordering::Release);
-        self.token
-    }
-
-    /// All is over: the slot can be used again.
-    #[inline]
-    pub(crate) fn free(self) {
-        if self.what.away {
-            // Relaxed: as in `claim`.
-            self.open.away.fetch_sub(1, Ordering::Relaxed);
-        }
-        // Relaxed: published by the Release below. The thread is cleared so that nobody takes the next holder,
-        // who has not written it yet, for himself.
-        self.slot.list.store(0, Ordering::Relaxed);
-        self.slot.thread.store(0, Ordering::Relaxed);
-        // Release pairs with the Acquire in `claim` and in `wait`.
-        self.slot.state.store(state(self.token.sequence, FREE), Ordering::Release);
+        // Release pairs with the Acquire in `scan`: the callbacks are over.
+        self.slot.state.store(self.state.in_phase(Phase::Changing).0, Ordering::Release);
+        OpenChange(Token { slot: self.slot.address(), state: self.state })
     }
 }
 
 impl fmt::Debug for OpenChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let open =
-            self.sets.iter().flatten().filter(|slot| phase(slot.state.load(Ordering::Relaxed)) != FREE);
+        // Relaxed: a picture of a moment.
+        let open = self.slots().filter(|slot| slot.phase() != Phase::Free).map(Slot::range);
         f.debug_list().entries(open).finish()
     }
 }

@@ -1,13 +1,20 @@
 //! An address space and who is told of its changes.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::caller::Caller;
+use crate::interval::start_intervals;
 use crate::invalidation::Panic;
-use crate::list::{Entry, Kind, Published};
-use crate::open::{Held, OpenChange, OpenChanges};
-use crate::sync::{Arc as SyncArc, Backoff};
+use crate::list::{Entry, Kind, Published, Which};
+use crate::open::{Held, OpenChanges};
+use crate::slot::Phase;
+use crate::stall::{Patience, Reports, Stall, Waiting};
+use crate::subscriber::{Paired, Refusing};
+use crate::sync::{Arc as SyncArc, AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use crate::tree::Tree;
 use crate::{Blocking, Change, Event, Range, Refuser, Subscriber};
 
 /// An address space: the subscribers that mirror it, and the changes that are under way.
@@ -18,8 +25,9 @@ use crate::{Blocking, Change, Event, Range, Refuser, Subscriber};
 /// # Cost
 ///
 /// A change costs two atomic read-modify-write instructions on a cache line that other threads do not
-/// write, and two calls per subscriber. Nothing is allocated and no lock is taken between start and end.
-/// [`subscribe`](AddressSpace::subscribe) and dropping a [`Subscription`] allocate and may wait.
+/// write, and two calls per subscriber; one such instruction if there is nobody to tell. Nothing is allocated and no
+/// lock is taken between start and end. [`subscribe`](AddressSpace::subscribe) and dropping a [`Subscription`]
+/// allocate and may wait.
 #[derive(Clone, Debug)]
 #[doc(alias = "mm_struct")]
 #[doc(alias = "notifier_subscriptions")]
@@ -30,32 +38,185 @@ pub struct AddressSpace {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) open: OpenChanges,
+    /// Who is told of changes, who is asked about age, and who is told to flush.
     pub(crate) list: Published,
-    caller: fn() -> Caller,
+    pub(crate) aging: Published,
+    pub(crate) tlbs: Published,
+    /// Who is told of changes of a range.
+    pub(crate) tree: Tree,
+    pub(crate) reports: Reports,
+    /// Uses of a slot that are timed: those whose number has none of these bits.
+    untimed: u64,
+    released: AtomicBool,
+    /// Subscribers that are leaving and may not have been told by `release` yet.
+    releasing: AtomicUsize,
+    fork: AtomicU64,
+    /// `None`: [`Caller::current`].
+    caller: Option<fn() -> Caller>,
+}
+
+/// How an address space is made.
+pub struct Options {
+    /// Says who is calling, where thread-locals must not be touched.
+    ///
+    /// It must give the same [`Caller::thread`] for the same thread, whoever asks, and different ones for
+    /// threads that live at the same time. `None`: found out by a thread-local.
+    pub caller: Option<fn() -> Caller>,
+    /// How long a wait may go without progress before it is reported, and how long until the next report of it.
+    pub stall_after: Duration,
+    /// What is done with such a report; runs on the thread that waits. The default writes a line to stderr.
+    pub on_stall: Box<dyn Fn(&Stall) + Send + Sync>,
+    /// Of how many changes of a thread one is timed, callback by callback
+    /// ([`Subscription::longest`]); rounded up to a power of two. 1: all.
+    pub time_every: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            caller: None,
+            stall_after: Duration::from_secs(10),
+            on_stall: Box::new(|stall| eprintln!("mmu-notifier: {stall}")),
+            time_every: 1024,
+        }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("stall_after", &self.stall_after)
+            .field("time_every", &self.time_every)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    #[inline]
+    fn caller(&self) -> Caller {
+        match self.caller {
+            Some(caller) => caller(),
+            None => Caller::current(),
+        }
+    }
+
+    /// Goes on record without a change; waits while all slots are in use.
+    pub(crate) fn claim(&self, caller: &Caller, phase: Phase) -> Held<'_> {
+        self.claim_or_wait(caller, || self.open.claim_for(caller, phase))
+    }
+
+    /// Goes on record with a change; waits while all slots are in use.
+    #[cold]
+    pub(crate) fn claim_change(&self, caller: &Caller, event: Event) -> Held<'_> {
+        self.claim_or_wait(caller, || self.open.claim(caller, event))
+    }
+
+    fn claim_or_wait<'a>(&self, caller: &Caller, claim: impl Fn() -> Option<Held<'a>>) -> Held<'a> {
+        let mut patience = Patience::new(self, caller.thread, Waiting::ForASlot);
+        loop {
+            if let Some(held) = claim() {
+                return held;
+            }
+            patience.wait_for_anybody();
+        }
+    }
+
+    /// Whether the callbacks of this change are timed.
+    #[inline]
+    pub(crate) fn is_timed(&self, held: &Held<'_>) -> bool {
+        held.sequence() & self.untimed == 0
+    }
+
+    /// How often this address space was forked away from its parent.
+    pub(crate) fn fork(&self) -> u64 {
+        // Relaxed: written by the only thread of a process.
+        self.fork.load(Ordering::Relaxed)
+    }
+
+    /// The type of the subscriber at that address, if it is on a list.
+    pub(crate) fn name_of(&self, address: usize) -> Option<&'static str> {
+        let held = self.open.claim_for(&self.caller(), Phase::Editing)?;
+        let lists = [&self.list, &self.aging, &self.tlbs];
+        let name = lists
+            .into_iter()
+            .flat_map(|list| list.walk(&held))
+            .find_map(|entry| (entry.address() == address).then(|| entry.name()));
+        self.open.free(held);
+        name
+    }
+
+    /// Frees what nobody can reach any more; whether that was all there is.
+    pub(crate) fn collect(&self) -> bool {
+        let lists = [&self.list, &self.aging, &self.tlbs].map(|list| list.collect(&self.open));
+        self.tree.collect(&self.open) & lists.into_iter().all(|all| all)
+    }
+
+    fn list_of(&self, entry: &Entry) -> &Published {
+        match entry.which() {
+            Which::Changes => &self.list,
+            Which::Aging => &self.aging,
+            Which::Tlb => &self.tlbs,
+        }
+    }
 }
 
 impl AddressSpace {
-    /// Memory that the record of open changes takes, in bytes: the most of an address space without subscribers.
+    /// Memory that the record of open changes takes, in bytes: the most of an address space without subscribers. What
+    /// threads have not used is not touched.
     pub const BYTES: usize = OpenChanges::BYTES;
 
     /// An address space without subscribers.
     pub fn new() -> AddressSpace {
-        AddressSpace::with_callers(Caller::current)
+        AddressSpace::with(Options::default())
     }
 
     /// An address space for changes that are made where thread-locals must not be touched: `caller` says
-    /// who is calling.
-    ///
-    /// It must give the same [`Caller::thread`] for the same thread, whoever asks, and different ones for
-    /// threads that live at the same time.
+    /// who is calling, as in [`Options::caller`].
     pub fn with_callers(caller: fn() -> Caller) -> AddressSpace {
-        let shared = Shared { open: OpenChanges::new(), list: Published::new(), caller };
+        AddressSpace::with(Options { caller: Some(caller), ..Options::default() })
+    }
+
+    /// An address space made to order.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mmu_notifier::{AddressSpace, Options};
+    ///
+    /// let space = AddressSpace::with(Options {
+    ///     stall_after: Duration::from_secs(1),
+    ///     on_stall: Box::new(|stall| eprintln!("{stall}")),
+    ///     ..Options::default()
+    /// });
+    /// assert!(!space.has_subscribers());
+    /// ```
+    pub fn with(options: Options) -> AddressSpace {
+        let shared = Shared {
+            open: OpenChanges::new(),
+            list: Published::new(),
+            aging: Published::new(),
+            tlbs: Published::new(),
+            tree: Tree::new(),
+            reports: Reports { after: options.stall_after, report: options.on_stall },
+            untimed: options.time_every.max(1).checked_next_power_of_two().unwrap_or(1 << 63) - 1,
+            released: AtomicBool::new(false),
+            releasing: AtomicUsize::new(0),
+            fork: AtomicU64::new(0),
+            caller: options.caller,
+        };
         AddressSpace { shared: Arc::new(shared) }
     }
 
     /// The calling thread, as this address space knows it.
+    #[inline]
     pub fn caller(&self) -> Caller {
-        (self.shared.caller)()
+        self.shared.caller()
+    }
+
+    /// Whether anybody is told of changes at all.
+    #[doc(alias = "mm_has_notifiers")]
+    #[inline]
+    pub fn has_subscribers(&self) -> bool {
+        !self.shared.list.is_empty() || !self.shared.tree.is_empty()
     }
 
     /// Tells `subscriber` of every change from now on.
@@ -66,108 +227,118 @@ impl AddressSpace {
     ///
     /// # Panics
     ///
-    /// If there are 65,535 subscribers already.
+    /// If there are 65,535 subscribers already, or the address space has been [released](AddressSpace::release).
     ///
     /// The subscriber is told until the [`Subscription`] is dropped. To keep a handle to it, subscribe
     /// an [`Arc`].
     #[doc(alias = "mmu_notifier_register")]
-    pub fn subscribe(&self, subscriber: impl Subscriber + 'static) -> Subscription {
-        self.add(Kind::Paired(Box::new(subscriber)))
+    pub fn subscribe<S: Subscriber + 'static>(&self, subscriber: S) -> Subscription {
+        self.add(Entry::new(Kind::Told(Box::new(Paired(subscriber))), std::any::type_name::<S>()))
     }
 
     /// Asks `refuser` before every change from now on. As [`subscribe`](AddressSpace::subscribe).
-    pub fn subscribe_refuser(&self, refuser: impl Refuser + 'static) -> Subscription {
-        self.add(Kind::Refuser(Box::new(refuser)))
+    pub fn subscribe_refuser<R: Refuser + 'static>(&self, refuser: R) -> Subscription {
+        self.add(Entry::new(Kind::Told(Box::new(Refusing(refuser))), std::any::type_name::<R>()))
     }
 
-    fn add(&self, kind: Kind) -> Subscription {
-        let entry = Entry::new(kind);
-        let caller = self.caller();
-        let held = self.record(&caller);
-        let list = self.shared.list.replace(&held, |entries| {
-            let room = entries.len() < usize::from(u16::MAX);
-            room.then(|| std::iter::once(&entry).chain(entries).cloned().collect())
-        });
-        held.free();
-        let list = list.expect("an address space has at most 65,535 subscribers");
-        self.shared.open.wait_for_strangers(&caller, list);
-        self.shared.list.collect(&self.shared.open);
+    pub(crate) fn add(&self, entry: Entry) -> Subscription {
+        let entry = SyncArc::new(entry);
+        self.publish(&entry, |_| false);
         Subscription { space: self.clone(), entry }
     }
 
-    /// Goes on record as a reader of any list, without a change.
-    fn record(&self, caller: &Caller) -> Held<'_> {
-        let nothing = Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed);
-        self.claim(caller, &nothing)
-    }
-
-    /// Goes on record; waits while all slots are in use.
-    pub(crate) fn claim(&self, caller: &Caller, change: &Change) -> Held<'_> {
-        let mut backoff = Backoff::default();
-        loop {
-            if let Some(held) = self.shared.open.claim(caller, change) {
-                return held;
-            }
-            backoff.wait();
+    /// Puts `entry` on its list, unless somebody is there who `excludes` it; whether it is there.
+    pub(crate) fn publish(&self, entry: &SyncArc<Entry>, excludes: impl Fn(&Entry) -> bool) -> bool {
+        const RELEASED: &str = "nobody can subscribe to an address space that has been released";
+        assert!(!self.is_released(), "{RELEASED}");
+        let shared = &self.shared;
+        let caller = self.caller();
+        let held = shared.claim(&caller, Phase::Editing);
+        let is_full = Cell::new(false);
+        let list = shared.list_of(entry).replace(&held, |entries| {
+            is_full.set(entries.len() >= usize::from(u16::MAX));
+            let joins = !is_full.get() && !entries.iter().any(|other| excludes(other));
+            joins.then(|| std::iter::once(entry).chain(entries).cloned().collect())
+        });
+        shared.open.free(held);
+        assert!(!is_full.get(), "an address space has at most 65,535 subscribers");
+        let Some(list) = list else { return false };
+        if entry.which() == Which::Changes {
+            let mut patience = Patience::new(shared, caller.thread, Waiting::ToSubscribe);
+            shared.open.wait_for_strangers(&caller, list, &mut patience);
         }
+        shared.collect();
+        // If a release came between, either it has found the newcomer, or it is found here.
+        fence(Ordering::SeqCst);
+        if self.is_released() {
+            drop(Subscription { space: self.clone(), entry: entry.clone() });
+            panic!("{RELEASED}");
+        }
+        true
     }
 
-    /// Starts a change that nobody has to be told of: `None` if somebody is subscribed, if the calling thread is inside
-    /// another change, or if its place is taken. Then [`start`](AddressSpace::start) does it.
+    /// Whether [`release`](AddressSpace::release) has been called.
+    pub fn is_released(&self) -> bool {
+        // Relaxed: the fence before the second look, and that of the claim in `release`, order it.
+        self.shared.released.load(Ordering::Relaxed)
+    }
+
+    /// The address space is going: tells every interval by a change with [`Event::Release`], and every subscriber once
+    /// by `release`, then nobody on a list of anything. Intervals stay, and hear of the unmapping that follows.
     ///
-    /// For the hook of a system call. Calls nobody, and is meant to become a few dozen instructions of its caller.
-    #[inline(always)]
-    pub fn start_unheard(&self, caller: &Caller, change: &Change) -> Option<OpenChange> {
-        let Shared { open, list, .. } = &*self.shared;
-        if !list.is_empty() || open.may_hold(caller) {
-            return None;
-        }
-        let held = open.claim_first(caller, change)?;
-        // After the claim and its fence: who subscribes now sees the claim and waits.
-        if list.is_empty() {
-            held.walks(0);
-            Some(held.changing())
-        } else {
-            held.free();
-            None
-        }
-    }
-
-    /// Ends what [`start_unheard`](AddressSpace::start_unheard) has returned, in the same thread.
-    #[inline(always)]
-    pub fn end_unheard(&self, open: OpenChange) {
-        self.shared.open.free_unheard(open);
-    }
-
-    /// Whether the calling thread may have a change open, whether it is inside of it or has abandoned it: one look,
-    /// to know whether [`end_abandoned`](AddressSpace::end_abandoned) can have anything to do.
-    #[inline(always)]
-    pub fn may_have_open(&self, caller: &Caller) -> bool {
-        self.shared.open.may_hold(caller)
-    }
-
-    /// The address space is going: tells every subscriber once by `release`, then nobody of anything.
-    ///
-    /// Does not wait for callbacks that other threads are in. Subscriptions stay to be dropped.
+    /// Returns when no subscriber's `release` is running any more, also if another thread has called it by
+    /// unsubscribing; called inside a callback, it does not wait for that. Subscriptions stay to be dropped.
     ///
     /// # Panics
     ///
-    /// If somebody's `release` panics, after all others have been told.
+    /// If somebody's callback panics, after all others have been told.
     #[doc(alias = "mmu_notifier_release")]
     pub fn release(&self) {
+        let panic = self.tell_release();
+        let shared = &self.shared;
         let caller = self.caller();
-        let held = self.record(&caller);
-        let mut panic = None;
-        for entry in self.shared.list.walk(&held) {
-            if let Err(first) = release(entry, &held) {
-                panic.get_or_insert(first);
+        if !shared.open.is_reading(&caller) {
+            // The full fences of `tell_release` lie before: who was not found there has said so here.
+            let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
+            // Acquire pairs with the Release in the drop of a subscription.
+            while shared.releasing.load(Ordering::Acquire) > 0 {
+                patience.wait_for_anybody();
             }
-            entry.leave();
         }
-        held.free();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
+    }
+
+    /// The same without waiting for anybody, and without a panic: for a process that is about to exit.
+    pub fn release_now(&self) {
+        drop(self.tell_release());
+    }
+
+    fn tell_release(&self) -> Option<Panic> {
+        let shared = &self.shared;
+        // Relaxed: the fences of the claims follow.
+        shared.released.store(true, Ordering::Relaxed);
+        let caller = self.caller();
+        let going = Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed);
+        let held = shared.claim_change(&caller, going.event());
+        held.write(&going);
+        // Nobody on the list of today is told of this change as a change.
+        held.walks(0);
+        let mut panic = start_intervals(&shared.tree, &held, &going).panic;
+        shared.open.free(held);
+        let held = shared.claim(&caller, Phase::Calling);
+        for list in [&shared.list, &shared.aging, &shared.tlbs] {
+            for entry in list.walk(&held) {
+                if let Err(first) = release(entry, &held) {
+                    panic.get_or_insert(first);
+                }
+                entry.leave();
+            }
+            list.clear(&held);
+        }
+        shared.open.free(held);
+        panic
     }
 
     /// Makes this the empty address space of a forked child.
@@ -178,9 +349,18 @@ impl AddressSpace {
     /// the memory of the parent's subscribers stays.
     #[doc(alias = "dup_mmap")]
     pub fn forked(&self) {
-        self.shared.open.forget_all();
-        let nothing = Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed);
-        self.shared.list.forget_all(&self.shared.open, &self.caller(), &nothing);
+        let shared = &self.shared;
+        shared.open.forget_all();
+        // Relaxed: there is only one thread.
+        shared.fork.fetch_add(1, Ordering::Relaxed);
+        shared.releasing.store(0, Ordering::Relaxed);
+        shared.released.store(false, Ordering::Relaxed);
+        shared.tree.forget_all();
+        let held = shared.claim(&self.caller(), Phase::Editing);
+        for list in [&shared.list, &shared.aging, &shared.tlbs] {
+            list.forget_all(&held);
+        }
+        shared.open.free(held);
     }
 }
 
@@ -192,10 +372,13 @@ impl Default for AddressSpace {
 
 /// Calls `release`, if nobody has yet.
 fn release(entry: &Entry, held: &Held<'_>) -> Result<(), Panic> {
-    held.calling(entry.address(), || match entry.subscriber(held) {
+    held.set_calling(entry.address());
+    let result = match entry.subscriber(*held) {
         Some(kind) if entry.claim_release() => catch_unwind(AssertUnwindSafe(|| kind.release())),
         _ => Ok(()),
-    })
+    };
+    held.set_calling(0);
+    result
 }
 
 /// Keeps a subscriber subscribed. Dropping it unsubscribes.
@@ -218,20 +401,47 @@ pub struct Subscription {
     entry: SyncArc<Entry>,
 }
 
+impl Subscription {
+    pub(crate) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+}
+
 impl Drop for Subscription {
     fn drop(&mut self) {
         let space = &self.space;
-        let caller = space.caller();
-        let in_own_callback = space.shared.open.is_in_callback(&caller, self.entry.address());
-        let held = space.record(&caller);
-        let released = if in_own_callback { release(&self.entry, &held) } else { Ok(()) };
         let shared = &space.shared;
-        if let Some(subscriber) = shared.list.remove(&shared.open, &caller, held, &self.entry)
-            && self.entry.claim_release()
-        {
-            subscriber.release();
+        let caller = space.caller();
+        let in_own_callback = shared.open.is_in_callback(&caller, self.entry.address());
+        // Before `leave`, whose Release publishes it: see `AddressSpace::release`.
+        shared.releasing.fetch_add(1, Ordering::Relaxed);
+        let mut released = Ok(());
+        if in_own_callback {
+            let held = shared.claim(&caller, Phase::Calling);
+            released = release(&self.entry, &held);
+            shared.open.free(held);
         }
-        shared.list.collect(&shared.open);
+        // Release, inside: see `AddressSpace::release`.
+        self.entry.leave();
+        let held = shared.claim(&caller, Phase::Editing);
+        shared.list_of(&self.entry).remove(&held, &self.entry);
+        shared.open.free(held);
+        if !in_own_callback {
+            let mut patience = Patience::new(shared, caller.thread, Waiting::ToUnsubscribe);
+            if let Some(kind) = Published::take(&shared.open, &caller, &mut patience, &self.entry)
+                && self.entry.claim_release()
+            {
+                // On record, so that whatever is done inside knows that it is a callback.
+                let held = shared.claim(&caller, Phase::Calling);
+                held.set_calling(self.entry.address());
+                released = catch_unwind(AssertUnwindSafe(|| kind.release()));
+                held.set_calling(0);
+                shared.open.free(held);
+            }
+        }
+        // Release pairs with the Acquire in `AddressSpace::release`: what it did happened before.
+        shared.releasing.fetch_sub(1, Ordering::Release);
+        shared.collect();
         if let Err(panic) = released {
             resume_unwind(panic);
         }

@@ -7,7 +7,9 @@
 
 use std::sync::Arc;
 
-use crate::{Change, WouldBlock};
+use crate::list::Told;
+use crate::open::Held;
+use crate::{Blocking, Change, WouldBlock};
 
 /// Is told before and after every change. Its start cannot fail; every start that returned is followed
 /// by exactly one end.
@@ -139,5 +141,44 @@ impl<S: Refuser + ?Sized> Refuser for Arc<S> {
 
     fn release(&self) {
         (**self).release();
+    }
+}
+
+/// A [`Subscriber`] on the list.
+pub(crate) struct Paired<S>(pub(crate) S);
+
+impl<S: Subscriber> Told for Paired<S> {
+    fn start(&self, _: Held<'_>, change: &Change) -> Result<(), WouldBlock> {
+        self.0.start(change);
+        Ok(())
+    }
+
+    fn end(&self, _: Held<'_>, change: &Change) {
+        self.0.end(change);
+    }
+
+    fn release(&self) {
+        self.0.release();
+    }
+}
+
+/// A [`Refuser`] on the list.
+pub(crate) struct Refusing<R>(pub(crate) R);
+
+impl<R: Refuser> Told for Refusing<R> {
+    fn start(&self, _: Held<'_>, change: &Change) -> Result<(), WouldBlock> {
+        match change.blocking() {
+            Blocking::Forbidden => self.0.try_start(change),
+            Blocking::Allowed => {
+                self.0.start(change);
+                Ok(())
+            }
+        }
+    }
+
+    fn end(&self, _: Held<'_>, _: &Change) {}
+
+    fn release(&self) {
+        self.0.release();
     }
 }

@@ -69,4 +69,9 @@ impl Backoff {
         }
         self.step += 1;
     }
+
+    /// Whether this has slept already.
+    pub(crate) fn is_long(&self) -> bool {
+        self.step > 40
+    }
 }

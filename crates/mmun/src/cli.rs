@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
+use mmu_notifier_model::Kernel;
 
 /// See every change of a program's address space: what, why, how often, how long.
 #[derive(Debug, Parser)]
@@ -18,11 +20,21 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a program and report its changes of memory.
+    // What help says of each stands at its options.
     Run(Run),
+    Replay(Replay),
+    Demo(Demo),
 }
 
 const EXAMPLES: &str = "\
+EXAMPLES:
+  mmun run -- ls -l                            what ls does to its address space
+  mmun demo pairing                            the bug that started it, and its fix
+  mmun replay golden:eagain_every_second       what the kernel's own code did
+
+  mmun help COMMAND says more, with more examples.";
+
+const RUN_EXAMPLES: &str = "\
 EXAMPLES:
   mmun run -- ls -l                            a summary on stderr when ls is done
   mmun run --report out.html -- ./server       a page with pictures
@@ -41,7 +53,7 @@ EXIT STATUS:
 /// The program must be dynamically linked; it is not changed on disk, needs no symbols, and sees its
 /// terminal, signals and exit status as always.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = RUN_EXAMPLES)]
 pub struct Run {
     /// Write all numbers as JSON; - is stdout.
     #[arg(long, value_name = "FILE")]
@@ -77,6 +89,104 @@ pub struct Run {
     pub program: Vec<OsString>,
 }
 
+const REPLAY_EXAMPLES: &str = "\
+EXAMPLES:
+  mmun replay --list                           the golden traces
+  mmun replay golden:eagain_two_refusers       one, on each kernel it is of
+  mmun replay --as 7.2 golden:eagain_two_refusers--5.10
+                                               what the pairing fix changed
+  mmun replay --quiet golden:all               the model against every trace
+  mmun replay mine.jsonl other.jsonl.gz        files of the same format
+  mmun replay --color always mine.jsonl | less -RS
+                                               nothing cut at the terminal's width
+
+EXIT STATUS:
+  0: every observation is as recorded.  1: one differs.
+  2: a file cannot be read or is no trace (the error names line and field), or
+  wrong usage.";
+
+/// Replay a recorded trace of the kernel's notifiers, step by step.
+///
+/// A trace holds operations (a subscriber registers, a range is invalidated, and so on) and all that was seen
+/// of them when real kernel code did them: results, callbacks, warnings, who waits, the state. A model of the
+/// kernel does them again. Each step is one line; what differs from the recorded run follows it in colour.
+/// The last line is every subscriber's balance of starts and ends. docs/replay.md says more.
+#[derive(Debug, clap::Args)]
+#[command(after_help = REPLAY_EXAMPLES)]
+pub struct Replay {
+    /// Traces to replay, also compressed by gzip.
+    ///
+    /// A - is stdin. golden:NAME is a golden trace (recorded from the kernel's own code, part of this program) on
+    /// each kernel that it was recorded on, golden:NAME--KERNEL on that one; golden:all is all of them.
+    #[arg(value_name = "FILE", required_unless_present = "list")]
+    pub files: Vec<OsString>,
+
+    /// Whose semantics to replay under; without it, those of the kernel that was recorded.
+    #[arg(long = "as", value_name = "KERNEL", value_parser = kernels())]
+    pub kernel: Option<Kernel>,
+
+    /// Only what differs, one difference a line, and the result.
+    #[arg(long, short)]
+    pub quiet: bool,
+
+    /// List the golden traces.
+    #[arg(long, conflicts_with_all = ["files", "kernel", "quiet"])]
+    pub list: bool,
+
+    /// Colours in the output.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// Show an experiment.
+#[derive(Debug, clap::Args)]
+pub struct Demo {
+    /// Which.
+    #[command(subcommand)]
+    pub experiment: Experiment,
+}
+
+/// The experiments.
+#[derive(Debug, Subcommand)]
+pub enum Experiment {
+    Pairing(Pairing),
+}
+
+const PAIRING_EXAMPLES: &str = "\
+EXAMPLES:
+  mmun demo pairing                            as the fix describes it
+  mmun demo pairing --refuse 1/1               nothing of the victim can be reaped
+  mmun demo pairing --refuse 1/9               nobody has to refuse: all is well";
+
+/// Every start has its end: an OOM kill before the pairing fix, after it, and here.
+///
+/// The OOM reaper takes a victim's memory away. It cannot wait, so its starts may be refused; then it leaves
+/// that mapping alone, goes on, and tries everything again later, ten times at most. Two subscribers are told:
+/// one counts starts minus ends, as KVM does (while the count is not 0, no guest page fault is served), and one
+/// refuses every N-th start that may not wait, as a GPU driver does that is busy.
+///
+/// Linux up to 5.11 never sent the first its end for a start that the second had refused. The columns of the
+/// kernels are replayed by the model of each kernel, the last one is this library itself.
+#[derive(Debug, clap::Args)]
+#[command(after_help = PAIRING_EXAMPLES)]
+pub struct Pairing {
+    /// Refuse every N-th start.
+    #[arg(long, value_name = "1/N", default_value = "1/3", value_parser = parse_refuse)]
+    pub refuse: u32,
+
+    /// How many mappings the victim has.
+    #[arg(long, value_name = "NUMBER", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub vmas: u32,
+
+    /// How often the reaper tries before it gives up; in Linux 10 times.
+    #[arg(long, value_name = "NUMBER", default_value = "10", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub attempts: u32,
+
+    /// Colours in the output.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
 /// When to use colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Color {
@@ -89,16 +199,29 @@ pub enum Color {
 }
 
 impl Color {
-    /// Whether stderr gets colours.
-    pub fn on_stderr(self) -> bool {
+    /// Whether this stream gets colours.
+    pub fn on(self, stream: &impl IsTerminal) -> bool {
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = || std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         match self {
-            Color::Auto => std::io::stderr().is_terminal() && !set("NO_COLOR") && !dumb(),
+            Color::Auto => stream.is_terminal() && !set("NO_COLOR") && !dumb(),
             Color::Always => true,
             Color::Never => false,
         }
     }
+}
+
+/// The kernels by name, with or without `linux-`.
+fn kernels() -> impl TypedValueParser<Value = Kernel> {
+    let value = |kernel: Kernel| {
+        let value = PossibleValue::new(kernel.name);
+        match kernel.name.strip_prefix("linux-") {
+            Some(short) => value.alias(short),
+            None => value,
+        }
+    };
+    PossibleValuesParser::new(Kernel::ALL.map(value))
+        .try_map(|name| Kernel::named(&name).ok_or("no such kernel"))
 }
 
 fn parse_refuse(text: &str) -> Result<u32, String> {
@@ -139,8 +262,30 @@ mod tests {
     use clap::CommandFactory;
 
     fn run(line: &str) -> Run {
-        let Command::Run(run) = Cli::try_parse_from(line.split_whitespace()).unwrap().command;
-        run
+        match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
+            Command::Run(run) => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn kernels_have_two_names() {
+        let kernel = |name| match Cli::try_parse_from(["mmun", "replay", "f", "--as", name]).unwrap().command
+        {
+            Command::Replay(replay) => replay.kernel,
+            other => panic!("{other:?}"),
+        };
+        for (name, expected) in [
+            ("5.10", Kernel::LINUX_5_10),
+            ("linux-5.10", Kernel::LINUX_5_10),
+            ("6.1", Kernel::LINUX_6_1),
+            ("6.12", Kernel::LINUX_6_12),
+            ("7.2", Kernel::LINUX_7_2),
+            ("repaired", Kernel::REPAIRED),
+        ] {
+            assert_eq!(kernel(name), Some(expected));
+        }
+        assert!(Cli::try_parse_from(["mmun", "replay", "f", "--as", "2.6"]).is_err());
     }
 
     #[test]

@@ -3,17 +3,23 @@
 //! `mmun run` starts a program with an object preloaded that brackets its memory system calls and
 //! counts into memory shared with mmun ([`session`]); a thread reads that ([`watch`]) and at the end it
 //! is summed up and reported.
+//!
+//! `mmun replay` ([`replay`]) and `mmun demo` ([`demo`]) start nothing: they show how the kernels and this
+//! library behave.
 
 #![expect(unreachable_pub, reason = "a program is reached by nobody; here `pub` means: for other modules")]
 
 mod cli;
 mod clock;
+mod demo;
 mod elf;
 mod launch;
 mod live;
+mod page;
 mod preload;
 mod processes;
 mod program;
+mod replay;
 mod report;
 mod reports;
 mod rings;
@@ -29,12 +35,22 @@ use std::io::Write;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Demo, Experiment, Run};
+use crate::report::fit::printable;
 use crate::summary::Outcome;
 
 fn main() {
-    let Command::Run(options) = Cli::parse().command;
-    match run::run(&options) {
+    match Cli::parse().command {
+        Command::Run(options) => run(&options),
+        Command::Replay(options) => std::process::exit(replay::replay(&options)),
+        Command::Demo(Demo { experiment: Experiment::Pairing(options) }) => {
+            std::process::exit(demo::pairing::show(&options))
+        }
+    }
+}
+
+fn run(options: &Run) {
+    match run::run(options) {
         Ok(Outcome::Exited(status)) => std::process::exit(status),
         Ok(Outcome::Killed(signal)) => signals::die_of(signal),
         Ok(Outcome::Running) => unreachable!("it was waited for"),
@@ -47,5 +63,5 @@ fn main() {
 
 /// One line on stderr; who has closed it does not want to know.
 fn complain(error: &anyhow::Error) {
-    let _ = writeln!(std::io::stderr(), "mmun: {error:#}");
+    let _ = writeln!(std::io::stderr(), "mmun: {}", printable(&format!("{error:#}")));
 }

@@ -55,7 +55,7 @@ pub fn run(options: &Run) -> Result<Outcome> {
     watched.summary.outcome = outcome;
     if !options.quiet {
         // Who closed our stderr does not want to know.
-        let _ = reports::write_text(&watched.summary, options.color.on_stderr());
+        let _ = reports::write_text(&watched.summary, options.color.on(&std::io::stderr()));
     }
     let finished = watched.reports.finish(&watched.summary, &watched.callers);
     match watched.failure.map_or(finished, Err) {

@@ -8,7 +8,7 @@ use super::Machine;
 use crate::observe::{Bug, Observed, Resumed, Wait};
 
 /// The first half of an operation is done; the second waits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Waiter {
     pub(super) task: u64,
     pub(super) mm: u64,
@@ -16,7 +16,7 @@ pub(super) struct Waiter {
 }
 
 /// What is left to do.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Register { s: u64 },
     Get { c: u64, new: u64 },

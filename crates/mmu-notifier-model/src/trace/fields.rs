@@ -30,11 +30,15 @@ impl Fields {
     pub(super) fn of_line(text: &str) -> Read<Fields> {
         let value = match serde_json::from_str(text) {
             Ok(value) => value,
-            Err(error) if error.is_eof() => return fault("", format!("the line is truncated: {error}")),
-            Err(error) => return fault("", format!("the line is not JSON: {error}")),
+            Err(error) => {
+                let what = if error.is_eof() { "truncated" } else { "not JSON" };
+                // The parser saw one line and calls it line 1.
+                let why = error.to_string().replace(" at line 1 column ", " in column ");
+                return fault("", format!("the line is {what}: {why}"));
+            }
         };
         if let Some(key) = repeated_key(text) {
-            return fault(key, "the field is there twice");
+            return fault(shown(&key), "the field is there twice");
         }
         match value {
             Value::Object(map) => Ok(Fields { path: String::new(), map }),
@@ -52,7 +56,7 @@ impl Fields {
 
     /// The name of a field as an error should give it.
     pub(super) fn name(&self, key: &str) -> String {
-        format!("{}{key}", self.path)
+        format!("{}{}", self.path, shown(key))
     }
 
     /// An error about a field.
@@ -210,11 +214,16 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
+/// A key, which an error has to name even if it is nothing.
+fn shown(key: &str) -> &str {
+    if key.is_empty() { "\"\"" } else { key }
+}
+
 /// A key that stands twice in one object of `text`, which is known to be JSON. The parser would
 /// silently keep the last of them.
 fn repeated_key(text: &str) -> Option<String> {
     // One set of keys for each object that is open; lists have none.
-    let mut open: Vec<Option<BTreeSet<&str>>> = Vec::new();
+    let mut open: Vec<Option<BTreeSet<String>>> = Vec::new();
     let mut expects_key = false;
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -231,16 +240,17 @@ fn repeated_key(text: &str) -> Option<String> {
             b'}' | b']' => drop(open.pop()),
             b',' => expects_key = matches!(open.last(), Some(Some(_))),
             b'"' => {
-                let begin = at + 1;
-                at = begin;
+                let begin = at;
+                at += 1;
                 while bytes[at] != b'"' {
                     at += if bytes[at] == b'\\' { 2 } else { 1 };
                 }
-                if expects_key
-                    && let Some(Some(keys)) = open.last_mut()
-                    && !keys.insert(&text[begin..at])
-                {
-                    return Some(text[begin..at].to_owned());
+                if expects_key && let Some(Some(keys)) = open.last_mut() {
+                    // The same key can be spelt in several ways.
+                    let key: String = serde_json::from_str(&text[begin..=at]).expect("a string of the text");
+                    if !keys.insert(key.clone()) {
+                        return Some(key);
+                    }
                 }
                 expects_key = false;
             }

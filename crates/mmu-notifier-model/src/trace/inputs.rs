@@ -63,11 +63,7 @@ pub(super) fn read(fields: &mut Fields) -> Read<Op> {
         "has_notifiers" => Op::HasNotifiers { m: f.unsigned("m")? },
         "ro_check" => Op::RoCheck {
             event: f.word("event", &Event::ALL, Event::name)?,
-            vma: f.word("vma", &[Vma::None, Vma::Read, Vma::Noread], |vma| match vma {
-                Vma::None => "none",
-                Vma::Read => "read",
-                Vma::Noread => "noread",
-            })?,
+            vma: f.word("vma", &Vma::ALL, Vma::name)?,
         },
         "poke_seq" => Op::PokeSeq { m: f.unsigned("m")?, v: f.unsigned("v")? },
         "poke_users" => {

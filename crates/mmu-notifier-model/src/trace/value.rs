@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{Header, Line, Trait};
 use crate::observe::{Args, Call, Count, Deferral, Finish, MmState, Observed, Ret, Subs, Who};
 use crate::op::{
-    Blocking, Callback, Change, Class, Failing, Injection, IntervalClass, Op, Passes, Qualifying, Vma,
+    Blocking, Callback, Change, Class, Failing, Injection, IntervalClass, Op, Passes, Qualifying,
 };
 
 /// An object in the making; `null` is a value, [`None`] is nothing.
@@ -123,14 +123,7 @@ impl Op {
             Op::TestYoung { m, address } | Op::ChangePte { m, address } => {
                 o.inputs([("m", m), ("address", address)])
             }
-            Op::RoCheck { event, vma } => o.with("event", event.name()).with(
-                "vma",
-                match vma {
-                    Vma::None => "none",
-                    Vma::Read => "read",
-                    Vma::Noread => "noread",
-                },
-            ),
+            Op::RoCheck { event, vma } => o.with("event", event.name()).with("vma", vma.name()),
             Op::PokeSeq { m, v } => o.inputs([("m", m), ("v", v)]),
             Op::PokeUsers { s, v } => o.inputs([("s", s), ("v", v)]),
         };

@@ -1,4 +1,4 @@
-//! The bystander of the generated operations: it keeps books of its own, and compares.
+//! The bystander of the generated operations: it keeps books of its own, and compares. Also used by `fuzz/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,6 @@ use mmu_notifier_model::{
     Blocking, CallKind, Callback, Change, Class, Event, Failing, Ignored, IntervalClass, Kernel, Machine,
     MmState, Observed, Op, Passes, Qualifying, Ret, Subs, Wait, Who,
 };
-use proptest::prelude::*;
 
 /// An operation whose numbers are made fit: which of the things that are there it is about.
 #[derive(Clone, Debug)]
@@ -23,30 +22,6 @@ pub(crate) enum Action {
     Insert { i: u64, c: u64, m: u64, page: u64, pages: u64, locked: bool },
     Remove(usize),
     Read(usize),
-}
-
-pub(crate) fn action() -> impl Strategy<Value = Action> {
-    let blocking = prop_oneof![Just(Blocking::Allowed), Just(Blocking::Forbidden)];
-    let event = prop_oneof![Just(Event::Unmap), Just(Event::Clear), Just(Event::Migrate)];
-    let which = any::<usize>;
-    prop_oneof![
-        3 => (0..4_u64, 0..4_u64, 0..2_u64).prop_map(|(s, c, m)| Action::Register { s, c, m }),
-        2 => which().prop_map(Action::Unregister),
-        2 => (0..4_u64, 0..2_u64).prop_map(|(c, m)| Action::Get { c, m }),
-        2 => which().prop_map(Action::Put),
-        1 => Just(Action::GracePeriod),
-        1 => (0..20_u64).prop_map(Action::Exit),
-        1 => (0..20_u64).prop_map(Action::Mmdrop),
-        8 => (0..2_u64, 0..8_u64, 0..4_u64, event, blocking, 0..2_u64).prop_map(
-            |(m, page, pages, event, blocking, owner)| Action::Start { m, page, pages, event, blocking, owner }
-        ),
-        7 => which().prop_map(Action::End),
-        4 => (0..5_u64, 0..4_u64, 0..2_u64, 0..8_u64, 1..4_u64, any::<bool>()).prop_map(
-            |(i, c, m, page, pages, locked)| Action::Insert { i, c, m, page, pages, locked }
-        ),
-        3 => which().prop_map(Action::Remove),
-        3 => which().prop_map(Action::Read),
-    ]
 }
 
 /// What the bystander knows of a subscriber.

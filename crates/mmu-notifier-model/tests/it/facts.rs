@@ -105,6 +105,7 @@ fn a_step_reads_as_one_line() {
     let trace = golden::trace("eagain_refuser_walked_first", "6.1.192");
     let steps: Vec<String> = Replay::new(trace, Kernel::LINUX_6_1).map(|step| step.to_string()).collect();
     assert!(steps.iter().all(|step| step.lines().count() == 1));
+    assert_eq!(steps[2], "class c1 start, 1/1 of the non-blocking starts fail -11");
     let refused = steps.iter().find(|step| step.contains(" = -11")).expect("a start is refused");
     assert_eq!(
         refused,

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::OnceLock;
 
-use mmu_notifier_model::{Trace, replay, split};
+use mmu_notifier_model::{GOLDEN, Trace, replay, split};
 
 /// Every golden trace, read.
 pub(crate) fn traces() -> &'static [Trace] {
     static TRACES: OnceLock<Vec<Trace>> = OnceLock::new();
     TRACES.get_or_init(|| {
-        let packed = &include_bytes!("../../golden/traces.jsonl.gz")[..];
         let mut text = String::new();
-        flate2::read::GzDecoder::new(packed).read_to_string(&mut text).expect("the archive is whole");
+        flate2::read::GzDecoder::new(GOLDEN).read_to_string(&mut text).expect("the archive is whole");
         let read = |text: &str| {
             let mut trace = Trace::read("golden", text).unwrap_or_else(|error| panic!("{error}\nin {text}"));
             let release = trace.header.kernel.release.expect("it was recorded");
@@ -45,6 +44,13 @@ fn every_observation_of_every_trace_matches() {
         .map(|mismatch| mismatch.to_string())
         .collect();
     assert!(mismatches.is_empty(), "{} mismatches:\n{}", mismatches.len(), mismatches.join("\n"));
+}
+
+#[test]
+fn every_operation_of_every_trace_is_possible() {
+    for trace in traces() {
+        trace.check().unwrap_or_else(|error| panic!("{error}"));
+    }
 }
 
 #[test]

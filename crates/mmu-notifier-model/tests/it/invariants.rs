@@ -15,11 +15,36 @@
 //!
 //! That no callback runs with the core's lock held says nothing here: there is no lock.
 
-use mmu_notifier_model::Kernel;
+use mmu_notifier_model::{Blocking, Event, Kernel};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-use crate::bystander::{Action, Bystander, Checked, action};
+use crate::bystander::{Action, Bystander, Checked};
+use crate::random;
+
+fn action() -> impl Strategy<Value = Action> {
+    let blocking = prop_oneof![Just(Blocking::Allowed), Just(Blocking::Forbidden)];
+    let event = prop_oneof![Just(Event::Unmap), Just(Event::Clear), Just(Event::Migrate)];
+    let which = any::<usize>;
+    prop_oneof![
+        3 => (0..4_u64, 0..4_u64, 0..2_u64).prop_map(|(s, c, m)| Action::Register { s, c, m }),
+        2 => which().prop_map(Action::Unregister),
+        2 => (0..4_u64, 0..2_u64).prop_map(|(c, m)| Action::Get { c, m }),
+        2 => which().prop_map(Action::Put),
+        1 => Just(Action::GracePeriod),
+        1 => (0..20_u64).prop_map(Action::Exit),
+        1 => (0..20_u64).prop_map(Action::Mmdrop),
+        8 => (0..2_u64, 0..8_u64, 0..4_u64, event, blocking, 0..2_u64).prop_map(
+            |(m, page, pages, event, blocking, owner)| Action::Start { m, page, pages, event, blocking, owner }
+        ),
+        7 => which().prop_map(Action::End),
+        4 => (0..5_u64, 0..4_u64, 0..2_u64, 0..8_u64, 1..4_u64, any::<bool>()).prop_map(
+            |(i, c, m, page, pages, locked)| Action::Insert { i, c, m, page, pages, locked }
+        ),
+        3 => which().prop_map(Action::Remove),
+        3 => which().prop_map(Action::Read),
+    ]
+}
 
 fn check(kernel: Kernel, actions: &[Action]) -> Checked {
     let mut bystander = Bystander::new(kernel);
@@ -32,6 +57,18 @@ fn the_repaired_kernel_keeps_the_invariants() {
     TestRunner::new(config)
         .run(&prop::collection::vec(action(), 1..80), |actions| {
             check(Kernel::REPAIRED, &actions).map_err(TestCaseError::fail)
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// The operations as a fuzzer makes them (`fuzz/`), rules or no rules.
+#[test]
+fn any_operations_can_be_written_down_and_replayed() {
+    let config = Config { cases: 100, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(&prop::collection::vec(any::<u8>(), 0..600), |bytes| {
+            random::any_operations(&bytes).map_err(TestCaseError::fail)?;
+            random::lawful_operations(&bytes).map_err(TestCaseError::fail)
         })
         .unwrap_or_else(|error| panic!("{error}"));
 }

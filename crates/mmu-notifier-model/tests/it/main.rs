@@ -7,6 +7,7 @@
 //! | `facts.rs` | each fact in which the kernels differ is needed; replay as another kernel |
 //! | `repaired.rs` | the repaired kernel differs where the defects are, and nowhere else |
 //! | `edge_cases.rs` | the edge cases of the subsystem, each with the scenario that shows it |
+//! | `random.rs`, `reading.rs` | what must hold of any operations and of any text; `fuzz/` uses them, too |
 //! | `strict.rs` | what is not a trace is refused, with file, line and field |
 //! | `invariants.rs` | generated operations: the invariants of the subsystem, and no panic (`bystander.rs` keeps the books) |
 
@@ -16,6 +17,8 @@ mod facts;
 mod golden;
 mod invariants;
 mod mutation;
+mod random;
+mod reading;
 mod repaired;
 mod strict;
 

@@ -57,16 +57,18 @@ fn nested_and_overlapping_changes_are_pairs_of_their_own() {
 
 #[test]
 fn a_change_is_ended_once() {
-    let log = Log::default();
-    let (space, _subscriptions) = space_with(&log, &["A"]);
-    let caller = space.caller();
-    let open = space.start(&caller, Change::new(PAGES, Event::Clear, Blocking::Forbidden)).unwrap();
-    assert!(space.end(&caller, open));
-    assert!(!space.end(&caller, open));
-    let again = space.start(&caller, Change::new(PAGES, Event::Clear, Blocking::Forbidden)).unwrap();
-    assert!(!space.end(&caller, open), "the place is used again, the change is another");
-    assert!(space.end(&caller, again));
-    assert_eq!(log.take(), "A+ A- A+ A-");
+    for names in [&["A"][..], &[]] {
+        let log = Log::default();
+        let (space, _subscriptions) = space_with(&log, names);
+        let caller = space.caller();
+        let open = || space.start(&caller, Change::new(PAGES, Event::Clear, Blocking::Forbidden)).unwrap();
+        let first = open();
+        assert_eq!(space.end_abandoned(&caller, |_| true).changes, 1);
+        let again = open();
+        assert!(!space.end(&caller, first), "the place is used again, the change is another");
+        assert!(space.end(&caller, again));
+        assert_eq!(log.take(), if names.is_empty() { "" } else { "A+ A- A+ A-" });
+    }
 }
 
 #[test]
@@ -125,8 +127,8 @@ fn a_full_record_refuses_who_must_not_wait_and_lets_others_wait() {
         });
         std::thread::sleep(std::time::Duration::from_millis(20));
         assert!(waits.try_recv().is_err(), "it cannot have had a place");
-        for open in &open {
-            assert!(space.end(&caller, *open));
+        for open in open {
+            assert!(space.end(&caller, open));
         }
         waits.recv().unwrap();
     });

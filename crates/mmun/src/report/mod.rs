@@ -8,10 +8,14 @@
 //! | [`trace`] | Perfetto and `chrome://tracing` | every record, of which it keeps nothing |
 //!
 //! Nothing here reads the session or knows where a summary comes from. All names (programs, files,
-//! symbols) are other people's text: each report makes them harmless in its own way.
+//! symbols) are other people's text: each report makes them harmless in its own way, those for a terminal with
+//! [`fit`]. [`paint`], [`bar`] and [`units`] are how text is written for people, also by the other commands.
 
+pub mod bar;
+pub mod fit;
 pub mod html;
 pub mod json;
+pub mod paint;
 pub mod text;
 pub mod trace;
 pub mod units;

@@ -5,8 +5,11 @@
 
 use std::io::{self, Write};
 
+use super::bar::{bar, level};
+use super::fit::{folded, keep_back, keep_front, printable};
+use super::paint::{Paint, Tone};
 use super::units::{bytes, count, counted, duration, percent};
-use super::words::{Balance, command, ending, keep_back, keep_front, printable};
+use super::words::{Balance, command, ending};
 use crate::summary::{Summary, Times};
 
 const WIDTH: usize = 80;
@@ -17,7 +20,7 @@ const NAMED: usize = 6;
 
 /// Writes the summary; `color` adds ANSI colours.
 pub fn write(summary: &Summary, out: &mut impl Write, color: bool) -> io::Result<()> {
-    let mut text = Text { out, color };
+    let mut text = Text { out, paint: Paint::new(color) };
     text.headline(summary)?;
     text.calls(summary)?;
     text.events(summary)?;
@@ -31,19 +34,9 @@ pub fn write(summary: &Summary, out: &mut impl Write, color: bool) -> io::Result
     text.hook(summary)
 }
 
-#[derive(Clone, Copy)]
-enum Tone {
-    Plain,
-    Strong,
-    Faint,
-    Good,
-    Careful,
-    Bad,
-}
-
 struct Text<'a, W> {
     out: &'a mut W,
-    color: bool,
+    paint: Paint,
 }
 
 impl<W: Write> Text<'_, W> {
@@ -59,7 +52,7 @@ impl<W: Write> Text<'_, W> {
         if summary.processes_left > 0 {
             rest += &format!(", {} left", count(summary.processes_left));
         }
-        let name = self.paint(Tone::Strong, &program);
+        let name = self.paint.tone(Tone::Strong, &program);
         if 6 + program.chars().count() + 1 + rest.chars().count() <= WIDTH {
             writeln!(self.out, "mmun: {name} {rest}")
         } else {
@@ -249,31 +242,18 @@ impl<W: Write> Text<'_, W> {
     }
 
     fn head(&mut self, columns: &str) -> io::Result<()> {
-        let columns = self.paint(Tone::Faint, columns);
+        let columns = self.paint.tone(Tone::Faint, columns);
         writeln!(self.out, "\n  {columns}")
     }
 
     /// A label and a sentence, folded at the width of the page.
     fn say(&mut self, label: &str, tone: Tone, sentence: &str) -> io::Result<()> {
-        let mut label = self.paint(Tone::Faint, &format!("{label:<0$}", INDENT - 2));
+        let mut label = self.paint.tone(Tone::Faint, &format!("{label:<0$}", INDENT - 2));
         for line in folded(sentence, WIDTH - INDENT) {
-            writeln!(self.out, "  {label}{}", self.paint(tone, &line))?;
+            writeln!(self.out, "  {label}{}", self.paint.tone(tone, &line))?;
             label = " ".repeat(INDENT - 2);
         }
         Ok(())
-    }
-
-    fn paint(&self, tone: Tone, text: &str) -> String {
-        let code = match tone {
-            Tone::Plain => return text.to_owned(),
-            _ if !self.color => return text.to_owned(),
-            Tone::Strong => "1",
-            Tone::Faint => "2",
-            Tone::Good => "32",
-            Tone::Careful => "33",
-            Tone::Bad => "1;31",
-        };
-        format!("\x1b[{code}m{text}\x1b[0m")
     }
 }
 
@@ -305,41 +285,12 @@ impl Axis {
     }
 }
 
-/// `number` on a scale of `steps`: 0 only for nothing, `steps` only for the most.
-fn level(number: u64, most: u64, steps: u64) -> u64 {
-    (u128::from(number) * u128::from(steps)).div_ceil(u128::from(most.max(1))) as u64
-}
-
-/// A bar in eighths of a column.
-fn bar(number: u64, most: u64, width: u64) -> String {
-    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-    let eighths = level(number, most, width * 8);
-    "█".repeat((eighths / 8) as usize) + EIGHTHS[(eighths % 8) as usize]
-}
-
 fn or_dot(number: u64) -> String {
     if number == 0 { "·".to_owned() } else { count(number) }
 }
 
 fn nanoseconds(summary: &Summary) -> u64 {
     summary.wall.as_nanos().try_into().unwrap_or(u64::MAX)
-}
-
-/// Lines of at most `width` characters, broken at spaces; a longer word loses its beginning.
-fn folded(sentence: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in sentence.split(' ') {
-        let line = lines.last_mut().expect("there is always a line");
-        if line.is_empty() {
-            *line = keep_back(word, width);
-        } else if line.chars().count() + 1 + word.chars().count() <= width {
-            line.push(' ');
-            line.push_str(word);
-        } else {
-            lines.push(keep_back(word, width));
-        }
-    }
-    lines
 }
 
 #[cfg(test)]
@@ -411,13 +362,5 @@ mod tests {
         let text = shown(&summary, false);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(!text.contains(['\x1b', '\x07']));
-    }
-
-    #[test]
-    fn bars_and_levels_never_hide_something() {
-        assert_eq!(bar(0, 100, 10), "");
-        assert_eq!(bar(1, u64::MAX, 10), "▏");
-        assert_eq!(bar(100, 100, 10), "██████████");
-        assert_eq!((level(0, 9, 8), level(1, 1000, 8), level(1000, 1000, 8)), (0, 1, 8));
     }
 }

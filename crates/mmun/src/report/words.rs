@@ -1,5 +1,6 @@
 //! What all reports for people say in the same words: how a run ended, whether it is balanced.
 
+use super::fit::printable;
 use crate::summary::{Outcome, Summary};
 
 /// How the starts and ends of a run relate.
@@ -53,40 +54,6 @@ pub(super) fn command(summary: &Summary) -> String {
     });
     let line = words.collect::<Vec<_>>().join(" ");
     if line.is_empty() { "the program".to_owned() } else { line }
-}
-
-/// The text with control characters (and those that reverse the reading direction) made visible.
-pub(super) fn printable(text: &str) -> String {
-    let acts = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    if !text.contains(acts) {
-        return text.to_owned();
-    }
-    let shown = |c: char| match c {
-        '\n' | '\t' | '\r' => c.escape_default().to_string(),
-        c if acts(c) => c.escape_unicode().to_string(),
-        c => c.to_string(),
-    };
-    text.chars().map(shown).collect()
-}
-
-/// The first characters, with an ellipsis in place of what had to go.
-pub(super) fn keep_front(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_owned();
-    }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
-}
-
-/// The last characters, with an ellipsis in place of what had to go: for paths.
-pub(super) fn keep_back(text: &str, width: usize) -> String {
-    let length = text.chars().count();
-    if length <= width {
-        return text.to_owned();
-    }
-    ['…'].into_iter().chain(text.chars().skip(length - width.saturating_sub(1))).collect()
 }
 
 fn signal_name(signal: i32) -> Option<&'static str> {
@@ -151,17 +118,8 @@ mod tests {
     }
 
     #[test]
-    fn names_cannot_act_on_the_terminal() {
-        assert_eq!(printable("a\x1b[31mb"), "a\\u{1b}[31mb");
-        assert_eq!(printable("grün"), "grün");
+    fn commands_are_as_typed() {
         let summary = Summary { command: vec!["a b".into(), "-x".into()], ..Summary::default() };
         assert_eq!(command(&summary), "'a b' -x");
-    }
-
-    #[test]
-    fn cutting_keeps_the_telling_end() {
-        assert_eq!(keep_front("abcdef", 4), "abc…");
-        assert_eq!(keep_back("/usr/lib/libc.so.6", 10), "…libc.so.6");
-        assert_eq!(keep_back("abc", 3), "abc");
     }
 }

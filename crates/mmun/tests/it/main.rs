@@ -1,14 +1,17 @@
-//! `mmun run`, from the outside: real programs, held against what `strace` saw.
+//! `mmun`, from the outside: real programs under `mmun run`, held against what `strace` saw; traces and
+//! experiments (`replay.rs`, `demo.rs`).
 //!
 //! A test that needs a program this machine has not says `SKIPPED: ...` on standard error and passes.
 //! What a failing test leaves behind is in a directory of its name under `target/tmp`.
 
 mod behave;
 mod command;
+mod demo;
 mod hook;
 mod launch;
 mod matrix;
 mod program;
+mod replay;
 mod shell;
 mod signals;
 mod strace;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::bins::Bins;
 use super::{Html, SITES, STRIP, THREADS};
+use crate::report::fit;
 use crate::report::words::{self, Balance};
 use crate::report::{json, text};
 use crate::summary::{Caller, Summary};
@@ -34,7 +35,7 @@ pub(super) fn write(
     let summary = &cut(summary);
     let mut plain = Vec::new();
     text::write(summary, &mut plain, false)?;
-    let title = escaped(&words::keep_front(&words::command(summary), NAME));
+    let title = escaped(&fit::keep_front(&words::command(summary), NAME));
     let plain = escaped(&String::from_utf8_lossy(&plain));
     let data = inert(&serde_json::to_string(&Data::new(html, summary, callers))?);
     let mut rest = TEMPLATE;
@@ -242,11 +243,11 @@ impl<'a> Data<'a> {
 
 impl Place {
     fn of(caller: Option<&Caller>) -> Place {
-        let known = |text: &str| words::printable(&words::keep_front(text, NAME));
+        let known = |text: &str| fit::printable(&fit::keep_front(text, NAME));
         Place {
             symbol: caller.map_or_else(|| "not known".to_owned(), |caller| known(&caller.symbol)),
             file: caller
-                .map_or_else(String::new, |caller| words::printable(&words::keep_back(&caller.file, NAME))),
+                .map_or_else(String::new, |caller| fit::printable(&fit::keep_back(&caller.file, NAME))),
         }
     }
 }
@@ -258,17 +259,16 @@ fn cut(summary: &Summary) -> Summary {
         summary.command.truncate(LIST);
         summary.command.push("…".to_owned());
     }
-    summary.command.iter_mut().for_each(|word| *word = words::keep_front(word, NAME));
+    summary.command.iter_mut().for_each(|word| *word = fit::keep_front(word, NAME));
     summary.unseen_more += summary.unseen.len().saturating_sub(LIST) as u64;
     summary.unseen.truncate(LIST);
     for entry in &mut summary.unseen {
-        entry.file = words::printable(&words::keep_back(&entry.file, NAME));
+        entry.file = fit::printable(&fit::keep_back(&entry.file, NAME));
     }
     let programs = std::mem::take(&mut summary.programs_unseen);
     let more: u64 = programs.values().skip(LIST).sum();
     for (program, times) in programs.into_iter().take(LIST) {
-        *summary.programs_unseen.entry(words::printable(&words::keep_back(&program, NAME))).or_default() +=
-            times;
+        *summary.programs_unseen.entry(fit::printable(&fit::keep_back(&program, NAME))).or_default() += times;
     }
     if more > 0 {
         summary.programs_unseen.insert("(more programs)".to_owned(), more);

@@ -1,0 +1,504 @@
+//! The tree of intervals: persistent, replaced by its root, and read without a lock.
+//!
+//! A B-tree ordered by first address whose inner nodes know the largest end below them (an interval tree). A node
+//! never changes once it is published: an edit copies the path from the root to the leaf and exchanges the root. So
+//! whoever walks has a picture of one moment, a walk writes nothing but its own record, and an edit waits for nobody.
+//!
+//! # Reclamation
+//!
+//! Each exchange of the root ends an *era*. A walker puts the era on record before it loads the root; the nodes that
+//! an exchange has replaced are freed when everybody on record walks in a later era.
+//!
+//! ```text
+//! walker                              editor
+//! ------                              ------
+//! claim a slot; full fence            exchange the root
+//! E := era; on record                 e := era; era := e + 1; retire (nodes, e)
+//! load the root                       full fence; oldest era on record > e: free
+//!
+//!    [ a walker that loads the old root has E <= e on record, or is on record without an era ]
+//! ```
+//!
+//! # Cost
+//!
+//! A walk of `n` intervals of which `k` overlap looks at O(log n + k) nodes of 16 entries. An edit copies a node a
+//! level and allocates.
+
+// UNSAFETY: nodes are shared by raw pointers, so that neither a walk nor the copy of a path counts references.
+#![expect(unsafe_code)]
+
+use std::ops::ControlFlow;
+use std::ptr::null_mut;
+
+use crate::Range;
+use crate::interval::Kept;
+use crate::open::{Held, OpenChanges};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+/// Entries of a node at most; and at least, but for the root.
+const MOST: usize = if cfg!(any(mmu_loom, miri)) { 4 } else { 16 };
+const LEAST: usize = MOST / 4;
+
+/// Batches of retired nodes that are kept before somebody looks whether they can be freed.
+const LAZY: usize = if cfg!(any(mmu_loom, miri)) { 1 } else { 32 };
+
+/// The tree in force, and what it consisted of before and may still be walked.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    /// Null: no interval.
+    root: AtomicPtr<Node>,
+    /// Counts the exchanges of the root, from 1 on.
+    era: AtomicU64,
+    serials: AtomicU64,
+    /// A stack linked by `Batch::next`.
+    retired: AtomicPtr<Batch>,
+    /// How many are on it, about; and when to look at them.
+    retired_count: AtomicUsize,
+    collect_at: AtomicUsize,
+}
+
+/// Where an interval is in the tree: by first address, then by age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    start: usize,
+    serial: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Leaf {
+    key: Key,
+    end: usize,
+    interval: Kept,
+}
+
+#[derive(Clone, Copy)]
+struct Inner {
+    /// The first below.
+    key: Key,
+    /// The largest end below.
+    end: usize,
+    child: *mut Node,
+}
+
+enum Node {
+    Leaf(Entries<Leaf>),
+    Inner(Entries<Inner>),
+}
+
+/// One to [`MOST`] values in their order.
+struct Entries<T> {
+    len: usize,
+    /// Those from `len` on are nothing: copies of the first.
+    values: [T; MOST],
+}
+
+impl<T: Copy> Entries<T> {
+    fn new(from: &[T]) -> Entries<T> {
+        let mut values = [from[0]; MOST];
+        values[..from.len()].copy_from_slice(from);
+        Entries { len: from.len(), values }
+    }
+
+    #[inline]
+    fn as_slice(&self) -> &[T] {
+        &self.values[..self.len]
+    }
+}
+
+/// What one edit has taken out of the tree.
+struct Batch {
+    era: u64,
+    nodes: Vec<*mut Node>,
+    interval: Option<Kept>,
+    next: *mut Batch,
+}
+
+/// An edit on its way: nodes nobody knows yet, and nodes that go out with it.
+#[derive(Default)]
+struct Edit {
+    fresh: Vec<*mut Node>,
+    replaced: Vec<*mut Node>,
+}
+
+impl Node {
+    /// How the node above refers to this one.
+    fn entry(child: *mut Node) -> Inner {
+        // SAFETY: for editors, who are on record: nodes that they can reach are not freed.
+        let (key, end) = match unsafe { &*child } {
+            Node::Leaf(entries) => {
+                let leaves = entries.as_slice();
+                (leaves[0].key, leaves.iter().map(|leaf| leaf.end).max())
+            }
+            Node::Inner(entries) => {
+                let below = entries.as_slice();
+                (below[0].key, below.iter().map(|inner| inner.end).max())
+            }
+        };
+        Inner { key, end: end.unwrap_or(0), child }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Node::Leaf(entries) => entries.len,
+            Node::Inner(entries) => entries.len,
+        }
+    }
+}
+
+impl Edit {
+    fn make(&mut self, node: Node) -> *mut Node {
+        let node = Box::into_raw(Box::new(node));
+        self.fresh.push(node);
+        node
+    }
+
+    /// `node` is no part of the tree any more: of the one in force, or of the one in the making.
+    fn remove(&mut self, node: *mut Node) {
+        match self.fresh.iter().rposition(|&fresh| fresh == node) {
+            Some(at) => {
+                self.fresh.swap_remove(at);
+                // SAFETY: made by `make`, and nobody knows it.
+                drop(unsafe { Box::from_raw(node) });
+            }
+            None => self.replaced.push(node),
+        }
+    }
+
+    /// One node with `leaves`, or two if they are too many.
+    fn leaves(&mut self, leaves: &[Leaf]) -> (Inner, Option<Inner>) {
+        self.split(leaves, |part| Node::Leaf(Entries::new(part)))
+    }
+
+    fn inners(&mut self, inners: &[Inner]) -> (Inner, Option<Inner>) {
+        self.split(inners, |part| Node::Inner(Entries::new(part)))
+    }
+
+    fn split<T>(&mut self, all: &[T], node: impl Fn(&[T]) -> Node) -> (Inner, Option<Inner>) {
+        if all.len() <= MOST {
+            return (Node::entry(self.make(node(all))), None);
+        }
+        let (first, second) = all.split_at(all.len() / 2);
+        let first = Node::entry(self.make(node(first)));
+        (first, Some(Node::entry(self.make(node(second)))))
+    }
+
+    fn insert(&mut self, node: *mut Node, new: Leaf) -> (Inner, Option<Inner>) {
+        self.remove(node);
+        // SAFETY: as in `Node::entry`.
+        match unsafe { &*node } {
+            Node::Leaf(entries) => {
+                let mut leaves = entries.as_slice().to_vec();
+                let at = leaves.partition_point(|leaf| leaf.key < new.key);
+                leaves.insert(at, new);
+                self.leaves(&leaves)
+            }
+            Node::Inner(entries) => {
+                let mut inners = entries.as_slice().to_vec();
+                let at = below(&inners, new.key);
+                let (first, second) = self.insert(inners[at].child, new);
+                inners[at] = first;
+                if let Some(second) = second {
+                    inners.insert(at + 1, second);
+                }
+                self.inners(&inners)
+            }
+        }
+    }
+
+    /// The node without `key`; `None` if nothing is left of it. The caller knows that the key is there.
+    fn take(&mut self, node: *mut Node, key: Key) -> Option<Inner> {
+        self.remove(node);
+        // SAFETY: as in `Node::entry`.
+        match unsafe { &*node } {
+            Node::Leaf(entries) => {
+                let leaves: Vec<_> =
+                    entries.as_slice().iter().filter(|leaf| leaf.key != key).copied().collect();
+                (!leaves.is_empty()).then(|| self.leaves(&leaves).0)
+            }
+            Node::Inner(entries) => {
+                let mut inners = entries.as_slice().to_vec();
+                let at = below(&inners, key);
+                match self.take(inners[at].child, key) {
+                    Some(child) => inners[at] = child,
+                    None => drop(inners.remove(at)),
+                }
+                self.fill(&mut inners, at);
+                (!inners.is_empty()).then(|| self.inners(&inners).0)
+            }
+        }
+    }
+
+    /// Joins the node at `at` with a neighbour if it has become too small.
+    fn fill(&mut self, inners: &mut Vec<Inner>, at: usize) {
+        // SAFETY: as in `Node::entry`.
+        let is_small = |inner: &Inner| unsafe { &*inner.child }.len() < LEAST;
+        if inners.len() < 2 || !inners.get(at).is_some_and(is_small) {
+            return;
+        }
+        let first = at.saturating_sub(1);
+        let (one, two) = (inners[first].child, inners[first + 1].child);
+        // SAFETY: as in `Node::entry`.
+        let joined = match unsafe { (&*one, &*two) } {
+            (Node::Leaf(one), Node::Leaf(two)) => self.leaves(&[one.as_slice(), two.as_slice()].concat()),
+            (Node::Inner(one), Node::Inner(two)) => self.inners(&[one.as_slice(), two.as_slice()].concat()),
+            // All leaves are equally deep.
+            _ => return,
+        };
+        self.remove(one);
+        self.remove(two);
+        inners[first] = joined.0;
+        match joined.1 {
+            Some(second) => inners[first + 1] = second,
+            None => drop(inners.remove(first + 1)),
+        }
+    }
+}
+
+/// Which of `inners` is or would be above `key`.
+fn below(inners: &[Inner], key: Key) -> usize {
+    inners.partition_point(|inner| inner.key <= key).saturating_sub(1)
+}
+
+impl Tree {
+    pub(crate) fn new() -> Tree {
+        Tree {
+            root: AtomicPtr::new(null_mut()),
+            era: AtomicU64::new(1),
+            serials: AtomicU64::new(0),
+            retired: AtomicPtr::new(null_mut()),
+            retired_count: AtomicUsize::new(0),
+            collect_at: AtomicUsize::new(LAZY),
+        }
+    }
+
+    /// Whether there is no interval. For who is on record: one that comes later waits for him where it matters.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        // Relaxed: nothing is read there.
+        self.root.load(Ordering::Relaxed).is_null()
+    }
+
+    /// The root in force, for who goes on record as its walker.
+    fn root(&self, held: &Held<'_>) -> *mut Node {
+        // Acquire: the root below is not older than the era.
+        held.walks_since(self.era.load(Ordering::Acquire));
+        // Acquire pairs with the Release in `edit`: the nodes are complete.
+        self.root.load(Ordering::Acquire)
+    }
+
+    /// Calls `visit` for each interval that overlaps `range`, by ascending first address, until it breaks.
+    pub(crate) fn walk<'a>(
+        &'a self,
+        held: &'a Held<'_>,
+        range: &Range,
+        mut visit: impl FnMut(Kept) -> ControlFlow<()>,
+    ) {
+        let root = self.root(held);
+        if !root.is_null() {
+            // SAFETY: `held` is on record in phase Starting with this era, so that no node below is freed.
+            let _ = unsafe { walk(root, range, &mut visit) };
+        }
+    }
+
+    /// Puts an interval into the tree; where it is.
+    pub(crate) fn insert(&self, held: &Held<'_>, range: &Range, interval: Kept) -> Key {
+        // Relaxed: only has to be unique, and to grow for who inserts one after the other.
+        let serial = self.serials.fetch_add(1, Ordering::Relaxed);
+        let key = Key { start: range.start(), serial };
+        let new = Leaf { key, end: range.end(), interval };
+        self.edit(held, |edit, root| {
+            let (first, second) = if root.is_null() { edit.leaves(&[new]) } else { edit.insert(root, new) };
+            match second {
+                Some(second) => edit.inners(&[first, second]).0.child,
+                None => first.child,
+            }
+        });
+        key
+    }
+
+    /// Takes an interval out of the tree.
+    pub(crate) fn remove(&self, held: &Held<'_>, key: Key) {
+        self.edit(held, |edit, root| {
+            let mut root = edit.take(root, key).map_or(null_mut(), |root| root.child);
+            // A root with one child is that child.
+            loop {
+                // SAFETY: as in `Node::entry`; null is none.
+                let only = match unsafe { root.as_ref() } {
+                    Some(Node::Inner(entries)) if entries.len == 1 => entries.as_slice()[0].child,
+                    _ => return root,
+                };
+                edit.remove(root);
+                root = only;
+            }
+        });
+    }
+
+    /// Keeps an interval that is in no tree any more until nobody walks one that had it.
+    pub(crate) fn retire_interval(&self, interval: Kept) {
+        // AcqRel: as in `edit`.
+        let era = self.era.fetch_add(1, Ordering::AcqRel);
+        self.retire(Batch { era, nodes: Vec::new(), interval: Some(interval), next: null_mut() });
+    }
+
+    fn edit(&self, held: &Held<'_>, change: impl Fn(&mut Edit, *mut Node) -> *mut Node) {
+        loop {
+            let old = self.root(held);
+            let mut edit = Edit::default();
+            let new = change(&mut edit, old);
+            // Release pairs with the Acquire in `root`. `held` keeps the old root from being freed, so its address
+            // cannot come back as that of another.
+            if self.root.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                // AcqRel: behind the exchange, and before whatever is done to the nodes.
+                let era = self.era.fetch_add(1, Ordering::AcqRel);
+                self.retire(Batch { era, nodes: edit.replaced, interval: None, next: null_mut() });
+                return;
+            }
+            for node in edit.fresh {
+                // SAFETY: made by `Edit::make` and never published.
+                drop(unsafe { Box::from_raw(node) });
+            }
+        }
+    }
+
+    fn retire(&self, batch: Batch) {
+        self.push(Box::into_raw(Box::new(batch)));
+    }
+
+    fn push(&self, batch: *mut Batch) {
+        self.retired_count.fetch_add(1, Ordering::Relaxed);
+        // Relaxed load: the exchange below checks it.
+        let mut head = self.retired.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: the batch is ours until the exchange publishes it.
+            unsafe { (&raw mut (*batch).next).write(head) };
+            // Release pairs with the Acquire in `collect`.
+            match self.retired.compare_exchange_weak(head, batch, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Frees what nobody can reach any more, if much has come together.
+    pub(crate) fn collect_if_due(&self, open: &OpenChanges) {
+        // Relaxed, here and below: about right is right.
+        if self.retired_count.load(Ordering::Relaxed) >= self.collect_at.load(Ordering::Relaxed) {
+            self.collect(open);
+        }
+    }
+
+    /// Frees what nobody can reach any more; whether that was all. Must not run in a hook: it frees memory.
+    pub(crate) fn collect(&self, open: &OpenChanges) -> bool {
+        // Acquire pairs with the Release in `retire`. From here on the whole stack is ours.
+        let mut batch = self.retired.swap(null_mut(), Ordering::Acquire);
+        if batch.is_null() {
+            return true;
+        }
+        let oldest = open.oldest_era();
+        let mut kept = 0;
+        while !batch.is_null() {
+            // SAFETY: the batch is ours, by the swap.
+            let (era, next) = unsafe { ((*batch).era, (*batch).next) };
+            self.retired_count.fetch_sub(1, Ordering::Relaxed);
+            if era < oldest {
+                // SAFETY: made by `Box::into_raw` in `edit`, and ours.
+                let batch = unsafe { Box::from_raw(batch) };
+                for node in batch.nodes {
+                    // SAFETY: it came from `Edit::make` and went out of the tree in `era`. Everybody on record walks in
+                    // a later era, so a root that was loaded after it had gone.
+                    drop(unsafe { Box::from_raw(node) });
+                }
+                if let Some(interval) = batch.interval {
+                    // SAFETY: the same for the interval: its owner gave it to `remove`, and it left the tree in `era`.
+                    unsafe { interval.free() };
+                }
+            } else {
+                kept += 1;
+                self.push(batch);
+            }
+            batch = next;
+        }
+        self.collect_at.store(LAZY.max(2 * kept), Ordering::Relaxed);
+        kept == 0
+    }
+
+    /// Forgets all nodes without freeing them: in a forked child the allocator may be locked.
+    pub(crate) fn forget_all(&self) {
+        // Relaxed: there is only one thread.
+        self.root.store(null_mut(), Ordering::Relaxed);
+        self.retired.store(null_mut(), Ordering::Relaxed);
+        self.retired_count.store(0, Ordering::Relaxed);
+    }
+}
+
+/// # Safety
+///
+/// `node` and all below stay.
+unsafe fn walk(
+    node: *const Node,
+    range: &Range,
+    visit: &mut impl FnMut(Kept) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    // SAFETY: by the caller's promise.
+    match unsafe { &*node } {
+        Node::Leaf(entries) => {
+            for leaf in entries.as_slice() {
+                if leaf.key.start >= range.end() {
+                    break;
+                }
+                if leaf.end > range.start() {
+                    visit(leaf.interval)?;
+                }
+            }
+        }
+        Node::Inner(entries) => {
+            for inner in entries.as_slice() {
+                if inner.key.start >= range.end() {
+                    break;
+                }
+                if inner.end > range.start() {
+                    // SAFETY: by the caller's promise.
+                    unsafe { walk(inner.child, range, visit)? };
+                }
+            }
+        }
+    }
+    ControlFlow::Continue(())
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        /// # Safety
+        ///
+        /// Nobody else has `node` or anything below.
+        unsafe fn free(node: *mut Node) {
+            // SAFETY: by the caller's promise; it came from `Edit::make`.
+            if let Node::Inner(entries) = &*unsafe { Box::from_raw(node) } {
+                for inner in entries.as_slice() {
+                    // SAFETY: by the caller's promise.
+                    unsafe { free(inner.child) };
+                }
+            }
+        }
+        // Relaxed: `&mut self` means that nobody walks.
+        let root = self.root.load(Ordering::Relaxed);
+        if !root.is_null() {
+            // SAFETY: nobody walks, and a node is in one place of one tree.
+            unsafe { free(root) };
+        }
+        let mut batch = self.retired.load(Ordering::Relaxed);
+        while !batch.is_null() {
+            // SAFETY: made by `Box::into_raw` in `edit`, and nobody walks.
+            let owned = unsafe { Box::from_raw(batch) };
+            for node in owned.nodes {
+                // SAFETY: as in `collect`, and nobody walks.
+                drop(unsafe { Box::from_raw(node) });
+            }
+            if let Some(interval) = owned.interval {
+                // SAFETY: as in `collect`, and nobody walks.
+                unsafe { interval.free() };
+            }
+            batch = owned.next;
+        }
+    }
+}
