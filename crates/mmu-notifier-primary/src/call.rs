@@ -63,31 +63,9 @@ impl Syscall {
     /// assert_eq!(Syscall::from_number(11), Some(Syscall::Munmap));
     /// assert_eq!(Syscall::from_number(39), None, "getpid changes no address space");
     /// ```
+    #[inline]
     pub const fn from_number(number: usize) -> Option<Syscall> {
-        Some(match number {
-            9 => Syscall::Mmap,
-            10 => Syscall::Mprotect,
-            11 => Syscall::Munmap,
-            12 => Syscall::Brk,
-            25 => Syscall::Mremap,
-            28 => Syscall::Madvise,
-            30 => Syscall::Shmat,
-            56 => Syscall::Clone,
-            57 => Syscall::Fork,
-            58 => Syscall::Vfork,
-            59 => Syscall::Execve,
-            67 => Syscall::Shmdt,
-            76 => Syscall::Truncate,
-            77 => Syscall::Ftruncate,
-            216 => Syscall::RemapFilePages,
-            231 => Syscall::ExitGroup,
-            285 => Syscall::Fallocate,
-            322 => Syscall::Execveat,
-            329 => Syscall::PkeyMprotect,
-            435 => Syscall::Clone3,
-            440 => Syscall::ProcessMadvise,
-            _ => return None,
-        })
+        if number < BY_NUMBER.len() { BY_NUMBER[number] } else { None }
     }
 
     /// Its number on x86-64.
@@ -144,6 +122,18 @@ impl Syscall {
         }
     }
 }
+
+/// The calls by their numbers: one load for every call that a program makes.
+static BY_NUMBER: [Option<Syscall>; 441] = {
+    let mut table = [None; 441];
+    let mut index = 0;
+    while index < Syscall::ALL.len() {
+        let call = Syscall::ALL[index];
+        table[call.number()] = Some(call);
+        index += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {

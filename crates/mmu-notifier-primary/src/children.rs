@@ -65,11 +65,12 @@ pub(crate) fn before_clone(
         process.threads.fetch_add(1, Ordering::Relaxed);
     }
     let time = ticks();
-    let bracket = Bracket::start(primary, caller, &changes);
+    let mut bracket = Bracket::NONE;
+    bracket.start(primary, caller, &changes);
     primary.threads.set_clone(&Clone { call, time, started: ticks() });
     if let Some(shard) = primary.log.shard(caller.home) {
         count(shard, call, false, !changes.as_slice().is_empty());
-        count_changes(shard, &changes, &bracket);
+        count_changes(shard, changes.as_slice(), bracket.refused);
     }
     frame.go = if shares_memory { site.thread } else { site.fork };
 }
@@ -170,7 +171,7 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     let mut bracket = None;
     let time = ticks();
     if same_process {
-        bracket = Some(Bracket::start(primary, caller, &changes));
+        bracket.insert(Bracket::NONE).start(primary, caller, &changes);
         if let Some(process) = primary.log.process() {
             crate::log::put_path(&process.exec, path);
         }
@@ -179,8 +180,8 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     }
     if let Some(shard) = primary.log.shard(caller.home) {
         count(shard, call, false, same_process);
-        if let Some(bracket) = &mut bracket {
-            count_changes(shard, &changes, bracket);
+        if let Some(bracket) = &bracket {
+            count_changes(shard, changes.as_slice(), bracket.refused);
         }
     }
     let started = ticks();

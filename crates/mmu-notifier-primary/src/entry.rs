@@ -1,13 +1,25 @@
-//! From a rewritten call site into Rust and back: the assembler part of the hook.
+//! From a rewritten call site into Rust and back: the assembler part of the hook, and the system call itself.
 //!
 //! A stub ([`crate::patch`]) comes here by a jump with the address of its [`Site`] in `rcx`. A system call may
 //! change `rax`, `rcx` and `r11` and nothing else, so these are free and everything else is put back:
 //!
 //! * the general registers and the flags (x86-64 inline assembler may rely on flags);
-//! * all vector registers, whose callee-saved part is empty in the C calling convention: the Rust code below
-//!   and the subscribers may use any of them. Which ones there are is found out once: `xmm`, `ymm`, or
-//!   `zmm` with the mask registers;
+//! * all vector registers, whose callee-saved part is empty in the C calling convention: subscribers may use any
+//!   of them. Which ones there are is found out once: `xmm`, `ymm`, or `zmm` with the mask registers;
 //! * the 128 bytes below the stack pointer, which leaf functions use (red zone).
+//!
+//! ```text
+//! general registers -> before --(nobody to tell)--> syscall -> after -------------------------------> back
+//!                        |                             ^ |                                             ^
+//!                        +-> vector registers -> announce +-(somebody was told)-> finish -> registers -+
+//! ```
+//!
+//! # Two rules of speed
+//!
+//! * **The system call is made here, between two calls of Rust functions.** The kernel empties the processor's
+//!   memory of return addresses: every return to a frame that was there before the call is mispredicted.
+//! * **What was pushed as words is read as words.** A wide load of two stores that have just been made waits until
+//!   both are in the cache.
 //!
 //! The way out is a jump to where the frame's last word says: behind the site, or to one of the stub's tails
 //! that make the system call with all registers as the program had them (a new thread or a `vfork`ed child
@@ -21,6 +33,9 @@
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::hook::{self, Underway};
+use crate::light;
 
 /// What a stub knows of its site; lies in the pool behind the stub.
 #[derive(Clone, Copy, Debug)]
@@ -69,109 +84,96 @@ impl Frame {
     }
 
     /// The arguments of the system call.
+    #[inline(always)]
     pub(crate) fn args(&self) -> [usize; 6] {
-        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
+        let [a, b, c, d] = self.first_args();
+        [a, b, c, d, self.r8, self.r9]
+    }
+
+    /// The first four.
+    #[inline(always)]
+    pub(crate) fn first_args(&self) -> [usize; 4] {
+        // Word by word: they have just been pushed so, and no processor forwards two of them to one wide load.
+        [&self.rdi, &self.rsi, &self.rdx, &self.r10].map(|register| {
+            // SAFETY: a reference.
+            unsafe { core::ptr::from_ref(register).read_volatile() }
+        })
     }
 }
 
-macro_rules! entry {
-    ($name:literal, $hook:literal, $room:literal, $save:expr, $restore:expr) => {
-        global_asm!(
-            concat!(".pushsection .text.", $name, ", \"ax\", @progbits"),
-            ".p2align 4",
-            concat!(".hidden ", $name),
-            concat!(".globl ", $name),
-            concat!(".type ", $name, ", @function"),
-            concat!($name, ":"),
-            ".cfi_startproc",
-            ".cfi_signal_frame",
-            ".cfi_def_cfa rsp, 0",
-            "lea rsp, [rsp - 128]",
-            ".cfi_adjust_cfa_offset 128",
-            "push qword ptr [rcx]",
-            ".cfi_adjust_cfa_offset 8",
-            ".cfi_offset rip, -136",
-            "push rcx",
-            ".cfi_adjust_cfa_offset 8",
-            "pushfq",
-            ".cfi_adjust_cfa_offset 8",
-            "push rax",
-            ".cfi_adjust_cfa_offset 8",
-            "push rdi",
-            ".cfi_adjust_cfa_offset 8",
-            "push rsi",
-            ".cfi_adjust_cfa_offset 8",
-            "push rdx",
-            ".cfi_adjust_cfa_offset 8",
-            "push r10",
-            ".cfi_adjust_cfa_offset 8",
-            "push r8",
-            ".cfi_adjust_cfa_offset 8",
-            "push r9",
-            ".cfi_adjust_cfa_offset 8",
-            "push rbp",
-            ".cfi_adjust_cfa_offset 8",
-            ".cfi_rel_offset rbp, 0",
-            "push rbx",
-            ".cfi_adjust_cfa_offset 8",
-            ".cfi_rel_offset rbx, 0",
-            "mov rbp, rsp",
-            ".cfi_def_cfa_register rbp",
-            "cld",
-            concat!("sub rsp, ", $room),
-            "and rsp, -64",
-            $save,
-            "mov rdi, rbp",
-            concat!("call ", $hook),
-            $restore,
-            "mov rsp, rbp",
-            ".cfi_def_cfa_register rsp",
+/// Builds the [`Frame`] and, below it, room for an [`Underway`]: `rbp` and `rbx` point to them from here on.
+macro_rules! prologue {
+    () => {
+        concat!(
+            ".cfi_startproc\n",
+            ".cfi_signal_frame\n",
+            ".cfi_def_cfa rsp, 0\n",
+            "lea rsp, [rsp - 128]\n",
+            ".cfi_adjust_cfa_offset 128\n",
+            "push qword ptr [rcx]\n",
+            ".cfi_adjust_cfa_offset 8\n",
+            ".cfi_offset rip, -136\n",
+            "push rcx\n",
+            ".cfi_adjust_cfa_offset 8\n",
+            "pushfq\n",
+            ".cfi_adjust_cfa_offset 8\n",
+            ".irp register, rax,rdi,rsi,rdx,r10,r8,r9\n",
+            "push \\register\n",
+            ".cfi_adjust_cfa_offset 8\n",
+            ".endr\n",
+            "push rbp\n",
+            ".cfi_adjust_cfa_offset 8\n",
+            ".cfi_rel_offset rbp, 0\n",
+            "push rbx\n",
+            ".cfi_adjust_cfa_offset 8\n",
+            ".cfi_rel_offset rbx, 0\n",
+            "mov rbp, rsp\n",
+            ".cfi_def_cfa_register rbp\n",
+            "cld\n",
+            "sub rsp, {room}\n",
+            "and rsp, -64\n",
+            "mov rbx, rsp\n",
+        )
+    };
+}
+
+/// Puts everything back and goes where the frame says.
+macro_rules! epilogue {
+    () => {
+        concat!(
+            ".cfi_remember_state\n",
+            "mov rsp, rbp\n",
+            ".cfi_def_cfa_register rsp\n",
             // The flags, without popfq, which takes longer than all the rest: the direction flag is set in no
             // sane program, the others come back by sahf and an addition that overflows.
-            "mov eax, [rsp + 72]",
-            "test ah, 4",
-            "jz 2f",
-            "std",
-            "2:",
-            "mov ecx, eax",
-            "shr ecx, 11",
-            "and ecx, 1",
-            "mov ah, al",
-            "mov al, cl",
-            "add al, 0x7f",
-            "sahf",
-            "pop rbx",
-            ".cfi_adjust_cfa_offset -8",
-            ".cfi_restore rbx",
-            "pop rbp",
-            ".cfi_adjust_cfa_offset -8",
-            ".cfi_restore rbp",
-            "pop r9",
-            ".cfi_adjust_cfa_offset -8",
-            "pop r8",
-            ".cfi_adjust_cfa_offset -8",
-            "pop r10",
-            ".cfi_adjust_cfa_offset -8",
-            "pop rdx",
-            ".cfi_adjust_cfa_offset -8",
-            "pop rsi",
-            ".cfi_adjust_cfa_offset -8",
-            "pop rdi",
-            ".cfi_adjust_cfa_offset -8",
-            "pop rax",
-            ".cfi_adjust_cfa_offset -8",
-            "pop rcx",
-            ".cfi_adjust_cfa_offset -8",
-            "pop rcx",
-            ".cfi_adjust_cfa_offset -8",
-            "lea rsp, [rsp + 136]",
-            ".cfi_adjust_cfa_offset -136",
-            ".cfi_register rip, rcx",
-            "jmp rcx",
-            ".cfi_endproc",
-            concat!(".size ", $name, ", . - ", $name),
-            ".popsection",
-        );
+            "mov eax, [rsp + 72]\n",
+            "test ah, 4\n",
+            "jz 2f\n",
+            "std\n",
+            "2:\n",
+            "mov ecx, eax\n",
+            "shr ecx, 11\n",
+            "and ecx, 1\n",
+            "mov ah, al\n",
+            "mov al, cl\n",
+            "add al, 0x7f\n",
+            "sahf\n",
+            "pop rbx\n",
+            ".cfi_adjust_cfa_offset -8\n",
+            ".cfi_restore rbx\n",
+            "pop rbp\n",
+            ".cfi_adjust_cfa_offset -8\n",
+            ".cfi_restore rbp\n",
+            ".irp register, r9,r8,r10,rdx,rsi,rdi,rax,rcx,rcx\n",
+            "pop \\register\n",
+            ".cfi_adjust_cfa_offset -8\n",
+            ".endr\n",
+            "lea rsp, [rsp + 136]\n",
+            ".cfi_adjust_cfa_offset -136\n",
+            ".cfi_register rip, rcx\n",
+            "jmp rcx\n",
+            ".cfi_restore_state\n",
+        )
     };
 }
 
@@ -225,34 +227,164 @@ macro_rules! thirty_two {
     };
 }
 
-macro_rules! entries {
-    ($sse:literal, $avx:literal, $avx512:literal, $hook:literal) => {
-        entry!($sse, $hook, "256", sixteen!("movaps", "xmm", "16"), sixteen!(back "movaps", "xmm", "16"));
-        entry!($avx, $hook, "512", sixteen!("vmovdqa", "ymm", "32"), sixteen!(back "vmovdqa", "ymm", "32"));
-        entry!($avx512, $hook, "2112", thirty_two!(save), thirty_two!(restore));
+/// Saves the vector registers that there are below the stack pointer, which is a multiple of 64. As at every call of
+/// a function, the upper halves are zero then: where they are not, code for `xmm` alone takes a hundred nanoseconds
+/// more.
+macro_rules! save_vectors {
+    () => {
+        concat!(
+            "cmp dword ptr [rip + {vectors}], 2\n",
+            "ja 6f\n",
+            "jb 7f\n",
+            "sub rsp, 512\n",
+            sixteen!("vmovdqa", "ymm", "32"),
+            "vzeroupper\n",
+            "jmp 8f\n",
+            "6:\n",
+            "sub rsp, 2112\n",
+            thirty_two!(save),
+            "vzeroupper\n",
+            "jmp 8f\n",
+            "7:\n",
+            "sub rsp, 256\n",
+            sixteen!("movaps", "xmm", "16"),
+            "8:\n",
+        )
     };
 }
 
-entries!(
-    "mmu_notifier_enter_sse",
-    "mmu_notifier_enter_avx",
-    "mmu_notifier_enter_avx512",
-    "mmu_notifier_hook"
-);
-entries!(
-    "mmu_notifier_after_sse",
-    "mmu_notifier_after_avx",
-    "mmu_notifier_after_avx512",
-    "mmu_notifier_hook_after"
+macro_rules! restore_vectors {
+    () => {
+        concat!(
+            "cmp dword ptr [rip + {vectors}], 2\n",
+            "ja 6f\n",
+            "jb 7f\n",
+            sixteen!(back "vmovdqa", "ymm", "32"),
+            "jmp 8f\n",
+            "6:\n",
+            thirty_two!(restore),
+            "jmp 8f\n",
+            "7:\n",
+            sixteen!(back "movaps", "xmm", "16"),
+            "8:\n",
+        )
+    };
+}
+
+global_asm!(
+    ".pushsection .text.mmu_notifier_entry, \"ax\", @progbits",
+    ".p2align 6",
+    ".hidden mmu_notifier_enter",
+    ".globl mmu_notifier_enter",
+    ".type mmu_notifier_enter, @function",
+    "mmu_notifier_enter:",
+    prologue!(),
+    "mov rdi, rbp",
+    "mov rsi, rbx",
+    // Told, until somebody says otherwise.
+    "mov dword ptr [rbx], 1",
+    "cmp dword ptr [rip + {light}], 0",
+    "je 12f",
+    "call {before}",
+    "cmp eax, 1",
+    "ja 11f",
+    "jb 16f",
+    "10:",
+    "mov rax, [rbp + 64]",
+    "mov rdi, [rbp + 56]",
+    "mov rsi, [rbp + 48]",
+    "mov rdx, [rbp + 40]",
+    "mov r10, [rbp + 32]",
+    "mov r8, [rbp + 24]",
+    "mov r9, [rbp + 16]",
+    ".hidden mmu_notifier_enter_syscall",
+    ".globl mmu_notifier_enter_syscall",
+    "mmu_notifier_enter_syscall:",
+    "syscall",
+    // The kernel may have emptied the processor's memory of who called whom: from here on nothing returns to a
+    // frame that was there before.
+    "mov [rbp + 64], rax",
+    "mov rdi, rbp",
+    "mov rsi, rbx",
+    "cmp dword ptr [rbx], 0",
+    "jne 14f",
+    "call {after}",
+    "16:",
+    epilogue!(),
+    // Somebody has to be told.
+    "11:",
+    save_vectors!(),
+    "mov rdi, rbp",
+    "mov rsi, rbx",
+    "call {announce}",
+    "13:",
+    "test eax, eax",
+    "jnz 10b",
+    "jmp 15f",
+    "14:",
+    "call {finish}",
+    "15:",
+    restore_vectors!(),
+    "jmp 16b",
+    // The light half is not as light as it should be, see `crate::light`.
+    "12:",
+    save_vectors!(),
+    "mov rdi, rbp",
+    "mov rsi, rbx",
+    "call {heavy}",
+    "jmp 13b",
+    ".cfi_endproc",
+    ".size mmu_notifier_enter, . - mmu_notifier_enter",
+    ".popsection",
+    room = const ROOM,
+    vectors = sym VECTORS,
+    light = sym LIGHT,
+    before = sym hook::before,
+    after = sym hook::after,
+    heavy = sym hook::heavy,
+    announce = sym hook::announce,
+    finish = sym hook::finish,
 );
 
+global_asm!(
+    ".pushsection .text.mmu_notifier_entry_after, \"ax\", @progbits",
+    ".p2align 6",
+    ".hidden mmu_notifier_enter_after",
+    ".globl mmu_notifier_enter_after",
+    ".type mmu_notifier_enter_after, @function",
+    "mmu_notifier_enter_after:",
+    prologue!(),
+    save_vectors!(),
+    "mov rdi, rbp",
+    "call {after_clone}",
+    restore_vectors!(),
+    epilogue!(),
+    ".cfi_endproc",
+    ".size mmu_notifier_enter_after, . - mmu_notifier_enter_after",
+    ".popsection",
+    room = const 0,
+    vectors = sym VECTORS,
+    after_clone = sym hook::after_clone,
+);
+
+/// Room for an [`Underway`], in bytes.
+const ROOM: usize = size_of::<Underway>();
+
+/// Which vector registers there are to save: 1: `xmm`, 2: `ymm`, 3: `zmm` and the mask registers.
+static VECTORS: AtomicU32 = AtomicU32::new(0);
+
+/// Whether [`hook::before`] and [`hook::after`] leave the vector registers alone: not 0.
+static LIGHT: AtomicU32 = AtomicU32::new(0);
+
 unsafe extern "C" {
-    fn mmu_notifier_enter_sse();
-    fn mmu_notifier_enter_avx();
-    fn mmu_notifier_enter_avx512();
-    fn mmu_notifier_after_sse();
-    fn mmu_notifier_after_avx();
-    fn mmu_notifier_after_avx512();
+    fn mmu_notifier_enter();
+    fn mmu_notifier_enter_after();
+    static mmu_notifier_enter_syscall: u8;
+}
+
+/// The address of the `syscall` instruction that makes the program's calls.
+pub(crate) fn address() -> usize {
+    &raw const mmu_notifier_enter_syscall as usize
 }
 
 /// Where stubs jump to, before and after a call that the stub itself makes.
@@ -262,10 +394,11 @@ pub(crate) struct Entries {
     pub(crate) after: usize,
 }
 
-/// The entry code for the vector registers that this machine has and the kernel keeps. `known` remembers which:
+/// The entry code, for the vector registers that this machine has and the kernel keeps. `known` remembers which:
 /// asking the processor (`cpuid`) takes long in a virtual machine.
 pub(crate) fn entries(known: &AtomicU32) -> Entries {
-    // Relaxed: everybody finds the same.
+    const IS_LIGHT: u32 = 1 << 8;
+    // Relaxed, all: everybody finds the same; the entry code runs after this, by way of the code that leads to it.
     let mut vectors = known.load(Ordering::Relaxed);
     if vectors == 0 {
         vectors = if std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw") {
@@ -275,13 +408,15 @@ pub(crate) fn entries(known: &AtomicU32) -> Entries {
         } else {
             1
         };
+        if light::is_light() {
+            vectors |= IS_LIGHT;
+        }
         known.store(vectors, Ordering::Relaxed);
     }
-    let (enter, after): (unsafe extern "C" fn(), unsafe extern "C" fn()) = match vectors {
-        3 => (mmu_notifier_enter_avx512, mmu_notifier_after_avx512),
-        2 => (mmu_notifier_enter_avx, mmu_notifier_after_avx),
-        _ => (mmu_notifier_enter_sse, mmu_notifier_after_sse),
-    };
+    VECTORS.store(vectors & !IS_LIGHT, Ordering::Relaxed);
+    LIGHT.store(vectors & IS_LIGHT, Ordering::Relaxed);
+    let (enter, after): (unsafe extern "C" fn(), unsafe extern "C" fn()) =
+        (mmu_notifier_enter, mmu_notifier_enter_after);
     Entries { enter: enter as usize, after: after as usize }
 }
 
@@ -293,6 +428,9 @@ mod tests {
     fn the_frame_is_what_the_assembler_pushes() {
         assert_eq!(size_of::<Frame>(), 12 * 8);
         assert_eq!(core::mem::offset_of!(Frame, flags), 72, "the assembler reads the flags there");
+        assert_eq!(core::mem::offset_of!(Frame, rax), 64, "the assembler reads the arguments from there on");
+        assert_eq!(core::mem::offset_of!(Frame, r9), 16, "the assembler reads the arguments down to there");
+        assert_eq!(hook::TOLD, 0, "the assembler looks there");
         assert_eq!(core::mem::offset_of!(Site, back), 0, "the assembler pushes [rcx] for unwinders");
     }
 }

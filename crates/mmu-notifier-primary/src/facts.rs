@@ -81,7 +81,6 @@ impl Memory {
     }
 
     /// Finds out what `needs` says; `ranges` is room for the answer.
-    #[inline]
     pub(crate) fn find<'a>(&self, needs: Needs, ranges: &'a mut Ranges) -> Facts<'a> {
         match needs {
             Needs::Nothing => Facts::default(),
@@ -139,7 +138,8 @@ impl Memory {
     #[inline]
     pub(crate) fn learn(&self, call: Syscall, args: &[usize; 6], result: usize) {
         match call {
-            Syscall::Brk | Syscall::Shmat => self.learn_more(call, args, result),
+            Syscall::Brk => self.program_break.store(result, Ordering::Relaxed),
+            Syscall::Shmat => self.learn_more(call, args, result),
             Syscall::Mmap if args[3] & MAP_ANONYMOUS == 0 => self.learn_more(call, args, result),
             _ => {}
         }
@@ -148,7 +148,6 @@ impl Memory {
     #[inline(never)]
     fn learn_more(&self, call: Syscall, args: &[usize; 6], result: usize) {
         match call {
-            Syscall::Brk => self.program_break.store(result, Ordering::Relaxed),
             Syscall::Shmat => {
                 if let Some(bytes) = safe::segment_bytes(args[0]) {
                     self.segment_attached(result, bytes);

@@ -1,8 +1,9 @@
-//! The one `syscall` instruction of this crate.
+//! The `syscall` instruction for calls of our own.
 //!
-//! Everything that the hook asks of the kernel goes through here: no libc, no `errno`, no thread-local.
-//! The instruction itself is never patched (it would call itself), and as it lies at one known place,
-//! whoever filters system calls by address can let it through.
+//! Everything that the hook asks of the kernel goes through here: no libc, no `errno`, no thread-local. So do an exec
+//! and an exit of the program; its other calls are made in [`crate::entry`]. These two instructions are never patched
+//! (they would call themselves), and as they lie at known places, whoever filters system calls by address can let
+//! them through.
 
 // UNSAFETY: a system call is an instruction that only assembler has.
 #![expect(unsafe_code)]

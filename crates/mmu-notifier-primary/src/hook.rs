@@ -1,8 +1,16 @@
 //! The hook: what happens around a memory system call.
 //!
 //! ```text
-//! who calls -> count -> facts -> decode -> start .. start -> system call -> end .. end -> learn -> record
+//! before    who calls? -> what changes, by the first arguments -> is there somebody to tell?
+//!             no: on record ----------------+
+//! announce    yes: facts, on record, starts-+
+//!                                        system call (crate::entry)
+//! after       no: off the record <----------+
+//! finish      yes: ends, learn, count <-----+
 //! ```
+//!
+//! `before` and `after` are light: some two hundred instructions that leave the vector registers alone
+//! ([`crate::light`]). What one half of a call leaves for the other, [`Underway`], lies in the frame of the entry code.
 //!
 //! # What it never does
 //!
@@ -15,19 +23,20 @@
 //! Nothing is known here about the locks that the program holds, so a change is announced as non-blocking. If
 //! somebody refuses, it is announced again as blocking, as the call cannot be put off.
 
-// UNSAFETY: called from assembler with a frame on the program's stack; makes the program's system calls.
+// UNSAFETY: called from assembler with a frame on the program's stack.
 #![expect(unsafe_code)]
 
+use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use mmu_notifier::{Blocking, Caller, Change, Event, OpenChange, Range, WouldBlock};
 
 use crate::Syscall;
 use crate::children;
-use crate::decode::{Changes, decode, needs};
+use crate::decode::{Changes, Common, decode, decode_common, needs};
 use crate::entry::{Frame, Site};
 use crate::facts::Ranges;
-use crate::gate::{self, safe};
+use crate::gate::safe;
 use crate::log::{self, observe};
 use crate::primary::Primary;
 use crate::session::Shard;
@@ -55,90 +64,329 @@ pub(crate) fn caller() -> Caller {
     }
 }
 
-/// The system call at a rewritten site.
+/// Where the entry code goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Way {
+    /// To where the frame says: the call has been made, or a tail of the stub makes it.
+    Out = 0,
+    /// It makes the system call.
+    Call = 1,
+    /// It saves the vector registers and calls [`announce`].
+    Announce = 2,
+}
+
+/// A call between its two halves; lies in the frame of the entry code. No destructor: the frame may be jumped over.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Underway {
+    /// 1, as the entry code has written: [`finish`] ends it; 0: nobody was told, [`after`] does.
+    told: u32,
+    /// What nobody was told of; written if `told` is 0.
+    unheard: MaybeUninit<OpenChange>,
+    /// Written if `told` is 1.
+    seen: MaybeUninit<Seen>,
+    /// Written by [`announce`].
+    news: MaybeUninit<News>,
+}
+
+/// Where the entry code finds [`Underway::told`].
+#[cfg(test)]
+pub(crate) const TOLD: usize = core::mem::offset_of!(Underway, told);
+
+/// What is known of a call before anybody has been told of it.
+#[derive(Debug)]
+struct Seen {
+    call: Syscall,
+    common: Common,
+    /// The change that a common call makes, if it makes one.
+    event: Event,
+    range: Range,
+    site: &'static Site,
+    /// Thread 0: not known yet.
+    caller: Caller,
+}
+
+/// What was announced.
+#[derive(Debug)]
+struct News {
+    /// Ticks before and after the starts, if anybody wants to know.
+    time: u64,
+    started: u64,
+    refused: u64,
+    /// Of a common call.
+    open: Option<OpenChange>,
+    /// Of a rare call.
+    rare: Option<Rare>,
+}
+
+#[derive(Debug)]
+struct Rare {
+    changes: Changes,
+    bracket: Bracket,
+}
+
+/// The site that an entry has come from.
+#[inline(always)]
+fn site(frame: &Frame) -> &'static Site {
+    // SAFETY: by the stub, the address of its `Site`, which is never changed or unmapped.
+    unsafe { &*(frame.go as *const Site) }
+}
+
+/// Who calls, and what is about to change.
+struct Look {
+    common: Common,
+    range: Range,
+    event: Event,
+    /// Thread 0: not known yet.
+    caller: Caller,
+}
+
+#[inline(always)]
+fn look(primary: &Primary, frame: &Frame) -> Look {
+    let nobody = Caller { thread: 0, home: 0, stack: frame.stack() };
+    let caller = primary.threads.known_caller(frame.stack()).unwrap_or(nobody);
+    let (common, range, event) = decode_common(frame.rax, &frame.first_args());
+    Look { common, range, event, caller }
+}
+
+/// Leaves a call to [`tell`]: false if it is none of ours.
+#[inline(always)]
+fn leave(frame: &mut Frame, underway: &mut Underway, look: Look) -> bool {
+    let Look { common, range, event, caller } = look;
+    let site = site(frame);
+    let Some(call) = Syscall::from_number(frame.rax) else {
+        frame.go = site.plain;
+        return false;
+    };
+    frame.go = site.back;
+    underway.seen.write(Seen { call, common, event, range, site, caller });
+    true
+}
+
+/// Before the system call of a rewritten site, as long as there is nobody to tell.
 ///
 /// # Safety
 ///
-/// Called by `crate::entry` only, with the frame it has built.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn mmu_notifier_hook(frame: *mut Frame) {
-    // SAFETY: by the entry code, a complete frame that nobody else looks at.
-    let frame = unsafe { &mut *frame };
-    // SAFETY: by the stub, the address of its `Site`, which is never changed or unmapped.
-    let site = unsafe { &*(frame.go as *const Site) };
-    let (Some(call), Some(primary)) = (Syscall::from_number(frame.rax), primary()) else {
+/// Called by `crate::entry` only, with the frame it has built and room for an [`Underway`].
+#[unsafe(link_section = ".text.mmu_notifier_entry")]
+pub(crate) unsafe extern "C" fn before(frame: *mut Frame, underway: *mut Underway) -> Way {
+    // SAFETY: by the entry code, a complete frame and room that nobody else looks at; the one number in there is
+    // written, and the rest may be uninitialised.
+    let (frame, underway) = unsafe { (&mut *frame, &mut *underway) };
+    let site = site(frame);
+    let Some(primary) = primary() else {
         frame.go = site.plain;
-        return;
+        return Way::Out;
     };
-    let caller = primary.threads.caller(frame.stack());
+    let look = look(primary, frame);
+    if look.common != Common::Rare && look.caller.thread != 0 && !primary.log.is_watched() {
+        if look.common == Common::Nothing {
+            frame.go = site.plain;
+            return Way::Out;
+        }
+        let change = Change::new(look.range, look.event, Blocking::Forbidden);
+        if let Some(open) = primary.space.start_unheard(&look.caller, &change) {
+            frame.go = site.back;
+            underway.told = 0;
+            underway.unheard.write(open);
+            return Way::Call;
+        }
+    }
+    if leave(frame, underway, look) { Way::Announce } else { Way::Out }
+}
+
+/// Behind a system call that nobody had to be told of.
+///
+/// # Safety
+///
+/// Called by `crate::entry` only, with what it has called [`before`] with.
+#[unsafe(link_section = ".text.mmu_notifier_entry")]
+pub(crate) unsafe extern "C" fn after(_: *mut Frame, underway: *mut Underway) {
+    // SAFETY: `before` has written it, as the entry code has seen by `told`; it is taken once.
+    let open = unsafe { (*underway).unheard.assume_init_read() };
+    if let Some(primary) = primary() {
+        primary.space.end_unheard(open);
+    }
+}
+
+/// Both halves before a system call, where the first one must not run by itself.
+///
+/// # Safety
+///
+/// As [`before`].
+pub(crate) unsafe extern "C" fn heavy(frame: *mut Frame, underway: *mut Underway) -> Way {
+    // SAFETY: as in `before`.
+    let (frame, underway) = unsafe { (&mut *frame, &mut *underway) };
+    let Some(primary) = primary() else {
+        frame.go = site(frame).plain;
+        return Way::Out;
+    };
+    let look = look(primary, frame);
+    if !leave(frame, underway, look) {
+        return Way::Out;
+    }
+    // SAFETY: written by `leave`.
+    let seen = unsafe { underway.seen.assume_init_mut() };
+    tell(primary, frame, seen, &mut underway.news)
+}
+
+/// Announces a call that [`before`] has looked at.
+///
+/// # Safety
+///
+/// Called by `crate::entry` only, with what it has called [`before`] with, if that returned [`Way::Announce`].
+pub(crate) unsafe extern "C" fn announce(frame: *mut Frame, underway: *mut Underway) -> Way {
+    // SAFETY: by the entry code, a complete frame and what belongs to it, that nobody else looks at.
+    let (frame, underway) = unsafe { (&mut *frame, &mut *underway) };
+    // SAFETY: written by `before`.
+    let seen = unsafe { underway.seen.assume_init_mut() };
+    match primary() {
+        Some(primary) => tell(primary, frame, seen, &mut underway.news),
+        None => Way::Out,
+    }
+}
+
+#[inline(always)]
+fn tell(primary: &Primary, frame: &mut Frame, seen: &mut Seen, news: &mut MaybeUninit<News>) -> Way {
+    if seen.caller.thread == 0 {
+        seen.caller = primary.threads.caller(seen.caller.stack);
+    }
+    let time = primary.log.now();
+    let (mut refused, mut open) = (0, None);
+    match seen.common {
+        Common::Rare => return announce_rare(primary, frame, seen, news),
+        Common::Nothing => {}
+        Common::One => {
+            primary.end_abandoned(&seen.caller);
+            open = Some(start(primary, &seen.caller, seen.range, seen.event, &mut refused));
+        }
+    }
+    news.write(News { time, started: primary.log.now(), refused, open, rare: None });
+    Way::Call
+}
+
+/// The same for calls that make several changes, that must ask for facts, or that do not come back here.
+#[inline(never)]
+fn announce_rare(primary: &Primary, frame: &mut Frame, seen: &Seen, news: &mut MaybeUninit<News>) -> Way {
+    let &Seen { call, site, ref caller, .. } = seen;
     match call {
         Syscall::Fork | Syscall::Vfork | Syscall::Clone | Syscall::Clone3 => {
-            children::before_clone(primary, &caller, call, frame, site);
-            return;
+            children::before_clone(primary, caller, call, frame, site);
+            Way::Out
         }
-        Syscall::Execve | Syscall::Execveat => children::exec(primary, &caller, call, frame, site),
-        Syscall::ExitGroup => children::exit(primary, &caller, frame),
-        _ => change(primary, &caller, call, frame, site),
+        Syscall::Execve | Syscall::Execveat => {
+            children::exec(primary, caller, call, frame, site);
+            Way::Out
+        }
+        Syscall::ExitGroup => {
+            children::exit(primary, caller, frame);
+            Way::Out
+        }
+        _ => {
+            let changes = rare_changes(primary, call, &frame.args());
+            let rare = Some(Rare { changes, bracket: Bracket::NONE });
+            let time = primary.log.now();
+            let news = news.write(News { time, started: 0, refused: 0, open: None, rare });
+            if let Some(Rare { changes, bracket }) = &mut news.rare {
+                bracket.start(primary, caller, changes);
+                news.refused = bracket.refused;
+            }
+            news.started = primary.log.now();
+            Way::Call
+        }
     }
-    frame.go = site.back;
 }
 
-/// Behind a system call that the stub made itself: in the parent, and in a child with memory of its own.
+// Kept out of the frame in which subscribers are called: it may be large.
+#[inline(never)]
+fn rare_changes(primary: &Primary, call: Syscall, args: &[usize; 6]) -> Changes {
+    let mut ranges = Ranges::new();
+    decode(call, args, &primary.memory.find(needs(call, args), &mut ranges))
+}
+
+/// Behind a system call that was announced, its result in the frame.
 ///
 /// # Safety
 ///
-/// As [`mmu_notifier_hook`].
-#[unsafe(no_mangle)]
-unsafe extern "C" fn mmu_notifier_hook_after(frame: *mut Frame) {
-    // SAFETY: as in `mmu_notifier_hook`.
-    let frame = unsafe { &mut *frame };
-    // SAFETY: as in `mmu_notifier_hook`.
-    let site = unsafe { &*(frame.go as *const Site) };
-    if let Some(primary) = primary() {
-        children::after_clone(primary, frame, site);
+/// Called by `crate::entry` only, with what it has called [`announce`] with, if that returned [`Way::Call`].
+pub(crate) unsafe extern "C" fn finish(frame: *mut Frame, underway: *mut Underway) {
+    // SAFETY: as in `announce`.
+    let (frame, underway) = unsafe { (&*frame, &mut *underway) };
+    // SAFETY: written by `before` or `heavy`.
+    let seen = unsafe { underway.seen.assume_init_ref() };
+    // SAFETY: written by `announce` or `heavy`.
+    let news = unsafe { underway.news.assume_init_mut() };
+    let Some(primary) = primary() else { return };
+    let changed = primary.log.now();
+    if let Some(open) = news.open.take() {
+        primary.space.end(&seen.caller, open);
     }
-    frame.go = site.back;
+    // Of most calls nothing else is to be done.
+    if seen.common == Common::Rare || primary.log.is_watched() {
+        finish_more(primary, frame, seen, news, changed);
+    }
 }
 
-/// A call that changes the address space and returns.
-fn change(primary: &Primary, caller: &Caller, call: Syscall, frame: &mut Frame, site: &Site) {
-    let args = frame.args();
-    let mut ranges = Ranges::new();
-    let changes = decode(call, &args, &primary.memory.find(needs(call, &args), &mut ranges));
-    let time = primary.log.now();
-    let mut bracket = Bracket::start(primary, caller, &changes);
-    let started = primary.log.now();
-    // SAFETY: the program's own call, with its own arguments.
-    let result = unsafe { gate::call(call.number(), &args) };
-    let changed = primary.log.now();
-    bracket.end(primary, caller);
+/// The same for rare calls, or if somebody wants to know.
+#[inline(never)]
+fn finish_more(primary: &Primary, frame: &Frame, seen: &Seen, news: &mut News, changed: u64) {
+    let (call, args, result) = (seen.call, frame.args(), frame.rax);
+    if let Some(rare) = &mut news.rare {
+        rare.bracket.end(primary, &seen.caller);
+    }
     let ended = primary.log.now();
-    frame.rax = result as usize;
     // `brk` fails by returning the old break.
     let failed = if call == Syscall::Brk {
-        args[0] != 0 && result as usize != args[0]
+        args[0] != 0 && result != args[0]
     } else {
-        (-4095..0).contains(&result)
+        (-4095..0).contains(&result.cast_signed())
     };
     if !failed || call == Syscall::Brk {
-        primary.memory.learn(call, &args, result as usize);
+        primary.memory.learn(call, &args, result);
     }
-    let first = changes.as_slice().first();
+    if primary.log.is_watched() {
+        note(primary, frame, seen, news, failed, [changed, ended]);
+    }
+    if !failed {
+        primary.new_code(call, &args, result);
+    }
+}
+
+/// Counts and records a call that was made.
+#[inline(never)]
+fn note(
+    primary: &Primary,
+    frame: &Frame,
+    seen: &Seen,
+    news: &News,
+    failed: bool,
+    [changed, ended]: [u64; 2],
+) {
+    let &Seen { call, common, event, range, site, ref caller, .. } = seen;
+    let &News { time, started, refused, .. } = news;
+    let one = [(range, event)];
+    let changes = match (&news.rare, common) {
+        (Some(rare), _) => rare.changes.as_slice(),
+        (None, Common::One) => &one,
+        (None, _) => &[],
+    };
     if let Some(shard) = primary.log.shard(caller.home) {
-        count(shard, call, failed, first.is_some());
-        if first.is_some() {
-            count_changes(shard, &changes, &bracket);
+        count(shard, call, failed, !changes.is_empty());
+        if !changes.is_empty() {
+            count_changes(shard, changes, refused);
             observe(&shard.starts, started - time);
             observe(&shard.changes, changed - started);
             observe(&shard.ends, ended - changed);
         }
     }
     if primary.log.records_wanted() {
+        let args = frame.args();
         let mut entry = log::Entry {
             call,
             event: None,
             failed,
-            refused: bracket.refused > 0,
+            refused: refused > 0,
             time,
             starts: started - time,
             change: changed - started,
@@ -149,17 +397,30 @@ fn change(primary: &Primary, caller: &Caller, call: Syscall, frame: &mut Frame, 
             len: args[1],
             caller: return_address(frame, site),
         };
-        if changes.as_slice().is_empty() {
+        if changes.is_empty() {
             primary.log.record(&entry);
         }
-        for (range, event) in changes.as_slice() {
+        for (range, event) in changes {
             (entry.event, entry.start, entry.len) = (Some(*event), range.start(), range.len());
             primary.log.record(&entry);
         }
     }
-    if !failed {
-        primary.new_code(call, &args, result as usize);
+}
+
+/// Behind a system call that the stub made itself: in the parent, and in a child with memory of its own.
+///
+/// # Safety
+///
+/// As [`before`].
+pub(crate) unsafe extern "C" fn after_clone(frame: *mut Frame) {
+    // SAFETY: as in `before`.
+    let frame = unsafe { &mut *frame };
+    // SAFETY: as in `before`.
+    let site = unsafe { &*(frame.go as *const Site) };
+    if let Some(primary) = primary() {
+        children::after_clone(primary, frame, site);
     }
+    frame.go = site.back;
 }
 
 /// Counts a call.
@@ -175,17 +436,17 @@ pub(crate) fn count(shard: &Shard, call: Syscall, failed: bool, bracketed: bool)
 }
 
 /// Counts what a call announced.
-pub(crate) fn count_changes(shard: &Shard, changes: &Changes, bracket: &Bracket) {
-    for (range, event) in changes.as_slice() {
+pub(crate) fn count_changes(shard: &Shard, changes: &[(Range, Event)], refused: u64) {
+    for (range, event) in changes {
         let counts = &shard.events[*event as usize];
         counts.changes.fetch_add(1, Ordering::Relaxed);
         if range.end() != usize::MAX {
             counts.bytes.fetch_add(range.len() as u64, Ordering::Relaxed);
         }
     }
-    if bracket.refused > 0 {
-        shard.refused.fetch_add(bracket.refused, Ordering::Relaxed);
-        shard.announced_again.fetch_add(bracket.refused, Ordering::Relaxed);
+    if refused > 0 {
+        shard.refused.fetch_add(refused, Ordering::Relaxed);
+        shard.announced_again.fetch_add(refused, Ordering::Relaxed);
     }
 }
 
@@ -198,7 +459,7 @@ pub(crate) fn return_address(frame: &Frame, site: &Site) -> usize {
     unsafe { ((frame.stack() + site.caller) as *const usize).read_unaligned() }
 }
 
-/// The open changes of one call. No destructor: the frame may be jumped over.
+/// The open changes of a call that may make several.
 #[derive(Debug)]
 pub(crate) struct Bracket {
     open: [Option<OpenChange>; Changes::MAX],
@@ -207,16 +468,16 @@ pub(crate) struct Bracket {
 }
 
 impl Bracket {
-    pub(crate) fn start(primary: &Primary, caller: &Caller, changes: &Changes) -> Bracket {
-        let mut bracket = Bracket { open: [const { None }; Changes::MAX], refused: 0 };
-        if changes.as_slice().is_empty() {
-            return bracket;
+    /// Nothing is open.
+    pub(crate) const NONE: Bracket = Bracket { open: [const { None }; Changes::MAX], refused: 0 };
+
+    pub(crate) fn start(&mut self, primary: &Primary, caller: &Caller, changes: &Changes) {
+        if !changes.as_slice().is_empty() {
+            primary.end_abandoned(caller);
         }
-        primary.end_abandoned(caller);
-        for (open, &(range, event)) in bracket.open.iter_mut().zip(changes.as_slice()) {
-            *open = Some(announce(primary, caller, range, event, &mut bracket.refused));
+        for (open, &(range, event)) in self.open.iter_mut().zip(changes.as_slice()) {
+            *open = Some(start(primary, caller, range, event, &mut self.refused));
         }
-        bracket
     }
 
     pub(crate) fn end(&mut self, primary: &Primary, caller: &Caller) {
@@ -227,7 +488,7 @@ impl Bracket {
 }
 
 /// Starts one change: non-blocking, and if that is refused, blocking.
-fn announce(primary: &Primary, caller: &Caller, range: Range, event: Event, refused: &mut u64) -> OpenChange {
+fn start(primary: &Primary, caller: &Caller, range: Range, event: Event, refused: &mut u64) -> OpenChange {
     match primary.space.start(caller, Change::new(range, event, Blocking::Forbidden)) {
         Ok(open) => open,
         Err(WouldBlock) => {

@@ -30,7 +30,7 @@
 //! | `call`, `decode`, `facts` | which calls there are, what they change, what their arguments do not say |
 //! | `search`, `flow`, `sites` | finding call sites in files |
 //! | `patch`, `entry`, `gate` | rewriting them; the way into Rust and back; the one `syscall` instruction |
-//! | `hook`, `children`, `thread` | what happens around a call; fork, exec and exit; who is calling |
+//! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
 
@@ -45,6 +45,7 @@ mod facts;
 mod flow;
 mod gate;
 mod hook;
+mod light;
 mod log;
 mod maps;
 pub mod pages;

@@ -29,13 +29,14 @@ pub(crate) fn ticks() -> u64 {
 
 /// Where this process counts and records.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Log {
+    /// Somebody reads: without one nothing is timed or counted.
+    watched: bool,
+    records_wanted: bool,
     base: AtomicPtr<Header>,
     rings: usize,
     ring_records: usize,
-    records_wanted: bool,
-    /// Somebody reads: without one nothing is timed or counted.
-    watched: bool,
     /// Index of this process's entry; `PROCESSES`: it has none.
     process: AtomicUsize,
 }
@@ -268,6 +269,12 @@ impl Log {
     #[inline]
     pub(crate) fn now(&self) -> u64 {
         if self.watched { ticks() } else { 0 }
+    }
+
+    /// Whether anybody reads what is counted.
+    #[inline]
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched
     }
 
     /// Whether anybody wants records.

@@ -30,11 +30,13 @@ use crate::thread::Threads;
 ///
 /// There is one in a process. It is installed once and stays.
 #[derive(Debug)]
+// What every call needs lies in the first cache line.
+#[repr(C, align(64))]
 pub struct Primary {
     pub(crate) space: AddressSpace,
     pub(crate) threads: Threads,
-    pub(crate) memory: Memory,
     pub(crate) log: Log,
+    pub(crate) memory: Memory,
     pub(crate) preload: Option<Preload>,
     pid: AtomicU32,
     patching: Patching,
@@ -319,7 +321,7 @@ impl Primary {
         path: &[u8],
     ) {
         let address = base.wrapping_add(site.offset);
-        if address == gate::address() || state.stubs.pool_around(address) {
+        if address == gate::address() || address == entry::address() || state.stubs.pool_around(address) {
             return;
         }
         let number = match site.number {
@@ -428,7 +430,15 @@ impl Primary {
     }
 
     /// Ends what this thread has left open.
+    #[inline]
     pub(crate) fn end_abandoned(&self, caller: &Caller) {
+        if self.space.may_have_open(caller) {
+            self.end_what_is_gone(caller);
+        }
+    }
+
+    #[inline(never)]
+    fn end_what_is_gone(&self, caller: &Caller) {
         let mut signal_stack = None;
         let ended = self.space.end_abandoned(caller, |stack| {
             // Asked only if this thread has something open.

@@ -67,7 +67,8 @@ pub struct Header {
     pub records_wanted: AtomicU32,
     /// 1: nobody reads any more; do not begin to watch.
     pub closed: AtomicU32,
-    /// Vector registers of this machine, found out by the first process: 0: not yet; 1: xmm, 2: ymm, 3: zmm.
+    /// Found out by the first process: vector registers of this machine, 0: not yet; 1: xmm, 2: ymm, 3: zmm; with bit 8
+    /// if the light half of the hook leaves them alone.
     pub vectors: AtomicU32,
     /// Places of the file table that were taken, also beyond [`FILES`].
     pub files_used: AtomicU32,

@@ -22,11 +22,14 @@ use crate::gate::safe::gettid;
 
 /// Threads that are known at one time; more are served, but each call asks for its id again.
 const THREADS: usize = 1024;
+/// Bits of a system call number.
+const NUMBER_BITS: u32 = 10;
 /// Places where a thread is looked for.
 const PROBES: usize = 16;
 
 #[derive(Debug)]
-#[repr(C)]
+// Two in a cache line.
+#[repr(C, align(32))]
 struct Thread {
     /// Base of the segment; 0: free.
     base: AtomicU64,
@@ -34,8 +37,9 @@ struct Thread {
     id: AtomicU32,
     /// Small number.
     home: AtomicU32,
-    /// The call that the thread is in that returns twice: which, and ticks before and after its starts.
-    clone: [AtomicU64; 3],
+    /// The call that the thread is in that returns twice: ticks before its starts; ticks that they took, and its
+    /// number in the lowest bits.
+    clone: [AtomicU64; 2],
 }
 
 /// A call that returns twice, between its two hooks.
@@ -49,18 +53,28 @@ pub(crate) struct Clone {
 
 /// The threads of this process.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Threads {
-    table: Box<[Thread]>,
-    homes: AtomicU32,
+    table: Box<[Thread; THREADS]>,
     by_base: AtomicBool,
+    homes: AtomicU32,
 }
 
 /// The base of the `fs` segment.
+#[inline(always)]
 fn base() -> u64 {
     let base: u64;
     // SAFETY: reads a register; the kernel lets user space do it (checked in `Threads::new`).
     unsafe { asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
     base
+}
+
+/// Where the thread with this base is looked for first.
+#[inline(always)]
+fn place(base: u64) -> usize {
+    // Storage of threads lies whole pages apart, plus some; multiplying spreads both.
+    const { assert!(THREADS == 1 << 10) };
+    ((base >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize
 }
 
 impl Threads {
@@ -69,10 +83,13 @@ impl Threads {
             base: AtomicU64::new(0),
             id: AtomicU32::new(0),
             home: AtomicU32::new(0),
-            clone: [const { AtomicU64::new(0) }; 3],
+            clone: [const { AtomicU64::new(0) }; 2],
         };
         Threads {
-            table: (0..THREADS).map(|_| thread()).collect(),
+            table: match (0..THREADS).map(|_| thread()).collect::<Box<[Thread]>>().try_into() {
+                Ok(table) => table,
+                Err(_) => unreachable!("as many as were collected"),
+            },
             homes: AtomicU32::new(0),
             by_base: AtomicBool::new(rdfsbase_works),
         }
@@ -83,10 +100,24 @@ impl Threads {
         THREADS * size_of::<Thread>()
     }
 
-    /// The calling thread.
-    #[inline]
-    pub(crate) fn caller(&self, stack: usize) -> Caller {
+    /// The calling thread, if it is where it is looked for first.
+    #[inline(always)]
+    pub(crate) fn known_caller(&self, stack: usize) -> Option<Caller> {
         // Relaxed, in this file: each thread uses what it wrote itself; `forget` comes before the new thread.
+        if !self.by_base.load(Ordering::Relaxed) {
+            return None;
+        }
+        let base = base();
+        let thread = &self.table[place(base)];
+        let id = thread.id.load(Ordering::Relaxed);
+        let known = thread.base.load(Ordering::Relaxed) == base && id != 0;
+        let home = thread.home.load(Ordering::Relaxed) as usize;
+        known.then_some(Caller { thread: id.into(), home, stack })
+    }
+
+    /// The calling thread.
+    #[inline(never)]
+    pub(crate) fn caller(&self, stack: usize) -> Caller {
         if self.by_base.load(Ordering::Relaxed) {
             let base = base();
             if base != 0
@@ -110,10 +141,8 @@ impl Threads {
     }
 
     fn find(&self, base: u64, or_add: bool) -> Option<&Thread> {
-        // Storage of threads lies whole pages apart, plus some; multiplying spreads both.
-        let hash = (base >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
         for probe in 0..PROBES {
-            let thread = &self.table[(hash as usize + probe) % THREADS];
+            let thread = &self.table[(place(base) + probe) % THREADS];
             let found = thread.base.load(Ordering::Relaxed);
             if found == base {
                 return Some(thread);
@@ -137,7 +166,8 @@ impl Threads {
         if self.by_base.load(Ordering::Relaxed)
             && let Some(thread) = self.find(base(), false)
         {
-            let values = [clone.call.number() as u64, clone.time, clone.started];
+            let took = clone.started.saturating_sub(clone.time) << NUMBER_BITS;
+            let values = [clone.time, took | clone.call.number() as u64];
             for (place, value) in thread.clone.iter().zip(values) {
                 place.store(value, Ordering::Relaxed);
             }
@@ -147,8 +177,9 @@ impl Threads {
     /// What [`set_clone`](Threads::set_clone) has noted, if it could.
     pub(crate) fn clone_of_caller(&self) -> Option<Clone> {
         let thread = self.by_base.load(Ordering::Relaxed).then(|| self.find(base(), false)).flatten()?;
-        let [number, time, started] = thread.clone.each_ref().map(|value| value.load(Ordering::Relaxed));
-        Some(Clone { call: Syscall::from_number(number as usize)?, time, started })
+        let [time, rest] = thread.clone.each_ref().map(|value| value.load(Ordering::Relaxed));
+        let call = Syscall::from_number(rest as usize & ((1 << NUMBER_BITS) - 1))?;
+        Some(Clone { call, time, started: time + (rest >> NUMBER_BITS) })
     }
 
     /// A new thread is about to get the storage at `base`.
@@ -165,7 +196,7 @@ impl Threads {
 
     /// In the only thread of a forked child: it has a new id, the others do not exist.
     pub(crate) fn forked(&self) {
-        for thread in &self.table {
+        for thread in self.table.iter() {
             thread.id.store(0, Ordering::Relaxed);
         }
     }

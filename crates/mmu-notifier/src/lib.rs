@@ -85,6 +85,7 @@ mod sync;
 mod ticketed;
 mod tlb;
 mod tree;
+mod unheard;
 
 pub use aging::Aging;
 pub use caller::Caller;

@@ -132,13 +132,34 @@ impl OpenChanges {
     /// Takes a slot in any phase.
     #[inline]
     pub(crate) fn claim_for(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
-        let index = caller.home % HOMES * WAYS;
         if !self.may_have_open(caller)
-            && let Some(held) = self.claim_slot(caller, phase, index)
+            && let Some(held) = self.claim_slot(caller, phase, caller.home % HOMES * WAYS)
         {
             return Some(held);
         }
         self.claim_anywhere(caller, phase)
+    }
+
+    /// Takes the first slot of the caller's home, in phase `Starting`, if the caller has nothing open and the slot is
+    /// free.
+    #[inline]
+    pub(crate) fn claim_at_home(&self, caller: &Caller) -> Option<Held<'_>> {
+        if self.may_have_open(caller) {
+            return None;
+        }
+        self.claim_slot(caller, Phase::Starting, caller.home % HOMES * WAYS)
+    }
+
+    /// Ends a change that has nobody to call and is not nested, in the thread that started it: from `Changing` to
+    /// `Free` at once.
+    #[inline]
+    pub(crate) fn leave_unheard(&self, open: OpenChange) {
+        // Relaxed: the calling thread wrote it. No exchange: as in `finish_held`.
+        if let Some(held) = self.held(open.0)
+            && held.slot.state.load(Ordering::Relaxed) == held.state.in_phase(Phase::Changing).0
+        {
+            held.leave();
+        }
     }
 
     /// The same where the home is not empty: this change is made inside another one, or a neighbour is here.
@@ -173,7 +194,7 @@ impl OpenChanges {
         if index / WAYS >= self.used.load(Ordering::Relaxed) {
             self.used.fetch_max(index / WAYS + 1, Ordering::Relaxed);
         }
-        let slot = &self.slots[index];
+        let slot = self.slots.get(index)?;
         // Relaxed: the exchange checks it.
         let free = State(slot.state.load(Ordering::Relaxed));
         if !free.is_free() {
@@ -284,7 +305,7 @@ impl OpenChanges {
     /// Whether the calling thread may have anything open: a look at two cache lines of its own.
     #[inline]
     pub(crate) fn may_have_open(&self, caller: &Caller) -> bool {
-        let first = &self.slots[caller.home % HOMES * WAYS];
+        let Some(first) = self.slots.get(caller.home % HOMES * WAYS) else { return true };
         // Relaxed, both: the calling thread sees at least what it holds itself.
         !State(first.state.load(Ordering::Relaxed)).is_free() || first.nested.load(Ordering::Relaxed) > 0
     }
@@ -477,7 +498,7 @@ impl OpenChanges {
     /// All is over: the slot can be used again.
     #[inline]
     pub(crate) fn free(&self, held: Held<'_>) {
-        let Held { slot, state } = held;
+        let slot = held.slot;
         if let Some(nesting) = slot.nesting() {
             self.free_nesting(slot, nesting);
         }
@@ -486,11 +507,7 @@ impl OpenChanges {
             slot.era.store(0, Ordering::Relaxed);
             slot.until.store(0, Ordering::Relaxed);
         }
-        slot.list.store(0, Ordering::Relaxed);
-        // Cleared so that nobody takes the next holder, who has not written it yet, for himself.
-        slot.thread.store(0, Ordering::Relaxed);
-        // Release pairs with the Acquire in `claim_slot` and in `scan`.
-        slot.state.store(state.in_phase(Phase::Free).0, Ordering::Release);
+        held.leave();
     }
 
     #[cold]
@@ -550,6 +567,18 @@ impl Held<'_> {
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
         self.state.sequence()
+    }
+
+    /// Makes the slot free.
+    #[inline]
+    pub(crate) fn leave(self) {
+        let Held { slot, state } = self;
+        // Relaxed, both: published by the Release below.
+        slot.list.store(0, Ordering::Relaxed);
+        // Cleared so that nobody takes the next holder, who has not written it yet, for himself.
+        slot.thread.store(0, Ordering::Relaxed);
+        // Release pairs with the Acquire in `claim_slot` and in `scan`.
+        slot.state.store(state.in_phase(Phase::Free).0, Ordering::Release);
     }
 
     /// Puts the change on record; [`walks`](Held::walks) publishes it. Until then the holder is taken to change

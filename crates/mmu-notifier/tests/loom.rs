@@ -92,6 +92,30 @@ fn no_unknown_change_is_open_after_subscribing() {
     });
 }
 
+/// The same for a change that begins as if nobody were there.
+#[test]
+fn no_unheard_change_is_open_after_subscribing() {
+    explore(|| {
+        let space = space();
+        let in_change = Arc::new(AtomicUsize::new(0));
+        let changing = {
+            let (space, in_change) = (space.clone(), in_change.clone());
+            thread::spawn(move || {
+                let change = Change::new(PAGES, Event::Unmap, mmu_notifier::Blocking::Forbidden);
+                if let Some(open) = space.start_unheard(&space.caller(), &change) {
+                    in_change.store(1, Release);
+                    in_change.store(0, Release);
+                    space.end_unheard(open);
+                }
+            })
+        };
+        let subscription = space.subscribe(Shared(Arc::new(Touch::default())));
+        assert_eq!(in_change.load(Acquire), 0, "the pages change and nobody has told us");
+        changing.join().unwrap();
+        drop(subscription);
+    });
+}
+
 /// G5: when the drop of a subscription has returned, no callback runs or will run.
 #[test]
 fn no_callback_after_unsubscribing() {

@@ -593,6 +593,34 @@ proptest! {
         }
     }
 
+    /// The short way says what the long way says, or nothing.
+    #[test]
+    fn the_common_calls_are_decoded_alike(
+        args in prop::array::uniform6(number()),
+        pages in 1usize..9,
+        advice in prop_oneof![0..32usize, Just(103)],
+        flags in 0..8usize,
+        over in prop::array::uniform4(any::<bool>()),
+    ) {
+        // Numbers that mean something, as often as not.
+        let [mut a, mut b, mut c, mut d, e, f] = args;
+        if over[0] { a = untagged(page_floor(a)); }
+        if over[1] { b = pages * P; }
+        if over[2] { c = advice; }
+        if over[3] {
+            let or = |bit: usize, flag| if flags & bit != 0 { flag } else { 0 };
+            d = MAP_ANONYMOUS | or(1, MAP_FIXED) | or(2, MAP_FIXED_NOREPLACE) | or(4, MAP_HUGETLB);
+        }
+        for call in Syscall::ALL {
+            let all = decode(call, &[a, b, c, d, e, f], &UNKNOWN);
+            match decode_common(call.number(), &[a, b, c, d]) {
+                (Common::Rare, ..) => {}
+                (Common::Nothing, ..) => prop_assert_eq!(all.as_slice(), []),
+                (Common::One, range, event) => prop_assert_eq!(all.as_slice(), [(range, event)]),
+            }
+        }
+    }
+
     /// What the kernel unmaps lies inside what is announced, and nothing that it cannot touch does.
     #[test]
     fn munmap_is_exact(page in 0usize..USER_END / P, len in 1usize..1 << 50) {

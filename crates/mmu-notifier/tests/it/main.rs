@@ -18,4 +18,5 @@ mod subscribing;
 mod tickets;
 mod tlb;
 mod tree;
+mod unheard;
 mod witness;
