@@ -47,7 +47,7 @@ use crate::open::Held;
 use crate::slot::Phase;
 use crate::space::AddressSpace;
 use crate::stall::{Patience, Waiting};
-use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Alive, AtomicBool, AtomicU64, Ordering};
 use crate::tree::{Key, Tree};
 use crate::{Blocking, Change, Range, WouldBlock};
 
@@ -158,6 +158,7 @@ struct Interval<S: IntervalSubscriber + ?Sized> {
     sequence: AtomicU64,
     /// No callback may begin any more. Set once.
     gone: AtomicBool,
+    alive: Alive,
     subscriber: S,
 }
 
@@ -176,6 +177,7 @@ impl Kept {
             range,
             sequence: AtomicU64::new(0),
             gone: AtomicBool::new(false),
+            alive: Alive::default(),
             subscriber,
         });
         Kept(NonNull::from(Box::leak(interval)))
@@ -186,7 +188,9 @@ impl Kept {
     /// Nobody has freed it, or can while the reference lives.
     unsafe fn get<'a>(self) -> &'a Interval<dyn IntervalSubscriber> {
         // SAFETY: made by `new`; by the caller's promise.
-        unsafe { self.0.as_ref() }
+        let interval = unsafe { self.0.as_ref() };
+        interval.alive.look();
+        interval
     }
 
     /// # Safety

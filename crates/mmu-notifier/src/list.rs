@@ -22,7 +22,7 @@ use crate::aging::Aging;
 use crate::caller::Caller;
 use crate::open::{Held, OpenChanges};
 use crate::stall::Patience;
-use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use crate::sync::{Alive, Arc, AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell};
 use crate::ticketed::Tickets;
 use crate::tlb::SecondaryTlb;
 use crate::{Refuser, Subscriber};
@@ -198,6 +198,7 @@ struct List {
     entries: Box<[Arc<Entry>]>,
     /// The next list that waits to be freed; written only by who owns this list exclusively.
     next_retired: *mut List,
+    alive: Alive,
 }
 
 /// The list in force, and those that were replaced and may still be walked.
@@ -246,7 +247,10 @@ impl Published {
         // SAFETY: the list was in force after the claim's fence, and the slot of `held` has been on record
         // with it (or with "any list") ever since, so `collect` has not freed it; lists are not written
         // after they are published, but for `next_retired`, which nobody reads through this reference.
-        unsafe { &(*list).entries }
+        unsafe {
+            (*list).alive.look();
+            &(*list).entries
+        }
     }
 
     /// Publishes a changed list: `edit` turns the entries in force into new ones, or says that there is
@@ -264,7 +268,11 @@ impl Published {
             let new = if entries.is_empty() {
                 std::ptr::null_mut()
             } else {
-                Box::into_raw(Box::new(List { entries, next_retired: std::ptr::null_mut() }))
+                Box::into_raw(Box::new(List {
+                    entries,
+                    next_retired: std::ptr::null_mut(),
+                    alive: Alive::default(),
+                }))
             };
             // Release pairs with the Acquire in `walk`.
             if self.current.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {

@@ -38,6 +38,27 @@ impl<T> UnsafeCell<T> {
     }
 }
 
+/// Part of what is freed when nobody can reach it any more. Under loom, who looks at it while it goes, or without an
+/// order between the two, is found; elsewhere it is nothing.
+#[derive(Default)]
+pub(crate) struct Alive(#[cfg(mmu_loom)] UnsafeCell<()>);
+
+impl Alive {
+    /// What this is part of is read.
+    #[inline(always)]
+    pub(crate) fn look(&self) {
+        #[cfg(mmu_loom)]
+        self.0.with(|_| ());
+    }
+}
+
+#[cfg(mmu_loom)]
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.with_mut(|_| ());
+    }
+}
+
 /// A full fence directly behind a read-modify-write of the calling thread.
 ///
 /// On x86-64 a locked instruction is a full barrier by itself (AMD64 manual, volume 2, 7.4.2), so only

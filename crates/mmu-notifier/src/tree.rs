@@ -33,7 +33,7 @@ use std::ptr::null_mut;
 use crate::Range;
 use crate::interval::Kept;
 use crate::open::{Held, OpenChanges};
-use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Alive, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Entries of a node at most; and at least, but for the root.
 const MOST: usize = if cfg!(any(mmu_loom, miri)) { 4 } else { 16 };
@@ -90,17 +90,19 @@ struct Entries<T> {
     len: usize,
     /// Those from `len` on are nothing: copies of the first.
     values: [T; MOST],
+    alive: Alive,
 }
 
 impl<T: Copy> Entries<T> {
     fn new(from: &[T]) -> Entries<T> {
         let mut values = [from[0]; MOST];
         values[..from.len()].copy_from_slice(from);
-        Entries { len: from.len(), values }
+        Entries { len: from.len(), values, alive: Alive::default() }
     }
 
     #[inline]
     fn as_slice(&self) -> &[T] {
+        self.alive.look();
         &self.values[..self.len]
     }
 }
@@ -382,7 +384,9 @@ impl Tree {
     /// Frees what nobody can reach any more, if much has come together.
     pub(crate) fn collect_if_due(&self, open: &OpenChanges) {
         // Relaxed, here and below: about right is right.
-        if self.retired_count.load(Ordering::Relaxed) >= self.collect_at.load(Ordering::Relaxed) {
+        if cfg!(mmu_loom)
+            || self.retired_count.load(Ordering::Relaxed) >= self.collect_at.load(Ordering::Relaxed)
+        {
             self.collect(open);
         }
     }

@@ -1,0 +1,95 @@
+//! The end of an address space, against those who come and go.
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicUsize, Ordering::*};
+use loom::thread;
+use mmu_notifier::{Aging, Change, Event, IntervalSubscriber, Pass, Range, WouldBlock};
+
+use crate::{PAGES, Told, Watched, Witness, explore, space};
+
+/// An interval that comes meanwhile is refused, or told.
+#[test]
+fn who_inserts_meanwhile_is_refused_or_told() {
+    struct Alone(Arc<AtomicUsize>);
+    impl IntervalSubscriber for Alone {
+        fn invalidate(&self, change: &Change) -> Pass {
+            assert_eq!(change.event(), Event::Release);
+            self.0.fetch_add(1, Relaxed);
+            Pass::Done
+        }
+
+        fn try_invalidate(&self, change: &Change) -> Result<Pass, WouldBlock> {
+            Ok(self.invalidate(change))
+        }
+    }
+    explore(|| {
+        let space = space();
+        let told = Arc::new(AtomicUsize::new(0));
+        let inserting = {
+            let (space, told) = (space.clone(), told.clone());
+            thread::spawn(move || space.insert(PAGES, Alone(told)))
+        };
+        space.release();
+        let inserted = inserting.join().unwrap();
+        assert!(inserted.is_err() || told.load(Relaxed) == 1);
+        drop(inserted);
+    });
+}
+
+/// Who comes too late panics; in thousands of interleavings that is not worth a line each.
+fn expect_refusals() {
+    std::panic::set_hook(Box::new(|panic| {
+        if !panic.to_string().contains("that has been released") {
+            eprintln!("{panic}");
+        }
+    }));
+}
+
+/// A subscriber that comes meanwhile is refused and released, or just released.
+#[test]
+fn who_subscribes_meanwhile_is_released() {
+    expect_refusals();
+    explore(|| {
+        let space = space();
+        let witness = Witness::new();
+        let subscribing = {
+            let (space, told) = (space.clone(), Told(witness.clone()));
+            thread::spawn(move || {
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| space.subscribe(told))).ok()
+            })
+        };
+        space.release();
+        let subscription = subscribing.join().unwrap();
+        space.invalidate(PAGES, Event::Unmap, || ());
+        assert_eq!(witness.told(), (0, 0), "nobody is on a list any more");
+        assert!(subscription.is_none() || witness.releases.load(Relaxed) == 1);
+        drop(subscription);
+    });
+}
+
+/// Touches its state when it is released.
+struct Old(Arc<Watched>);
+
+impl Aging for Old {
+    fn clear_flush_young(&self, _: Range) -> bool {
+        false
+    }
+
+    fn clear_young(&self, _: Range) -> bool {
+        false
+    }
+
+    fn test_young(&self, _: usize) -> bool {
+        false
+    }
+
+    fn release(&self) {
+        self.0.touch();
+    }
+}
+
+impl Drop for Old {
+    fn drop(&mut self) {
+        self.0.take_away();
+    }
+}
