@@ -223,8 +223,9 @@ impl OpenChanges {
             return (state.load(Ordering::Relaxed) == changing).then_some(held);
         }
         let next = State::new(token.sequence, if own { Phase::Ending } else { Phase::Taken }).0;
-        // Acquire pairs with the Release in `changing`, for the one who ends somebody else's.
-        state.compare_exchange(changing, next, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        // Acquire pairs with the Release in `changing`, for the one who ends somebody else's. Release pairs with the
+        // Acquire in `scan`: who waited for the change sees what it did.
+        state.compare_exchange(changing, next, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         if !own {
             // Relaxed: published by the exchange below.
             held.slot.thread.store(caller.thread, Ordering::Relaxed);

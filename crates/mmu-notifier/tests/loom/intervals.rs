@@ -256,3 +256,21 @@ fn nobody_is_lost_when_one_inserts_and_one_removes() {
         drop(stays);
     });
 }
+
+/// The same with a subscriber on the list, so that the change has ends to call.
+#[test]
+fn nothing_stale_is_live_inside_a_change_that_has_ends() {
+    explore_with(3, || {
+        let space = space();
+        let witness = crate::Witness::new();
+        let subscription = space.subscribe(crate::Told(witness.clone()));
+        let page = Page::new();
+        let (interval, _) = mirror(&space, &page, PAGES);
+        let changing = change(&space, &page, 1);
+        page.read(&interval);
+        changing.join().unwrap();
+        page.check();
+        assert_eq!(witness.told(), (1, 1));
+        drop((interval, subscription));
+    });
+}
