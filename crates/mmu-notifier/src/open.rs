@@ -153,7 +153,7 @@ impl OpenChanges {
                 // Relaxed: as above.
                 if State(self.homes[index].states[way].load(Ordering::Relaxed)).phase() == Phase::Free {
                     // The callbacks that this thread is in. The slot itself is none of them.
-                    let busy = self.of(caller).filter_map(|(_, slot)| slot.calling());
+                    let busy = self.callbacks_of(caller);
                     if let Some(held) = self.claim_slot(caller, change, phase, index, way, busy) {
                         return Some(held);
                     }
@@ -254,7 +254,10 @@ impl OpenChanges {
     }
 
     /// The slots that the calling thread holds, in any phase.
-    fn of(&self, caller: &Caller) -> impl Iterator<Item = (Token, &Slot)> + use<'_> {
+    ///
+    /// One that bears its name in phase `Changing` or `Taken` may be somebody else's by now: nothing of what is written
+    /// there may be believed. In the phases in which callbacks run the name is that of who calls.
+    fn of(&self, caller: &Caller) -> impl Iterator<Item = (Token, Phase, &Slot)> + use<'_> {
         let home = caller.home % SETS;
         let thread = caller.thread;
         // Relaxed: the calling thread sees at least its own.
@@ -266,40 +269,34 @@ impl OpenChanges {
             // Relaxed: see above.
             let mine = state.phase() != Phase::Free && slot.thread.load(Ordering::Relaxed) == thread;
             let token = Token { index: (home * WAYS + way) as u32, sequence: state.sequence() };
-            mine.then_some((token, slot))
+            mine.then_some((token, state.phase(), slot))
         })
     }
 
     /// The changes that the calling thread has open, in any phase, with the stack position of each.
     pub(crate) fn of_thread(&self, caller: &Caller) -> impl Iterator<Item = (Token, usize)> + use<'_> {
         // Relaxed: the calling thread wrote it.
-        self.of(caller).map(|(token, slot)| (token, slot.stack.load(Ordering::Relaxed)))
+        self.of(caller).map(|(token, _, slot)| (token, slot.stack.load(Ordering::Relaxed)))
+    }
+
+    /// The subscribers in whose callbacks the calling thread is.
+    fn callbacks_of(&self, caller: &Caller) -> impl Iterator<Item = usize> + use<'_> {
+        self.of(caller).filter(|(_, phase, _)| phase.calls()).filter_map(|(_, _, slot)| slot.calling())
     }
 
     /// Whether the calling thread is in a callback of `subscriber`.
     pub(crate) fn is_in_callback(&self, caller: &Caller, subscriber: usize) -> bool {
-        self.of(caller).any(|(_, slot)| slot.calling() == Some(subscriber))
+        self.callbacks_of(caller).any(|calling| calling == subscriber)
     }
 
     /// Whether the calling thread is in any callback, or is editing: what it reads there must not be freed by itself.
     pub(crate) fn is_reading(&self, caller: &Caller) -> bool {
-        self.of(caller).any(|(token, _)| {
-            self.held(token).is_some_and(|held| {
-                // Relaxed: the calling thread's own.
-                let phase = State(held.state().load(Ordering::Relaxed)).phase();
-                phase.calls() || phase == Phase::Editing
-            })
-        })
+        self.of(caller).any(|(_, phase, _)| phase.calls() || phase == Phase::Editing)
     }
 
     /// Whether the calling thread itself has a change open that overlaps `range`.
     pub(crate) fn is_changing(&self, caller: &Caller, range: &Range) -> bool {
-        self.of(caller).any(|(token, slot)| {
-            self.held(token).is_some_and(|held| {
-                // Relaxed: the calling thread's own.
-                State(held.state().load(Ordering::Relaxed)).phase().changes() && slot.range().overlaps(range)
-            })
-        })
+        self.of(caller).any(|(_, phase, slot)| phase.changes() && slot.range().overlaps(range))
     }
 
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into

@@ -56,3 +56,34 @@ fn the_change_happened_before_its_end() {
         drop(subscription);
     });
 }
+
+/// G5: who started the change unsubscribes while another thread is in the end.
+#[test]
+fn who_started_unsubscribes_while_another_ends() {
+    explore(|| {
+        let space = space();
+        let witness = Witness::new();
+        let subscription = space.subscribe(Told(witness.clone()));
+        let open = space.start(&space.caller(), CHANGE).expect("blocking");
+        let other = hand_over(&space, open);
+        drop(subscription);
+        witness.state.take_away();
+        assert!(other.join().unwrap());
+    });
+}
+
+/// A change of who started another one is told to everybody, also while another thread ends the first.
+#[test]
+fn who_started_makes_another_change_while_another_thread_ends() {
+    explore(|| {
+        let space = space();
+        let witness = Witness::new();
+        let subscription = space.subscribe(Told(witness.clone()));
+        let open = space.start(&space.caller(), CHANGE).expect("blocking");
+        let other = hand_over(&space, open);
+        space.invalidate(PAGES, Event::Clear, || ());
+        assert!(other.join().unwrap());
+        assert_eq!(witness.told(), (2, 2), "both are pairs");
+        drop(subscription);
+    });
+}

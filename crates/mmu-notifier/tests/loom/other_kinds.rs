@@ -148,3 +148,22 @@ fn nobody_is_told_to_flush_after_unsubscribing() {
         flushing.join().unwrap();
     });
 }
+
+/// A ticket is found by whoever ends the change, also while its subscriber leaves.
+#[test]
+fn a_ticket_is_handed_over_with_its_change() {
+    explore(|| {
+        let space = space();
+        let counter = Arc::new(Counter::default());
+        let subscription = space.subscribe_ticketed(Giver(counter.clone()));
+        let open = space.start(&space.caller(), CHANGE).unwrap();
+        let other = {
+            let space = space.clone();
+            thread::spawn(move || space.end(&space.caller(), open))
+        };
+        drop(subscription);
+        counter.state.take_away();
+        assert!(other.join().unwrap());
+        assert_eq!((counter.given.load(Relaxed), counter.gone.load(Relaxed)), (1, 1));
+    });
+}
