@@ -389,9 +389,10 @@ impl IntervalSubscription {
         // Relaxed: the full fence in `wait_for_changes` follows.
         let sequence = self.interval().sequence.load(Ordering::Relaxed);
         let mut patience = Patience::new(shared, caller.thread, Waiting::ToRead);
-        shared.open.wait_for_changes(&caller, &self.interval().range, &mut patience);
-        let own = shared.open.may_have_open(&caller) && shared.open.is_changing(&caller, &self.range());
-        Ticket { sequence: (!own).then_some(sequence) }
+        // To look for own changes once more would be wrong: one that bore this thread's name and was not waited for may
+        // have been taken over since, and then its end lies before nothing that is done here.
+        let all_done = shared.open.wait_for_changes(&caller, &self.interval().range, &mut patience);
+        Ticket { sequence: all_done.then_some(sequence) }
     }
 
     /// Whether a change came since the ticket was taken, so that what was read must not be installed.

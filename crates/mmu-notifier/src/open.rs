@@ -294,11 +294,6 @@ impl OpenChanges {
         self.of(caller).any(|(_, phase, _)| phase.calls() || phase == Phase::Editing)
     }
 
-    /// Whether the calling thread itself has a change open that overlaps `range`.
-    pub(crate) fn is_changing(&self, caller: &Caller, range: &Range) -> bool {
-        self.of(caller).any(|(_, phase, slot)| phase.changes() && slot.range().overlaps(range))
-    }
-
     /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
     /// `Ending`; `None` if it is over, or was none. Says whether a callback was left in its middle.
     pub(crate) fn adopt(&self, caller: &Caller, token: Token) -> Option<(Held<'_>, bool)> {
@@ -363,9 +358,14 @@ impl OpenChanges {
     }
 
     /// Waits until every change of another thread that overlaps `range`, or whose range is not on record yet (a dozen
-    /// instructions), is done.
-    pub(crate) fn wait_for_changes(&self, caller: &Caller, range: &Range, patience: &mut Patience<'_>) {
-        self.scan(caller, patience, |phase, slot| phase.changes() && concerns(slot, range));
+    /// instructions), is done. Whether all are: the calling thread's own, or what bears its name still, are not waited for.
+    pub(crate) fn wait_for_changes(
+        &self,
+        caller: &Caller,
+        range: &Range,
+        patience: &mut Patience<'_>,
+    ) -> bool {
+        self.scan(caller, patience, |phase, slot| phase.changes() && concerns(slot, range))
     }
 
     /// Waits until every change of other threads that does not walk the list at `list` is over.
@@ -375,7 +375,14 @@ impl OpenChanges {
         });
     }
 
-    fn scan(&self, caller: &Caller, patience: &mut Patience<'_>, concerns: impl Fn(Phase, &Slot) -> bool) {
+    /// Waits for every slot in use now that `concerns`, but for the calling thread's own; whether there was none such.
+    fn scan(
+        &self,
+        caller: &Caller,
+        patience: &mut Patience<'_>,
+        concerns: impl Fn(Phase, &Slot) -> bool,
+    ) -> bool {
+        let mut all = true;
         // Pairs with `fence_after_rmw` in `claim` and `finish`: see the module documentation.
         fence(Ordering::SeqCst);
         for (place, slot) in self.slots() {
@@ -387,6 +394,7 @@ impl OpenChanges {
                 // Relaxed: the Acquire of the phase makes the name of who calls visible, or that nobody has
                 // written one yet.
                 if slot.thread.load(Ordering::Relaxed) == caller.thread {
+                    all = false;
                     break;
                 }
                 patience.wait(state.phase(), slot);
@@ -394,6 +402,7 @@ impl OpenChanges {
             }
             patience.renew();
         }
+        all
     }
 
     /// Every slot that was ever used.

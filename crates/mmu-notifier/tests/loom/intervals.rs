@@ -274,3 +274,27 @@ fn nothing_stale_is_live_inside_a_change_that_has_ends() {
         drop((interval, subscription));
     });
 }
+
+/// The same when another thread ends the change, and who started it reads.
+#[test]
+fn nothing_stale_is_read_by_who_started_a_change_that_another_ends() {
+    explore(|| {
+        let space = space();
+        // Somebody who is told of ends, or nobody would have to see who makes it.
+        let subscription = space.subscribe(crate::Told(crate::Witness::new()));
+        let page = Page::new();
+        let (interval, _) = mirror(&space, &page, PAGES);
+        let open = space.start(&space.caller(), CHANGE).unwrap();
+        let other = {
+            let (space, page) = (space.clone(), page.clone());
+            thread::spawn(move || {
+                page.replace(1);
+                space.end(&space.caller(), open)
+            })
+        };
+        page.read(&interval);
+        assert!(other.join().unwrap());
+        page.check();
+        drop((interval, subscription));
+    });
+}
