@@ -224,13 +224,20 @@ impl Published {
         self.current.load(Ordering::Relaxed).is_null()
     }
 
-    /// Finds the list in force for a change that has just been put on record, and records it.
+    /// Finds the list in force for a change that has just been put on record, and records it. Once in a use of the slot:
+    /// from then on `held` keeps no other list.
     #[inline]
     pub(crate) fn walk<'a>(&self, held: &'a Held<'_>) -> &'a [Arc<Entry>] {
         // Acquire pairs with the Release in `replace`: the entries are complete.
         let list = self.current.load(Ordering::Acquire);
         held.walks(list as usize);
         Self::entries(list, held)
+    }
+
+    /// The list in force, for who stays on record with any list, and so may look at several, or replace one.
+    pub(crate) fn look<'a>(&self, held: &'a Held<'_>) -> &'a [Arc<Entry>] {
+        // Acquire: as in `walk`.
+        Self::entries(self.current.load(Ordering::Acquire), held)
     }
 
     /// The list that a change found when it was put on record.
@@ -359,7 +366,7 @@ impl Published {
     /// Forgets all lists without freeing them: in a forked child the allocator may be locked. `held` is on record
     /// with any list.
     pub(crate) fn forget_all(&self, held: &Held<'_>) {
-        for entry in self.walk(held) {
+        for entry in self.look(held) {
             entry.leave();
             // Whoever drops the parent's subscription here must not tell the parent's subscriber.
             entry.claim_release();

@@ -136,7 +136,7 @@ impl Shared {
         let lists = [&self.list, &self.aging, &self.tlbs];
         let name = lists
             .into_iter()
-            .flat_map(|list| list.walk(&held))
+            .flat_map(|list| list.look(&held))
             .find_map(|entry| (entry.address() == address).then(|| entry.name()));
         held.free();
         name
@@ -325,7 +325,7 @@ impl AddressSpace {
         held.free();
         let held = shared.claim(&caller, Phase::Calling);
         for list in [&shared.list, &shared.aging, &shared.tlbs] {
-            for entry in list.walk(&held) {
+            for entry in list.look(&held) {
                 if let Err(first) = release(entry, &held) {
                     panic.get_or_insert(first);
                 }

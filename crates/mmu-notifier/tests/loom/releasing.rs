@@ -93,3 +93,23 @@ impl Drop for Old {
         self.0.take_away();
     }
 }
+
+/// The second and third list are walked as safely as the first: loom watches the lists.
+#[test]
+fn lists_that_are_released_are_not_freed_by_who_comes() {
+    expect_refusals();
+    explore(|| {
+        let space = space();
+        let states = [Arc::new(Watched::default()), Arc::new(Watched::default())];
+        let stays = space.subscribe_aging(Old(states[0].clone()));
+        let coming = {
+            let (space, old) = (space.clone(), Old(states[1].clone()));
+            thread::spawn(move || {
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| space.subscribe_aging(old))).ok()
+            })
+        };
+        space.release_now();
+        drop(coming.join().unwrap());
+        drop(stays);
+    });
+}
