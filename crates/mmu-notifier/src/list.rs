@@ -155,7 +155,7 @@ impl Entry {
     /// No callback begins after this, except by who is on record already.
     pub(crate) fn leave(&self) {
         // Before a callback: the fence in `wait_for_callbacks` follows before anybody relies on it. Release pairs with
-        // the Acquire in `has_left`.
+        // the Acquire in `has_left` and in `AddressSpace::release`.
         self.gone.store(true, Ordering::Release);
     }
 

@@ -47,7 +47,7 @@ pub(crate) struct Shared {
     /// Uses of a slot that are timed: those whose number has none of these bits.
     untimed: u64,
     released: AtomicBool,
-    /// Subscribers that are leaving and may not have been told by `release` yet.
+    /// Threads that may be calling `release` of a subscriber, or are about to: one that unsubscribes, one that releases all.
     releasing: AtomicUsize,
     fork: AtomicU64,
     caller: fn() -> Caller,
@@ -283,8 +283,8 @@ impl AddressSpace {
     /// The address space is going: tells every interval by a change with [`Event::Release`], and every subscriber once
     /// by `release`, then nobody on a list of anything. Intervals stay, and hear of the unmapping that follows.
     ///
-    /// Returns when no subscriber's `release` is running any more, also if another thread has called it by
-    /// unsubscribing; called inside a callback, it does not wait for that. Subscriptions stay to be dropped.
+    /// Returns when no subscriber's `release` is running any more, also if another thread has called it, by
+    /// unsubscribing or by releasing as well; called inside a callback, it does not wait for that. Subscriptions stay to be dropped.
     ///
     /// # Panics
     ///
@@ -295,9 +295,11 @@ impl AddressSpace {
         let shared = &self.shared;
         let caller = self.caller();
         if !shared.open.is_reading(&caller) {
-            // The full fences of `tell_release` lie before: who was not found there has said so here.
+            // Whoever was found there to have left, or to call `release` already, has said so in `releasing` before. The
+            // one pairs with the Release in `leave`, the other with the fence of his claim: both are seen here.
+            fence(Ordering::Acquire);
             let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
-            // Acquire pairs with the Release in the drop of a subscription.
+            // Acquire pairs with the Release in `tell_release` and in the drop of a subscription.
             while shared.releasing.load(Ordering::Acquire) > 0 {
                 patience.wait_for_anybody();
             }
@@ -323,6 +325,8 @@ impl AddressSpace {
         held.walks(0);
         let mut panic = start_intervals(&shared.tree, &held, &going).panic;
         held.free();
+        // Relaxed: the fence of the claim follows.
+        shared.releasing.fetch_add(1, Ordering::Relaxed);
         let held = shared.claim(&caller, Phase::Calling);
         for list in [&shared.list, &shared.aging, &shared.tlbs] {
             for entry in list.look(&held) {
@@ -334,6 +338,8 @@ impl AddressSpace {
             list.clear(&held);
         }
         held.free();
+        // Release pairs with the Acquire in `release`: what the callbacks did happened before.
+        shared.releasing.fetch_sub(1, Ordering::Release);
         panic
     }
 

@@ -113,3 +113,47 @@ fn lists_that_are_released_are_not_freed_by_who_comes() {
         drop(stays);
     });
 }
+
+/// `release` is called once, by the one or the other, and is over when either has returned.
+#[test]
+fn who_unsubscribes_meanwhile_is_released_once() {
+    explore(|| {
+        let space = space();
+        let witness = Witness::new();
+        let subscription = space.subscribe(Told(witness.clone()));
+        let leaving = {
+            let witness = witness.clone();
+            thread::spawn(move || {
+                drop(subscription);
+                assert_eq!(witness.releases.load(Relaxed), 1);
+                witness.state.touch();
+            })
+        };
+        space.release();
+        assert_eq!(witness.releases.load(Relaxed), 1, "released, whoever did it");
+        leaving.join().unwrap();
+        assert_eq!(witness.releases.load(Relaxed), 1, "and once");
+    });
+}
+
+/// The same for two who release.
+#[test]
+fn two_release_and_both_return_when_it_is_done() {
+    explore(|| {
+        let space = space();
+        let witness = Witness::new();
+        let subscription = space.subscribe(Told(witness.clone()));
+        let other = {
+            let (space, witness) = (space.clone(), witness.clone());
+            thread::spawn(move || {
+                space.release();
+                assert_eq!(witness.releases.load(Relaxed), 1);
+            })
+        };
+        space.release();
+        assert_eq!(witness.releases.load(Relaxed), 1);
+        other.join().unwrap();
+        drop(subscription);
+        assert_eq!(witness.releases.load(Relaxed), 1);
+    });
+}
