@@ -13,7 +13,7 @@ pub struct Caller {
     /// Identifies the thread among all living threads of the process; never 0.
     pub thread: u64,
     /// A small number, best different for threads that run at the same time: threads with the same
-    /// number (modulo 256) write to the same cache lines.
+    /// number (modulo 256) write to the same cache lines. The same for as long as the thread has anything open.
     pub home: usize,
     /// The thread's stack pointer, to find changes whose frame is gone; 0 if nobody wants to know.
     pub stack: usize,

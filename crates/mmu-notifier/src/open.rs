@@ -63,7 +63,7 @@ pub(crate) struct OpenChanges {
     homes: Box<[Home]>,
     /// Homes that were ever used: those behind are all free.
     used: AtomicUsize,
-    /// Slots in use by threads that have another home: while there are none, a thread finds all that it has open
+    /// Slots claimed or taken over by threads that have another home: while there are none, a thread finds all that it has open
     /// at home.
     away: AtomicUsize,
 }
@@ -211,7 +211,7 @@ impl OpenChanges {
 
     #[inline]
     fn finish_token(&self, caller: &Caller, token: Token) -> Option<Held<'_>> {
-        let held = self.held(token)?;
+        let mut held = self.held(token)?;
         let state = held.state();
         let changing = State::new(token.sequence, Phase::Changing).0;
         // Relaxed, both: who started the change reads what it wrote itself; who got it from there reads that, or
@@ -227,6 +227,12 @@ impl OpenChanges {
         // Acquire in `scan`: who waited for the change sees what it did.
         state.compare_exchange(changing, next, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         if !own {
+            if !held.what.away && token.index as usize / WAYS != caller.home % SETS {
+                // Relaxed, both: only the calling thread has to see that it has something open elsewhere.
+                self.away.fetch_add(1, Ordering::Relaxed);
+                held.what.away = true;
+                held.slot.what.store(held.what.to_word(), Ordering::Relaxed);
+            }
             // Relaxed: published by the exchange below.
             held.slot.thread.store(caller.thread, Ordering::Relaxed);
             // Release pairs with the Acquire in `scan` and `of`: who sees this phase sees who is calling.
@@ -434,9 +440,9 @@ fn concerns(slot: &Slot, range: &Range) -> bool {
     slot.list().is_none() || slot.range().overlaps(range)
 }
 
-impl Held<'_> {
+impl<'a> Held<'a> {
     #[inline]
-    fn state(&self) -> &crate::sync::AtomicU64 {
+    fn state(&self) -> &'a crate::sync::AtomicU64 {
         let index = self.token.index as usize;
         &self.open.homes[index / WAYS].states[index % WAYS]
     }

@@ -94,7 +94,7 @@ pub(crate) struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
     /// See [`What`].
-    what: AtomicU32,
+    pub(crate) what: AtomicU32,
     /// Subscribers of the list whose start has returned, and those whose end has been called.
     pub(crate) started: AtomicU16,
     pub(crate) ended: AtomicU16,
@@ -139,7 +139,7 @@ pub(crate) struct What {
     pub(crate) blocking: Blocking,
     /// How many of `skipped` are in use.
     pub(crate) skipped: usize,
-    /// The slot is not of the claimer's home.
+    /// The slot is not of the home of who claimed it, or took it over.
     pub(crate) away: bool,
     /// The change has an owner.
     pub(crate) owned: bool,

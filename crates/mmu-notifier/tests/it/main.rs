@@ -2,6 +2,7 @@
 
 mod abandoned;
 mod bracket;
+mod handover;
 mod panics;
 mod refusal;
 mod subscribing;
