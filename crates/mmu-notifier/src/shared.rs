@@ -72,12 +72,11 @@ impl AddressSpace {
         entry.shared = Some((key, subscriber.clone()));
         entry.users.store(1, Ordering::Relaxed);
         let entry = SyncArc::new(entry);
-        if self.publish(&entry, |other| is_alive(other, key)) {
-            return Ok(Shared { space: self.clone(), entry, subscriber });
-        }
-        drop((entry, subscriber));
-        // Somebody else was first; unless that one has gone again, in which case there is no more to `make` one.
+        // If somebody else was first, his is taken; unless that one has gone again meanwhile.
         loop {
+            if self.publish(&entry, |other| is_alive(other, key)) {
+                return Ok(Shared { space: self.clone(), entry, subscriber });
+            }
             if let Some(found) = self.find() {
                 return Ok(found);
             }

@@ -86,3 +86,21 @@ impl Aging for Nobody {
         false
     }
 }
+
+/// Who gets while another makes one and puts it again comes to an end, with one of them.
+#[test]
+fn who_gets_while_another_gets_and_puts_has_one() {
+    explore(|| {
+        let space = space();
+        let witnesses = [Witness::new(), Witness::new()];
+        let other = {
+            let (space, witness) = (space.clone(), witnesses[0].clone());
+            thread::spawn(move || drop(get(&space, &witness)))
+        };
+        let mine = get(&space, &witnesses[1]);
+        other.join().unwrap();
+        space.invalidate(PAGES, Event::Unmap, || ());
+        assert_eq!(mine.0.told(), (1, 1));
+        drop(mine);
+    });
+}
