@@ -72,6 +72,8 @@ pub(crate) struct Entry {
     gone: AtomicBool,
     /// `release` has been called. Set once.
     released: AtomicBool,
+    /// No change is open any more that its subscriber was not told of. Set once, by who subscribed it.
+    settled: AtomicBool,
     /// `None` once it has been taken out: `taken` is set before.
     kind: UnsafeCell<Option<Kind>>,
     taken: AtomicBool,
@@ -101,6 +103,7 @@ impl Entry {
         Entry {
             gone: AtomicBool::new(false),
             released: AtomicBool::new(false),
+            settled: AtomicBool::new(false),
             kind: UnsafeCell::new(Some(kind)),
             taken: AtomicBool::new(false),
             which,
@@ -162,6 +165,17 @@ impl Entry {
     pub(crate) fn has_left(&self) -> bool {
         // Acquire pairs with the Release in `leave`: who unsubscribes has said so in `Shared::releasing`.
         self.gone.load(Ordering::Acquire)
+    }
+
+    /// Who put it on the list has waited for the changes that did not know it.
+    pub(crate) fn settle(&self) {
+        // Release pairs with the Acquire in `is_settled`: those changes happened before.
+        self.settled.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        // Acquire pairs with the Release in `settle`.
+        self.settled.load(Ordering::Acquire)
     }
 
     /// True for the first who asks: that one calls `release`.

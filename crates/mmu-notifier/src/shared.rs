@@ -30,7 +30,7 @@ impl AddressSpace {
     /// Who gets in between makes a new one. Subscribers of [`subscribe`](AddressSpace::subscribe) are not shared.
     ///
     /// `make` may run for nothing if two threads get at the same time: then one of the two made is dropped. Allocates;
-    /// waits as `subscribe` does if it makes one.
+    /// waits as `subscribe` does if it makes one, or finds one that was not there when an open change began.
     ///
     /// # Errors
     ///
@@ -86,8 +86,9 @@ impl AddressSpace {
     /// A share of the subscriber of type `S`, if there is one.
     fn find<S: Subscriber + 'static>(&self) -> Option<Shared<S>> {
         let shared = &self.shared;
-        let held = shared.claim(&self.caller(), Phase::Editing);
-        let found = shared.list.walk(&held).iter().find_map(|entry| {
+        let caller = self.caller();
+        let held = shared.claim(&caller, Phase::Editing);
+        let found: Option<Shared<S>> = shared.list.walk(&held).iter().find_map(|entry| {
             let (key, subscriber) = entry.shared.as_ref()?;
             if *key != TypeId::of::<S>() || entry.has_left() {
                 return None;
@@ -95,7 +96,16 @@ impl AddressSpace {
             let subscriber = subscriber.clone().downcast::<S>().ok()?;
             share(entry).then(|| Shared { space: self.clone(), entry: entry.clone(), subscriber })
         });
+        let list = held.list();
         held.free();
+        if let Some(found) = &found
+            && !found.entry.is_settled()
+        {
+            // Who made it is waiting still for changes that do not know it. A change that found it on another list than
+            // this one knows it, and is waited for all the same.
+            let mut patience = Patience::new(shared, caller.thread, Waiting::ToSubscribe);
+            shared.open.wait_for_strangers(&caller, list, &mut patience);
+        }
         found
     }
 

@@ -263,6 +263,7 @@ impl AddressSpace {
         if entry.which() == Which::Changes {
             let mut patience = Patience::new(shared, caller.thread, Waiting::ToSubscribe);
             shared.open.wait_for_strangers(&caller, list, &mut patience);
+            entry.settle();
         }
         shared.collect();
         // If a release came between, either it has found the newcomer, or it is found here.

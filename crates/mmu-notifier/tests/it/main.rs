@@ -2,6 +2,7 @@
 
 mod abandoned;
 mod bracket;
+mod getting;
 mod handover;
 mod panics;
 mod refusal;
