@@ -337,10 +337,11 @@ impl AddressSpace {
         }
         let kept = Kept::new(range, subscriber);
         let shared = &self.shared;
-        let held = shared.claim(&self.caller(), Phase::Editing);
+        let caller = self.caller();
+        let held = shared.claim(&caller, Phase::Editing);
         let key = shared.tree.insert(&held, &range, kept);
         held.free();
-        shared.tree.collect_if_due(&shared.open);
+        shared.collect_intervals(&caller);
         // If a release came between, either it has found this interval, or it is found here.
         crate::sync::fence(Ordering::SeqCst);
         let subscription = IntervalSubscription { space: self.clone(), key, kept, fork: shared.fork() };
@@ -438,7 +439,7 @@ impl Drop for IntervalSubscription {
             // in one.
             unsafe { self.kept.free() };
         }
-        shared.tree.collect_if_due(&shared.open);
+        shared.collect_intervals(&caller);
     }
 }
 

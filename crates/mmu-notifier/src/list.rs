@@ -325,7 +325,7 @@ impl Published {
         }
     }
 
-    /// Frees the lists that nobody walks any more; whether those were all. Must not run in a hook: it frees memory.
+    /// Frees the lists that nobody walks any more; whether those were all. By one at a time. Must not run in a hook: it frees memory.
     pub(crate) fn collect(&self, open: &OpenChanges) -> bool {
         // Acquire pairs with the Release in `retire`. From here on the whole stack is ours.
         let mut list = self.retired.swap(std::ptr::null_mut(), Ordering::Acquire);

@@ -374,6 +374,18 @@ impl OpenChanges {
         self.scan(caller, patience, |phase, slot| phase.changes() && concerns(slot, range))
     }
 
+    /// Waits until every list and tree that was replaced so far has been retired, by whichever thread replaced it.
+    pub(crate) fn wait_for_edits(&self, caller: &Caller, patience: &mut Patience<'_>) {
+        self.scan(caller, patience, |phase, _| phase == Phase::Editing);
+    }
+
+    /// The same without waiting: whether it is so.
+    pub(crate) fn is_nobody_editing(&self) -> bool {
+        // Pairs with `fence_after_rmw` in `claim`, as in `scan`; and Acquire with the Release in `free`.
+        fence(Ordering::SeqCst);
+        self.slots().all(|(state, _)| State(state.load(Ordering::Acquire)).phase() != Phase::Editing)
+    }
+
     /// Waits until every change of other threads that does not walk the list at `list` is over.
     pub(crate) fn wait_for_strangers(&self, caller: &Caller, list: usize, patience: &mut Patience<'_>) {
         self.scan(caller, patience, |phase, slot| {

@@ -119,15 +119,17 @@ impl AddressSpace {
         let shared = &self.shared;
         let caller = self.caller();
         let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
-        loop {
-            if shared.collect() {
-                return true;
-            }
-            if shared.open.may_have_open(&caller) && shared.open.of_thread(&caller).next().is_some() {
-                return false;
-            }
+        if shared.is_freeing(&caller)
+            || shared.open.may_have_open(&caller) && shared.open.of_thread(&caller).next().is_some()
+        {
+            return shared.open.is_nobody_editing() && shared.collect(&caller);
+        }
+        // An edit that has exchanged a list may not have retired the old one yet.
+        shared.open.wait_for_edits(&caller, &mut patience);
+        while !shared.collect(&caller) {
             patience.wait_for_anybody();
         }
+        true
     }
 }
 

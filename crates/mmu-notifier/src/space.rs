@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     released: AtomicBool,
     /// Threads that may be calling `release` of a subscriber, or are about to: one that unsubscribes, one that releases all.
     releasing: AtomicUsize,
+    /// The [`Caller::thread`] of who is freeing what nobody can reach any more, 0 if nobody is.
+    freeing: AtomicU64,
     fork: AtomicU64,
     caller: fn() -> Caller,
 }
@@ -142,10 +144,34 @@ impl Shared {
         name
     }
 
-    /// Frees what nobody can reach any more; whether that was all there is.
-    pub(crate) fn collect(&self) -> bool {
+    /// Frees what nobody can reach any more; whether that was all there is, and it is freed. If somebody is at it
+    /// already, what he does not find is left for the next who comes.
+    pub(crate) fn collect(&self, caller: &Caller) -> bool {
+        let Some(_freeing) = self.begin_to_free(caller) else { return false };
         let lists = [&self.list, &self.aging, &self.tlbs].map(|list| list.collect(&self.open));
         self.tree.collect(&self.open) & lists.into_iter().all(|all| all)
+    }
+
+    /// The same for the tree, if much has come together.
+    pub(crate) fn collect_intervals(&self, caller: &Caller) {
+        if self.tree.is_collection_due()
+            && let Some(_freeing) = self.begin_to_free(caller)
+        {
+            self.tree.collect(&self.open);
+        }
+    }
+
+    /// One frees at a time, so that what is not found retired has been freed: see `synchronize`.
+    fn begin_to_free(&self, caller: &Caller) -> Option<Freeing<'_>> {
+        // Acquire pairs with the Release in the drop of `Freeing`: what was freed is.
+        let begun = self.freeing.compare_exchange(0, caller.thread, Ordering::Acquire, Ordering::Relaxed);
+        begun.ok().map(|_| Freeing(&self.freeing))
+    }
+
+    /// Whether the calling thread is freeing: this is the drop of a subscriber.
+    pub(crate) fn is_freeing(&self, caller: &Caller) -> bool {
+        // Relaxed: the calling thread wrote it, or does not care.
+        self.freeing.load(Ordering::Relaxed) == caller.thread
     }
 
     fn list_of(&self, entry: &Entry) -> &Published {
@@ -154,6 +180,16 @@ impl Shared {
             Which::Aging => &self.aging,
             Which::Tlb => &self.tlbs,
         }
+    }
+}
+
+/// For as long as somebody frees, even if a subscriber's drop panics.
+struct Freeing<'a>(&'a AtomicU64);
+
+impl Drop for Freeing<'_> {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in `begin_to_free`.
+        self.0.store(0, Ordering::Release);
     }
 }
 
@@ -197,6 +233,7 @@ impl AddressSpace {
             untimed: options.time_every.max(1).checked_next_power_of_two().unwrap_or(1 << 63) - 1,
             released: AtomicBool::new(false),
             releasing: AtomicUsize::new(0),
+            freeing: AtomicU64::new(0),
             fork: AtomicU64::new(0),
             caller: options.caller.unwrap_or(Caller::current),
         };
@@ -265,7 +302,7 @@ impl AddressSpace {
             shared.open.wait_for_strangers(&caller, list, &mut patience);
             entry.settle();
         }
-        shared.collect();
+        shared.collect(&caller);
         // If a release came between, either it has found the newcomer, or it is found here.
         fence(Ordering::SeqCst);
         if self.is_released() {
@@ -357,6 +394,7 @@ impl AddressSpace {
         // Relaxed: there is only one thread.
         shared.fork.fetch_add(1, Ordering::Relaxed);
         shared.releasing.store(0, Ordering::Relaxed);
+        shared.freeing.store(0, Ordering::Relaxed);
         shared.released.store(false, Ordering::Relaxed);
         shared.tree.forget_all();
         let held = shared.claim(&self.caller(), Phase::Editing);
@@ -444,7 +482,7 @@ impl Drop for Subscription {
         }
         // Release pairs with the Acquire in `AddressSpace::release`: what it did happened before.
         shared.releasing.fetch_sub(1, Ordering::Release);
-        shared.collect();
+        shared.collect(&caller);
         if let Err(panic) = released {
             resume_unwind(panic);
         }

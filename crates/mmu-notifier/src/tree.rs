@@ -381,17 +381,15 @@ impl Tree {
         }
     }
 
-    /// Frees what nobody can reach any more, if much has come together.
-    pub(crate) fn collect_if_due(&self, open: &OpenChanges) {
+    /// Whether so much has come together that it should be freed.
+    pub(crate) fn is_collection_due(&self) -> bool {
         // Relaxed, here and below: about right is right.
-        if cfg!(mmu_loom)
+        cfg!(mmu_loom)
             || self.retired_count.load(Ordering::Relaxed) >= self.collect_at.load(Ordering::Relaxed)
-        {
-            self.collect(open);
-        }
     }
 
-    /// Frees what nobody can reach any more; whether that was all. Must not run in a hook: it frees memory.
+    /// Frees what nobody can reach any more; whether that was all. By one at a time. Must not run in a hook: it frees
+    /// memory.
     pub(crate) fn collect(&self, open: &OpenChanges) -> bool {
         // Acquire pairs with the Release in `retire`. From here on the whole stack is ours.
         let mut batch = self.retired.swap(null_mut(), Ordering::Acquire);

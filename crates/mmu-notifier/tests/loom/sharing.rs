@@ -104,3 +104,21 @@ fn who_gets_while_another_gets_and_puts_has_one() {
         drop(mine);
     });
 }
+
+/// The same while another thread comes, and frees what it finds.
+#[test]
+fn who_was_put_is_gone_after_synchronizing_whoever_frees_it() {
+    explore(|| {
+        let space = space();
+        let witness = Witness::new();
+        let last = get(&space, &witness);
+        let coming = {
+            let space = space.clone();
+            thread::spawn(move || space.subscribe_aging(Nobody))
+        };
+        drop(last);
+        assert!(space.synchronize());
+        witness.state.take_away();
+        drop(coming.join().unwrap());
+    });
+}
