@@ -5,7 +5,7 @@ use loom::sync::atomic::{AtomicUsize, Ordering::*};
 use loom::thread;
 use mmu_notifier::{Aging, Change, Event, IntervalSubscriber, Pass, Range, WouldBlock};
 
-use crate::{PAGES, Told, Watched, Witness, explore, space};
+use crate::{PAGES, Told, Watched, Witness, explore, explore_with, space};
 
 /// An interval that comes meanwhile is refused, or told.
 #[test]
@@ -22,7 +22,7 @@ fn who_inserts_meanwhile_is_refused_or_told() {
             Ok(self.invalidate(change))
         }
     }
-    explore(|| {
+    explore_with(1, || {
         let space = space();
         let told = Arc::new(AtomicUsize::new(0));
         let inserting = {
@@ -49,7 +49,7 @@ fn expect_refusals() {
 #[test]
 fn who_subscribes_meanwhile_is_released() {
     expect_refusals();
-    explore(|| {
+    explore_with(1, || {
         let space = space();
         let witness = Witness::new();
         let subscribing = {
@@ -139,7 +139,7 @@ fn who_unsubscribes_meanwhile_is_released_once() {
 /// The same for two who release.
 #[test]
 fn two_release_and_both_return_when_it_is_done() {
-    explore(|| {
+    explore_with(1, || {
         let space = space();
         let witness = Witness::new();
         let subscription = space.subscribe(Told(witness.clone()));

@@ -3,11 +3,10 @@
 use std::convert::Infallible;
 
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicUsize, Ordering::*};
 use loom::thread;
 use mmu_notifier::{AddressSpace, Aging, Event, Range, Shared};
 
-use crate::{PAGES, Told, Witness, explore, space};
+use crate::{PAGES, Told, Witness, explore, explore_with, space};
 
 fn get(space: &AddressSpace, witness: &Arc<Witness>) -> Shared<Told> {
     space.get(|| Ok::<_, Infallible>(Told(witness.clone()))).unwrap()
@@ -90,7 +89,7 @@ impl Aging for Nobody {
 /// Who gets while another makes one and puts it again comes to an end, with one of them.
 #[test]
 fn who_gets_while_another_gets_and_puts_has_one() {
-    explore(|| {
+    explore_with(1, || {
         let space = space();
         let witnesses = [Witness::new(), Witness::new()];
         let other = {
