@@ -3,7 +3,9 @@
 mod abandoned;
 mod aging;
 mod bracket;
+mod getting;
 mod handing_over;
+mod handover;
 mod intervals;
 mod own_changes;
 mod owner;
