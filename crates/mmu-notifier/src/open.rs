@@ -234,7 +234,8 @@ impl OpenChanges {
         // Relaxed, both: who started the change reads what it wrote itself; who got it from there reads that, or
         // something later.
         let own = slot.thread.load(Ordering::Relaxed) == caller.thread;
-        if own && slot.list.load(Ordering::Relaxed) & !1 == 0 {
+        // Acquire, in `list`: if somebody else has ended the change and cleared the list, the phase is seen to be another.
+        if own && slot.list().unwrap_or(0) == 0 {
             // Nobody to call: the phase need not be seen by anybody. No exchange either: the change can be used
             // once, and only this thread itself may find it abandoned.
             return slot.state.load(Ordering::Relaxed) == changing.0;
@@ -573,9 +574,9 @@ impl Held<'_> {
     #[inline]
     pub(crate) fn leave(self) {
         let Held { slot, state } = self;
-        // Relaxed, both: published by the Release below.
-        slot.list.store(0, Ordering::Relaxed);
-        // Cleared so that nobody takes the next holder, who has not written it yet, for himself.
+        // Release pairs with the Acquire in `finish_held`: the change is in a later phase.
+        slot.list.store(0, Ordering::Release);
+        // Relaxed: published by the Release below. Cleared so that nobody takes the next holder, who has not written it yet, for himself.
         slot.thread.store(0, Ordering::Relaxed);
         // Release pairs with the Acquire in `claim_slot` and in `scan`.
         slot.state.store(state.in_phase(Phase::Free).0, Ordering::Release);
