@@ -51,9 +51,9 @@ use crate::sync::{AtomicUsize, Ordering, fence, fence_after_rmw};
 use crate::{Change, Range};
 
 /// Threads with different homes modulo this number write to different cache lines.
-#[cfg(not(any(mmu_loom, miri)))]
+#[cfg(not(any(mmu_loom, mmu_shuttle, miri)))]
 const SETS: usize = 256;
-#[cfg(miri)]
+#[cfg(any(mmu_shuttle, miri))]
 const SETS: usize = 4;
 #[cfg(mmu_loom)]
 const SETS: usize = 1;

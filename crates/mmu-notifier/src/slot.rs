@@ -169,7 +169,7 @@ impl What {
 impl Home {
     /// Homes nobody has been to, in memory that the kernel gives only when it is touched.
     pub(crate) fn many(count: usize) -> Box<[Home]> {
-        if cfg!(any(mmu_loom, miri)) {
+        if cfg!(any(mmu_loom, mmu_shuttle, miri)) {
             // A checker has to see every atomic made.
             return (0..count).map(|_| Home::new()).collect();
         }
