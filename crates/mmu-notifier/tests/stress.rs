@@ -265,7 +265,7 @@ impl Ticketed for Tickets {
     }
 
     fn try_start(&self, change: &Change) -> Result<Slip, WouldBlock> {
-        if change.range().start() % (7 * PAGE) == 0 { Err(WouldBlock) } else { Ok(self.start(change)) }
+        if change.range().start().is_multiple_of(7 * PAGE) { Err(WouldBlock) } else { Ok(self.start(change)) }
     }
 
     fn end(&self, _: &Change, _: Slip) {}
@@ -278,7 +278,7 @@ impl Refuser for Busy {
     fn start(&self, _: &Change) {}
 
     fn try_start(&self, change: &Change) -> Result<(), WouldBlock> {
-        if change.range().start() % (5 * PAGE) == 0 { Err(WouldBlock) } else { Ok(()) }
+        if change.range().start().is_multiple_of(5 * PAGE) { Err(WouldBlock) } else { Ok(()) }
     }
 }
 
@@ -292,7 +292,7 @@ struct Other {
 impl Other {
     fn call(&self) -> bool {
         assert!(!self.gone.load(Relaxed), "called after it left");
-        self.called.fetch_add(1, Relaxed) % 2 == 0
+        self.called.fetch_add(1, Relaxed).is_multiple_of(2)
     }
 }
 
