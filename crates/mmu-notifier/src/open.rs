@@ -52,9 +52,9 @@ use crate::{Change, Event, Range};
 
 /// Threads with different homes modulo this number write to different cache lines. A home is [`WAYS`] slots, one behind
 /// the other.
-#[cfg(not(any(mmu_loom, miri)))]
+#[cfg(not(any(mmu_loom, mmu_shuttle, miri)))]
 const HOMES: usize = 256;
-#[cfg(miri)]
+#[cfg(any(mmu_shuttle, miri))]
 const HOMES: usize = 4;
 #[cfg(mmu_loom)]
 const HOMES: usize = 1;

@@ -184,7 +184,7 @@ impl Nesting {
 pub(crate) struct Slots {
     slots: NonNull<[Slot]>,
     /// What the allocator gave: the slots lie in it at the next multiple of their alignment.
-    #[cfg(not(any(mmu_loom, miri)))]
+    #[cfg(not(any(mmu_loom, mmu_shuttle, miri)))]
     memory: NonNull<u8>,
 }
 
@@ -203,7 +203,7 @@ impl Deref for Slots {
     }
 }
 
-#[cfg(not(any(mmu_loom, miri)))]
+#[cfg(not(any(mmu_loom, mmu_shuttle, miri)))]
 mod memory {
     use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 
@@ -238,7 +238,7 @@ mod memory {
 }
 
 /// The same for a checker, which has to see every atomic made.
-#[cfg(any(mmu_loom, miri))]
+#[cfg(any(mmu_loom, mmu_shuttle, miri))]
 mod memory {
     use super::*;
 

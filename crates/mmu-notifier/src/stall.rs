@@ -172,7 +172,7 @@ impl<'a> Patience<'a> {
 
     fn wait_for(&mut self, holder: impl FnOnce(&Shared) -> Option<Holder>) {
         self.backoff.wait();
-        if cfg!(mmu_loom) || !self.backoff.is_long() {
+        if cfg!(any(mmu_loom, mmu_shuttle)) || !self.backoff.is_long() {
             return;
         }
         let reports = &self.shared.reports;

@@ -1,6 +1,7 @@
-//! The synchronisation primitives, from the standard library or, under `--cfg mmu_loom`, from loom.
+//! The synchronisation primitives, from the standard library or, under `--cfg mmu_loom`, from loom, or, under
+//! `--cfg mmu_shuttle`, from shuttle.
 
-#[cfg(not(mmu_loom))]
+#[cfg(not(any(mmu_loom, mmu_shuttle)))]
 pub(crate) use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
@@ -8,6 +9,12 @@ pub(crate) use std::sync::{
 
 #[cfg(mmu_loom)]
 pub(crate) use loom::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
+
+#[cfg(mmu_shuttle)]
+pub(crate) use shuttle::sync::{
     Arc,
     atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
@@ -82,7 +89,9 @@ impl Backoff {
     pub(crate) fn wait(&mut self) {
         #[cfg(mmu_loom)]
         loom::thread::yield_now();
-        #[cfg(not(mmu_loom))]
+        #[cfg(mmu_shuttle)]
+        shuttle::thread::yield_now();
+        #[cfg(not(any(mmu_loom, mmu_shuttle)))]
         match self.step {
             0..6 => (0..1 << self.step).for_each(|_| std::hint::spin_loop()),
             6..40 => std::thread::yield_now(),

@@ -44,11 +44,11 @@ use crate::open::{Held, OpenChanges};
 use crate::sync::{Alive, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Entries of a node at most; and at least, but for the root.
-const MOST: usize = if cfg!(any(mmu_loom, miri)) { 4 } else { 16 };
+const MOST: usize = if cfg!(any(mmu_loom, mmu_shuttle, miri)) { 4 } else { 16 };
 const LEAST: usize = MOST / 4;
 
 /// Batches of retired nodes that are kept before somebody looks whether they can be freed.
-const LAZY: usize = if cfg!(any(mmu_loom, miri)) { 1 } else { 32 };
+const LAZY: usize = if cfg!(any(mmu_loom, mmu_shuttle, miri)) { 1 } else { 32 };
 
 /// The tree in force, and what it consisted of before and may still be walked.
 #[derive(Debug)]

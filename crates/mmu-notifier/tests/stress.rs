@@ -2,6 +2,8 @@
 //! promises themselves: nothing in a mirror is live inside an open change of it, every start has its end, nobody is
 //! called after he left, and what was retired is freed.
 #![cfg(not(any(mmu_loom, mmu_shuttle)))]
+// UNSAFETY: plants a race, on request.
+#![expect(unsafe_code)]
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -263,7 +265,7 @@ impl Ticketed for Tickets {
     }
 
     fn try_start(&self, change: &Change) -> Result<Slip, WouldBlock> {
-        if change.range().start() % (7 * PAGE) == 0 { Err(WouldBlock) } else { Ok(self.start(change)) }
+        if change.range().start().is_multiple_of(7 * PAGE) { Err(WouldBlock) } else { Ok(self.start(change)) }
     }
 
     fn end(&self, _: &Change, _: Slip) {}
@@ -276,7 +278,7 @@ impl Refuser for Busy {
     fn start(&self, _: &Change) {}
 
     fn try_start(&self, change: &Change) -> Result<(), WouldBlock> {
-        if change.range().start() % (5 * PAGE) == 0 { Err(WouldBlock) } else { Ok(()) }
+        if change.range().start().is_multiple_of(5 * PAGE) { Err(WouldBlock) } else { Ok(()) }
     }
 }
 
@@ -290,7 +292,7 @@ struct Other {
 impl Other {
     fn call(&self) -> bool {
         assert!(!self.gone.load(Relaxed), "called after it left");
-        self.called.fetch_add(1, Relaxed) % 2 == 0
+        self.called.fetch_add(1, Relaxed).is_multiple_of(2)
     }
 }
 
@@ -472,4 +474,29 @@ fn everything_at_once() {
     assert!(changes > 0 && installed > 0, "something happened");
     assert!(most < 1000, "removed intervals pile up");
     assert!(late < early + (32 << 20) || early == 0, "memory grows");
+}
+
+/// A callback that is not over when the subscriber's memory is written: for `ci/tsan.sh`, which must find it.
+#[test]
+#[ignore = "races, to prove that it would be found"]
+fn planted() {
+    struct Cell(std::cell::UnsafeCell<u64>);
+    // SAFETY: none. This is the race.
+    unsafe impl Sync for Cell {}
+    struct Reads(Arc<Cell>);
+    impl Subscriber for Reads {
+        fn start(&self, _: &Change) {
+            // SAFETY: none, as above.
+            assert!(unsafe { *self.0.0.get() } < 1000);
+        }
+        fn end(&self, _: &Change) {}
+    }
+    let cell = Arc::new(Cell(std::cell::UnsafeCell::new(0)));
+    let space = AddressSpace::new();
+    let _subscription = space.subscribe(Reads(cell.clone()));
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..1000).for_each(|_| space.invalidate(range(0..1), Event::Clear, || ())));
+        // SAFETY: none: it should have unsubscribed before.
+        (0..1000).for_each(|number| unsafe { *cell.0.get() = number % 10 });
+    });
 }

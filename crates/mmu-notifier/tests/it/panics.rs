@@ -73,7 +73,7 @@ fn a_panic_and_a_refusal_together_leave_nothing_open() {
 fn after_a_panic_the_space_works_on() {
     let log = Log::default();
     let (space, subscriptions) = three(&log, Witness::new("B", &log).on_start(|_| panic!("no start")));
-    for _ in 0..3000 {
+    for _ in 0..if cfg!(miri) { 50 } else { 3000 } {
         assert_eq!(
             message(|| change(&space, &log)),
             "no start",

@@ -298,3 +298,38 @@ fn nothing_stale_is_read_by_who_started_a_change_that_another_ends() {
         drop((interval, subscription));
     });
 }
+
+/// A slot that was used before for something else is waited for as what it is used for now.
+#[test]
+fn nothing_stale_is_live_when_a_slot_is_used_again() {
+    explore_with(3, || {
+        let space = space();
+        space.invalidate(Range::new(0x8000, 0x9000).unwrap(), Event::Clear, || ());
+        let page = Page::new();
+        let (interval, _) = mirror(&space, &page, PAGES);
+        let changing = change(&space, &page, 1);
+        page.read(&interval);
+        changing.join().unwrap();
+        page.check();
+        drop(interval);
+    });
+}
+
+/// A list that is walked in a slot that was used before is not freed either.
+#[test]
+fn what_is_walked_in_a_slot_that_is_used_again_is_not_freed() {
+    explore_with(1, || {
+        let space = space();
+        let page = Page::new();
+        let (interval, _) = mirror(&space, &page, PAGES);
+        let changing = {
+            let space = space.clone();
+            thread::spawn(move || {
+                space.invalidate(PAGES, Event::Clear, || ());
+                space.invalidate(PAGES, Event::Clear, || ());
+            })
+        };
+        drop(interval);
+        changing.join().unwrap();
+    });
+}
