@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mmu_notifier::{
     Aging, IntervalSubscriber, Pass, Range, Refuser, SecondaryTlb, Shared, Subscriber, Subscription,
@@ -37,7 +37,8 @@ pub(crate) struct Handle {
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("no guest panics")
+    // A guest that panics has noticed something, and that is what should be said.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl World {
