@@ -67,7 +67,7 @@ pub struct Header {
     pub records_wanted: AtomicU32,
     /// 1: nobody reads any more; do not begin to watch.
     pub closed: AtomicU32,
-    /// Found out by the first process: vector registers of this machine, 0: not yet; 1: xmm, 2: ymm, 3: zmm; with bit 8
+    /// Found out by the first process: vector registers of this machine, 0: not yet; 1: xmm; 2, 3: ymm; 4: zmm; with bit 8
     /// if the light half of the hook leaves them alone.
     pub vectors: AtomicU32,
     /// Places of the file table that were taken, also beyond [`FILES`].
