@@ -150,7 +150,7 @@ struct Balance {
 
 impl Balance {
     fn shard(&self) -> &Shard {
-        &self.process.shards[self.space.caller().home % SHARDS]
+        &self.process.shards[self.space.caller().home() % SHARDS]
     }
 }
 

@@ -7,7 +7,7 @@ use core::ffi::{c_char, c_int, c_void};
 use core::ptr::NonNull;
 
 use mmu_notifier::{
-    AddressSpace, Blocking, Caller, Change, Event, Range, Refuser, Subscriber, Subscription, WouldBlock,
+    AddressSpace, Blocking, Change, Event, Range, Refuser, Subscriber, Subscription, WouldBlock,
 };
 use mmu_notifier_primary::{InstallError, Options, Primary};
 
@@ -287,7 +287,7 @@ pub unsafe extern "C" fn mmu_notifier_invalidate(
     // Everything that `change` calls lies deeper on the stack than this. Says what is nested in this change and
     // what comes after it was jumped out of.
     let here = 0u8;
-    let caller = Caller { stack: (&raw const here).addr(), ..primary.space().caller() };
+    let caller = primary.space().caller().with_stack((&raw const here).addr());
     let Ok(open) = primary.space().start(&caller, Change::new(range, event, blocking)) else {
         return -EAGAIN;
     };

@@ -68,7 +68,7 @@ pub(crate) fn before_clone(
     let mut bracket = Bracket::NONE;
     bracket.start(primary, caller, &changes);
     primary.threads.set_clone(&Clone { call, time, started: ticks() });
-    if let Some(shard) = primary.log.shard(caller.home) {
+    if let Some(shard) = primary.log.shard(caller.home()) {
         count(shard, call, false, !changes.as_slice().is_empty());
         count_changes(shard, changes.as_slice(), bracket.refused);
     }
@@ -96,12 +96,13 @@ pub(crate) fn after_clone(primary: &Primary, frame: &Frame, site: &Site) {
     let caller = primary.threads.caller(frame.stack());
     let changed = ticks();
     // The bracket was opened at the same place of the stack.
-    let ended = primary.space.end_abandoned(&caller, |stack| stack == frame.stack());
+    // SAFETY: the parent's frame of the hook, which has jumped here and does not come back.
+    let ended = unsafe { primary.space.end_abandoned(&caller, |stack| stack == frame.stack()) };
     let known = primary.threads.clone_of_caller();
     let by_site = Syscall::from_number(site.number).unwrap_or(Syscall::Clone);
     let call = known.as_ref().map_or(by_site, |known| known.call);
     let failed = result < 0;
-    let Some(shard) = primary.log.shard(caller.home) else { return };
+    let Some(shard) = primary.log.shard(caller.home()) else { return };
     if failed {
         shard.calls[call as usize].failed.fetch_add(1, Ordering::Relaxed);
     }
@@ -122,8 +123,8 @@ pub(crate) fn after_clone(primary: &Primary, frame: &Frame, site: &Site) {
                 starts: started.saturating_sub(time),
                 change: changed.saturating_sub(started),
                 ends: done - changed,
-                thread: caller.thread,
-                home: caller.home,
+                thread: caller.thread(),
+                home: caller.home(),
                 start: 0,
                 len: usize::MAX,
                 caller: return_address(frame, site),
@@ -135,7 +136,7 @@ pub(crate) fn after_clone(primary: &Primary, frame: &Frame, site: &Site) {
 /// Ends the process.
 #[inline(never)]
 pub(crate) fn exit(primary: &Primary, caller: &Caller, frame: &mut Frame) {
-    if let Some(shard) = primary.log.shard(caller.home) {
+    if let Some(shard) = primary.log.shard(caller.home()) {
         count(shard, Syscall::ExitGroup, false, false);
     }
     // A vforked child ends alone; its parent's memory lives.
@@ -178,7 +179,7 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     } else {
         claimed = primary.log.vforked_exec(path);
     }
-    if let Some(shard) = primary.log.shard(caller.home) {
+    if let Some(shard) = primary.log.shard(caller.home()) {
         count(shard, call, false, same_process);
         if let Some(bracket) = &bracket {
             count_changes(shard, changes.as_slice(), bracket.refused);
@@ -197,8 +198,8 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
                 starts: started - time,
                 change: 0,
                 ends: 0,
-                thread: caller.thread,
-                home: caller.home,
+                thread: caller.thread(),
+                home: caller.home(),
                 start: 0,
                 len: usize::MAX,
                 caller: return_address(frame, site),
@@ -216,13 +217,13 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
         primary.log.not_ending();
         let changed = ticks();
         bracket.end(primary, caller);
-        if let Some(shard) = primary.log.shard(caller.home) {
+        if let Some(shard) = primary.log.shard(caller.home()) {
             observe(&shard.starts, started - time);
             observe(&shard.changes, changed - started);
             observe(&shard.ends, ticks() - changed);
         }
     }
-    if let Some(shard) = primary.log.shard(caller.home) {
+    if let Some(shard) = primary.log.shard(caller.home()) {
         shard.calls[call as usize].failed.fetch_add(1, Ordering::Relaxed);
     }
     frame.rax = result as usize;

@@ -60,7 +60,8 @@ pub(crate) fn primary() -> Option<&'static Primary> {
 pub(crate) fn caller() -> Caller {
     match primary() {
         Some(primary) => primary.threads.caller(0),
-        None => Caller { thread: safe::gettid().into(), home: 0, stack: 0 },
+        // SAFETY: the kernel's name of the calling thread.
+        None => unsafe { Caller::new(safe::gettid().into(), 0) },
     }
 }
 
@@ -144,7 +145,8 @@ struct Look {
 
 #[inline(always)]
 fn look(primary: &Primary, frame: &Frame) -> Look {
-    let nobody = Caller { thread: 0, home: 0, stack: frame.stack() };
+    // SAFETY: not given to an address space: `seen` looks for the real one first.
+    let nobody = unsafe { Caller::new(0, 0) }.with_stack(frame.stack());
     let caller = primary.threads.known_caller(frame.stack()).unwrap_or(nobody);
     let (common, range, event) = decode_common(frame.rax, &frame.first_args());
     Look { common, range, event, caller }
@@ -180,7 +182,7 @@ pub(crate) unsafe extern "C" fn before(frame: *mut Frame, underway: *mut Underwa
         return Way::Out;
     };
     let look = look(primary, frame);
-    if look.common != Common::Rare && look.caller.thread != 0 && !primary.log.is_watched() {
+    if look.common != Common::Rare && look.caller.thread() != 0 && !primary.log.is_watched() {
         if look.common == Common::Nothing {
             frame.go = site.plain;
             return Way::Out;
@@ -249,8 +251,8 @@ pub(crate) unsafe extern "C" fn announce(frame: *mut Frame, underway: *mut Under
 
 #[inline(always)]
 fn tell(primary: &Primary, frame: &mut Frame, seen: &mut Seen, news: &mut MaybeUninit<News>) -> Way {
-    if seen.caller.thread == 0 {
-        seen.caller = primary.threads.caller(seen.caller.stack);
+    if seen.caller.thread() == 0 {
+        seen.caller = primary.threads.caller(seen.caller.stack());
     }
     let time = primary.log.now();
     let (mut refused, mut open) = (0, None);
@@ -371,7 +373,7 @@ fn note(
         (None, Common::One) => &one,
         (None, _) => &[],
     };
-    if let Some(shard) = primary.log.shard(caller.home) {
+    if let Some(shard) = primary.log.shard(caller.home()) {
         count(shard, call, failed, !changes.is_empty());
         if !changes.is_empty() {
             count_changes(shard, changes, refused);
@@ -391,8 +393,8 @@ fn note(
             starts: started - time,
             change: changed - started,
             ends: ended - changed,
-            thread: caller.thread,
-            home: caller.home,
+            thread: caller.thread(),
+            home: caller.home(),
             start: args[0],
             len: args[1],
             caller: return_address(frame, site),

@@ -424,7 +424,8 @@ impl Primary {
         self.pid.store(safe::getpid(), Ordering::Relaxed);
         self.threads.forked();
         self.patching.busy.store(false, Ordering::Relaxed);
-        self.space.forked();
+        // SAFETY: by this function's promise; the hook has come back from the call, so this is no callback.
+        unsafe { self.space.forked() };
         self.log.forked();
         (self.after_fork)(self);
     }
@@ -440,16 +441,18 @@ impl Primary {
     #[inline(never)]
     fn end_what_is_gone(&self, caller: &Caller) {
         let mut signal_stack = None;
-        let ended = self.space.end_abandoned(caller, |stack| {
+        let gone = |stack| {
             // Asked only if this thread has something open.
             let signal_stack = signal_stack.get_or_insert_with(safe::on_signal_stack);
             match signal_stack {
                 // On the signal stack: an outer change on the ordinary stack is interrupted, not gone.
                 Some(here) if !here.contains(&stack) => false,
                 // The same stack: deeper frames have lower addresses, so one below us is gone.
-                _ => stack <= caller.stack,
+                _ => stack <= caller.stack(),
             }
-        });
+        };
+        // SAFETY: a frame below the stack pointer of the thread that runs has been left for good.
+        let ended = unsafe { self.space.end_abandoned(caller, gone) };
         if ended.changes > 0
             && let Some(process) = self.log.process()
         {

@@ -112,7 +112,8 @@ impl Threads {
         let id = thread.id.load(Ordering::Relaxed);
         let known = thread.base.load(Ordering::Relaxed) == base && id != 0;
         let home = thread.home.load(Ordering::Relaxed) as usize;
-        known.then_some(Caller { thread: id.into(), home, stack })
+        // SAFETY: the kernel's name of the calling thread, found by its segment base, which is no other living thread's.
+        known.then(|| unsafe { Caller::new(id.into(), home) }.with_stack(stack))
     }
 
     /// The calling thread.
@@ -129,15 +130,14 @@ impl Threads {
                     thread.home.store(self.homes.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
                     thread.id.store(id, Ordering::Relaxed);
                 }
-                return Caller {
-                    thread: id.into(),
-                    home: thread.home.load(Ordering::Relaxed) as usize,
-                    stack,
-                };
+                let home = thread.home.load(Ordering::Relaxed) as usize;
+                // SAFETY: as above.
+                return unsafe { Caller::new(id.into(), home) }.with_stack(stack);
             }
         }
         let id = gettid();
-        Caller { thread: id.into(), home: id as usize, stack }
+        // SAFETY: the kernel's name of the calling thread.
+        unsafe { Caller::new(id.into(), id as usize) }.with_stack(stack)
     }
 
     fn find(&self, base: u64, or_add: bool) -> Option<&Thread> {

@@ -1,25 +1,62 @@
 //! Who is calling, as far as the core must know.
 
+// UNSAFETY: who says that he is another thread can be called while he is not waited for; so to say it is unsafe.
+#![expect(unsafe_code)]
+
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The calling thread.
+/// The calling thread. Cannot be sent to another one.
 ///
 /// An [`AddressSpace`](crate::AddressSpace) finds out by a thread-local of the standard library who
 /// calls. Where thread-locals must not be touched - in the hook of a system call - the caller brings
 /// its own: see [`AddressSpace::with_callers`](crate::AddressSpace::with_callers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Identifies the thread among all living threads of the process; never 0.
-    pub thread: u64,
-    /// A small number, always the same for the same thread, and best different for threads that run at the same time:
-    /// threads with the same number (modulo 256) write to the same cache lines.
-    pub home: usize,
-    /// The thread's stack pointer, to find changes whose frame is gone; 0 if nobody wants to know.
-    pub stack: usize,
+    pub(crate) thread: u64,
+    pub(crate) home: usize,
+    pub(crate) stack: usize,
+    here: PhantomData<*const ()>,
 }
 
 impl Caller {
+    /// The calling thread. `home` is a small number, best different for threads that run at the same time: threads with
+    /// the same number (modulo 128) write to the same cache lines.
+    ///
+    /// # Safety
+    ///
+    /// `thread` identifies the calling thread among all living threads of the process, and is not 0 where it is given to
+    /// an address space. For the same thread both numbers are always the same.
+    #[inline]
+    pub const unsafe fn new(thread: u64, home: usize) -> Caller {
+        Caller { thread, home, stack: 0, here: PhantomData }
+    }
+
+    /// The same thread with its stack pointer, to find changes whose frame is gone; 0: nobody wants to know.
+    #[inline]
+    pub const fn with_stack(self, stack: usize) -> Caller {
+        Caller { stack, ..self }
+    }
+
+    /// Identifies the thread among all living threads of the process.
+    #[inline]
+    pub const fn thread(&self) -> u64 {
+        self.thread
+    }
+
+    /// See [`new`](Caller::new).
+    #[inline]
+    pub const fn home(&self) -> usize {
+        self.home
+    }
+
+    /// The thread's stack pointer, if somebody wants to know it.
+    #[inline]
+    pub const fn stack(&self) -> usize {
+        self.stack
+    }
+
     /// The calling thread, numbered in the order of first calls.
     #[inline]
     pub(crate) fn current() -> Caller {
@@ -31,7 +68,7 @@ impl Caller {
             thread = Caller::next();
             NUMBER.set(thread);
         }
-        Caller { thread, home: thread as usize, stack: 0 }
+        Caller { thread, home: thread as usize, stack: 0, here: PhantomData }
     }
 
     #[cold]

@@ -10,6 +10,9 @@
 //! Intervals come first: if one of them refuses, nobody else is asked. A refusal of a subscriber of the list does not
 //! stop the walk: everybody is asked, as in Linux, and then everybody who started is ended.
 
+// UNSAFETY: declares one unsafe function: what a caller says of its own stack cannot be checked.
+#![expect(unsafe_code)]
+
 use std::any::Any;
 use std::mem::forget;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -73,7 +76,7 @@ impl AddressSpace {
     /// # Errors
     ///
     /// [`WouldBlock`] if somebody refused, or if there is no room to put the change on
-    /// record (more than 1024 are open). Everybody who was told of the start has been told of the end.
+    /// record (more than 512 are open). Everybody who was told of the start has been told of the end.
     ///
     /// # Panics
     ///
@@ -251,7 +254,12 @@ impl AddressSpace {
     /// A thread that is cancelled or jumps out of a signal handler leaves its change open, perhaps in the middle
     /// of a callback. Those whose start had returned, and whose end had not been called, get their end. At the
     /// latest a thread's next change should ask.
-    pub fn end_abandoned(&self, caller: &Caller, gone: impl FnMut(usize) -> bool) -> Abandoned {
+    ///
+    /// # Safety
+    ///
+    /// `gone` tells the truth: no code of the calling thread that was inside a change it calls gone, or in a callback of
+    /// it, goes on afterwards.
+    pub unsafe fn end_abandoned(&self, caller: &Caller, gone: impl FnMut(usize) -> bool) -> Abandoned {
         if self.shared.open.may_have_open(caller) {
             self.end_those_gone(caller, gone)
         } else {

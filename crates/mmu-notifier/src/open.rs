@@ -53,7 +53,7 @@ use crate::{Change, Event, Range};
 /// Threads with different homes modulo this number write to different cache lines. A home is [`WAYS`] slots, one behind
 /// the other.
 #[cfg(not(any(mmu_loom, mmu_shuttle, miri)))]
-const HOMES: usize = 256;
+const HOMES: usize = 128;
 #[cfg(any(mmu_shuttle, miri))]
 const HOMES: usize = 4;
 #[cfg(mmu_loom)]

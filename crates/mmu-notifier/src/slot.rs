@@ -95,7 +95,7 @@ impl State {
 
 /// What is on record of one holder. No two share a cache line, nor a pair of them that is fetched together.
 #[derive(Debug)]
-#[repr(C, align(512))]
+#[repr(C, align(256))]
 pub(crate) struct Slot {
     /// See [`State`].
     pub(crate) state: AtomicU64,
@@ -118,7 +118,7 @@ pub(crate) struct Slot {
 
     // The second line: hardly ever written.
     /// In the first slot of a home: how many others are held by threads of this home.
-    pub(crate) nested: AtomicUsize,
+    pub(crate) nested: AtomicU32,
     /// See [`Nesting`]. 0 in a free slot.
     nesting: AtomicU32,
     owner: AtomicUsize,
@@ -135,7 +135,7 @@ pub(crate) struct Slot {
 
 /// What happened in a slot so far. Only its holder writes, so nothing here needs an atomic addition.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C)]
 pub(crate) struct Counts {
     /// Changes, by [`Event`].
     pub(crate) changes: [AtomicU64; Event::ALL.len()],
@@ -269,7 +269,7 @@ mod memory {
                 started: AtomicU16::new(0),
                 ended: AtomicU16::new(0),
                 calling: AtomicUsize::new(0),
-                nested: AtomicUsize::new(0),
+                nested: AtomicU32::new(0),
                 nesting: AtomicU32::new(0),
                 owner: AtomicUsize::new(0),
                 era: AtomicU64::new(0),
@@ -385,5 +385,18 @@ impl Slot {
         let mut skipped = self.skipped.iter().take(nesting.skipped());
         // Relaxed: only the holder reads it.
         skipped.any(|skipped| skipped.load(Ordering::Relaxed) == subscriber)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_takes_what_the_memory_of_a_process_was_planned_with() {
+        if !cfg!(mmu_loom) {
+            assert_eq!(size_of::<Slot>(), 256);
+            assert!(std::mem::offset_of!(Slot, nested) == 64, "the first line is for every change");
+        }
     }
 }

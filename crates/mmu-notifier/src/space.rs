@@ -1,5 +1,8 @@
 //! An address space and who is told of its changes.
 
+// UNSAFETY: declares one unsafe function: that a process has been forked cannot be checked.
+#![expect(unsafe_code)]
+
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -407,8 +410,12 @@ impl AddressSpace {
     /// No subscriber of the parent is told anything any more, not even by `release`: they are the parent's.
     /// Neither allocates nor frees (the allocator may be locked by a thread that does not exist here), so
     /// the memory of the parent's subscribers stays.
+    ///
+    /// # Safety
+    ///
+    /// The calling thread is the only one of its process, and in no callback.
     #[doc(alias = "dup_mmap")]
-    pub fn forked(&self) {
+    pub unsafe fn forked(&self) {
         let shared = &self.shared;
         shared.open.forget_all();
         // Relaxed: there is only one thread.

@@ -154,7 +154,7 @@ impl<S: Ticketed> Told for WithTickets<S> {
 
 impl AddressSpace {
     /// Asks `ticketed` before every change from now on, and tells it of the ends. As
-    /// [`subscribe`](AddressSpace::subscribe); takes 128 bytes or four tickets, whichever is more, times 256.
+    /// [`subscribe`](AddressSpace::subscribe); takes 128 bytes or four tickets, whichever is more, times 128.
     pub fn subscribe_ticketed<S: Ticketed + 'static>(&self, ticketed: S) -> Subscription {
         let row = |_| Row(std::array::from_fn(|_| UnsafeCell::new(None)));
         let rows = (0..OpenChanges::SLOTS / WAYS).map(row).collect();

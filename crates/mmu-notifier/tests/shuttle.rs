@@ -28,7 +28,8 @@ fn caller() -> Caller {
             me.set(THREADS.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         }
         // Some share a home, as threads of a large program do.
-        Caller { thread: me.get(), home: me.get() as usize % 3, stack: 0 }
+        // SAFETY: a number that no other thread has.
+        unsafe { Caller::new(me.get(), me.get() as usize % 3) }
     })
 }
 

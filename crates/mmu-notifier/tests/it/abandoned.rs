@@ -1,12 +1,12 @@
 use mmu_notifier::{Abandoned, AddressSpace, Blocking, Caller, Change, Event};
 
-use crate::witness::{Log, PAGES, Witness};
+use crate::witness::{Log, PAGES, Witness, end_abandoned};
 
 const CHANGE: Change = Change::new(PAGES, Event::Unmap, Blocking::Allowed);
 
 /// The calling thread, as if it were this deep in its stack.
 fn at(space: &AddressSpace, stack: usize) -> Caller {
-    Caller { stack, ..space.caller() }
+    space.caller().with_stack(stack)
 }
 
 #[test]
@@ -18,12 +18,12 @@ fn a_change_whose_frame_is_gone_is_ended_for_its_thread() {
     let outer = space.start(&at(&space, 0x3000), CHANGE).unwrap();
     log.take();
     // The thread is at 0x2000 now: the frame at 0x1000, deeper, does not exist any more.
-    let ended = space.end_abandoned(&at(&space, 0x2000), |stack| stack <= 0x2000);
+    let ended = end_abandoned(&space, &at(&space, 0x2000), |stack| stack <= 0x2000);
     assert_eq!(ended, Abandoned { changes: 1, callbacks: 0 });
     assert_eq!(log.take(), "A-");
     assert!(!space.end(&space.caller(), left));
     assert!(space.end(&space.caller(), outer), "the outer one is open as before");
-    assert_eq!(space.end_abandoned(&space.caller(), |_| true), Abandoned::default());
+    assert_eq!(end_abandoned(&space, &space.caller(), |_| true), Abandoned::default());
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn other_threads_changes_are_their_own() {
     let open = space.start(&space.caller(), CHANGE).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            assert_eq!(space.end_abandoned(&space.caller(), |_| true), Abandoned::default());
+            assert_eq!(end_abandoned(&space, &space.caller(), |_| true), Abandoned::default());
         });
     });
     assert!(space.end(&space.caller(), open));
@@ -44,8 +44,8 @@ fn jump_out_of(space: &AddressSpace, log: &Log, in_start: bool) -> String {
     // The thread goes on inside the callback, as if it had jumped: from here the frames above do not exist.
     let elsewhere = move |_: &Change| {
         inner_log.add("jump");
-        let caller = Caller { stack: 0x5000, ..inner.caller() };
-        let abandoned = inner.end_abandoned(&caller, |stack| stack <= 0x5000);
+        let caller = inner.caller().with_stack(0x5000);
+        let abandoned = end_abandoned(&inner, &caller, |stack| stack <= 0x5000);
         inner_log.add(&format!("{}/{}", abandoned.changes, abandoned.callbacks));
     };
     let witness = Witness::new("B", log);
@@ -53,7 +53,7 @@ fn jump_out_of(space: &AddressSpace, log: &Log, in_start: bool) -> String {
     let _c = space.subscribe(Witness::new("C", log));
     let _b = space.subscribe(witness);
     let _a = space.subscribe(Witness::new("A", log));
-    let caller = Caller { stack: 0x1000, ..space.caller() };
+    let caller = space.caller().with_stack(0x1000);
     if let Ok(open) = space.start(&caller, CHANGE) {
         space.end(&caller, open);
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use mmu_notifier::{AddressSpace, Blocking, Change, Event, IntervalSubscription, Range, WouldBlock};
 
 use crate::witness::{
-    Busy, Elsewhere, Log, Mirror, PAGES, Task, Witness, blocking, change, meeting, range, try_change,
+    Busy, Elsewhere, Log, Mirror, PAGES, Task, Witness, blocking, change, forked, meeting, range, try_change,
 };
 
 /// Makes a blocking change of these bytes; what was told.
@@ -449,7 +449,7 @@ fn in_a_forked_child_there_are_none_and_the_parents_can_be_dropped() {
     let log = Log::default();
     let space = AddressSpace::new();
     let parents = insert(&space, &log, "P", PAGES);
-    space.forked();
+    forked(&space);
     change(&space, &log);
     let own = insert(&space, &log, "C", PAGES);
     drop(parents);

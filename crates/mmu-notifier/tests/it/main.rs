@@ -1,5 +1,8 @@
 //! The core through its public interface: one behaviour a test.
 
+// UNSAFETY: tells a space what it cannot check: that a frame is gone, that a process was forked.
+#![expect(unsafe_code)]
+
 mod abandoned;
 mod aging;
 mod bracket;

@@ -8,7 +8,8 @@ use mmu_notifier::{
 };
 
 use crate::witness::{
-    Busy, Elsewhere, Log, Mirror, PAGES, Task, Witness, blocking, change, meeting, space_with, try_change,
+    Busy, Elsewhere, Log, Mirror, PAGES, Task, Witness, blocking, change, forked, meeting, space_with,
+    try_change,
 };
 
 /// Is released under a name.
@@ -158,7 +159,7 @@ fn a_forked_child_of_a_released_space_is_a_new_one() {
     let log = Log::default();
     let space = AddressSpace::new();
     space.release();
-    space.forked();
+    forked(&space);
     assert!(!space.is_released());
     let _interval = space.insert(PAGES, Mirror::new("I", &log)).unwrap();
     let _subscription = space.subscribe(Witness::new("A", &log));

@@ -38,7 +38,7 @@ fn stopped_in_a_start(space: &AddressSpace) -> (mmu_notifier::Subscription, Gate
     let changing = space.clone();
     let task = Task::new(move || {
         changing.invalidate(PAGES, Event::Migrate, || ());
-        changing.caller().thread
+        changing.caller().thread()
     });
     gate.await_other();
     (subscription, gate, task)
@@ -51,7 +51,7 @@ fn who_unsubscribes_learns_which_callback_of_whom_it_waits_for() {
     let caller = space.clone();
     let dropping = Task::new(move || {
         drop(subscription);
-        caller.caller().thread
+        caller.caller().thread()
     });
     let report = await_reports(&stalls, 1).remove(0);
     gate.let_go();

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-use mmu_notifier::{AddressSpace, Blocking, Caller, Change, Event, Longest, Options};
+use mmu_notifier::{AddressSpace, Blocking, Change, Event, Longest, Options};
 
-use crate::witness::{Busy, Log, Mirror, PAGES, Witness, try_change};
+use crate::witness::{Busy, Log, Mirror, PAGES, Witness, end_abandoned, try_change};
 
 #[test]
 fn changes_are_counted_by_their_event_over_all_threads() {
@@ -69,11 +69,11 @@ fn what_is_no_change_is_not_counted() {
 #[test]
 fn abandoned_changes_are_counted() {
     let space = AddressSpace::new();
-    let caller = Caller { stack: 0x1000, ..space.caller() };
+    let caller = space.caller().with_stack(0x1000);
     for _ in 0..3 {
         let _ = space.start(&caller, Change::new(PAGES, Event::Unmap, Blocking::Allowed)).unwrap();
     }
-    assert_eq!(space.end_abandoned(&caller, |_| true).changes, 3);
+    assert_eq!(end_abandoned(&space, &caller, |_| true).changes, 3);
     let stats = space.stats();
     assert_eq!((stats.abandoned, stats.of(Event::Unmap)), (3, 3));
 }

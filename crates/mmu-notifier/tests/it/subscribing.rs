@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mmu_notifier::{AddressSpace, Blocking, Change, Event, Subscriber, Subscription};
 
-use crate::witness::{Log, PAGES, Witness, change, space_with};
+use crate::witness::{Log, PAGES, Witness, change, forked, space_with};
 
 #[test]
 fn who_unsubscribes_is_released_once_and_told_nothing_more() {
@@ -204,7 +204,7 @@ fn a_forked_child_starts_empty() {
     let caller = space.caller();
     let open = space.start(&caller, Change::new(PAGES, Event::ProtectionPage, Blocking::Allowed)).unwrap();
     assert_eq!(log.take(), "A+");
-    space.forked();
+    forked(&space);
     assert!(!space.end(&caller, open), "the change was the parent's");
     change(&space, &log);
     assert_eq!(log.take(), "*", "the subscribers are the parent's");
@@ -218,7 +218,7 @@ fn a_forked_child_starts_empty() {
 fn the_parents_subscriptions_can_be_dropped_in_the_child() {
     let log = Log::default();
     let (space, subscriptions) = space_with(&log, &["A", "B"]);
-    space.forked();
+    forked(&space);
     drop(subscriptions);
     change(&space, &log);
     assert_eq!(log.take(), "*", "not even by release: they are the parent's");

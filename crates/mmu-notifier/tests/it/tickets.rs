@@ -2,9 +2,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use mmu_notifier::{AddressSpace, Blocking, Caller, Change, Event, Subscription, Ticketed, WouldBlock};
+use mmu_notifier::{AddressSpace, Blocking, Change, Event, Subscription, Ticketed, WouldBlock};
 
-use crate::witness::{Busy, Log, PAGES, Task, Witness, change, try_change};
+use crate::witness::{Busy, Log, PAGES, Task, Witness, change, end_abandoned, try_change};
 
 type Callback = Box<dyn Fn(&Change) + Send + Sync>;
 
@@ -179,9 +179,9 @@ fn an_abandoned_changes_ticket_goes_to_its_end() {
     let log = Log::default();
     let space = AddressSpace::new();
     let _t = space.subscribe_ticketed(Numbering::new(&log));
-    let caller = Caller { stack: 0x1000, ..space.caller() };
+    let caller = space.caller().with_stack(0x1000);
     let _left = space.start(&caller, CHANGE).unwrap();
-    assert_eq!(space.end_abandoned(&caller, |stack| stack == 0x1000).changes, 1);
+    assert_eq!(end_abandoned(&space, &caller, |stack| stack == 0x1000).changes, 1);
     assert_eq!(log.take(), "T+1 T-1");
 }
 

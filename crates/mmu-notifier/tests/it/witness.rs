@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mmu_notifier::{
-    AddressSpace, Blocking, Change, Event, IntervalSubscriber, Pass, Range, Refuser, Subscriber,
-    Subscription, WouldBlock,
+    Abandoned, AddressSpace, Blocking, Caller, Change, Event, IntervalSubscriber, Pass, Range, Refuser,
+    Subscriber, Subscription, WouldBlock,
 };
 
 /// What happened, in order: `K+` start of K, `K-` end, `K~` release, `N?` asked, `N!` refused, `*` the change. For an
@@ -324,4 +324,20 @@ pub(crate) fn change(space: &AddressSpace, log: &Log) {
 /// A non-blocking change, written down.
 pub(crate) fn try_change(space: &AddressSpace, log: &Log) -> Result<(), WouldBlock> {
     space.try_invalidate(PAGES, Event::Clear, || log.add("*"))
+}
+
+/// For tests in which nobody goes on in what is abandoned, or which find out what happens if he does.
+pub(crate) fn end_abandoned(
+    space: &AddressSpace,
+    caller: &Caller,
+    gone: impl FnMut(usize) -> bool,
+) -> Abandoned {
+    // SAFETY: these tests' subscribers live as long as their spaces.
+    unsafe { space.end_abandoned(caller, gone) }
+}
+
+/// As in a forked child.
+pub(crate) fn forked(space: &AddressSpace) {
+    // SAFETY: the only thread that knows this space.
+    unsafe { space.forked() };
 }

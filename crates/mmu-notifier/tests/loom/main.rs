@@ -35,7 +35,8 @@ fn caller() -> Caller {
         if me.get() == 0 {
             me.set(THREADS.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         }
-        Caller { thread: me.get(), home: 0, stack: 0 }
+        // SAFETY: a number that no other thread has.
+        unsafe { Caller::new(me.get(), 0) }
     })
 }
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mmu_notifier::{AddressSpace, Caller, IntervalSubscription, OpenChange, Options, Range, Ticket};
+use mmu_notifier::{AddressSpace, IntervalSubscription, OpenChange, Options, Range, Ticket};
 use mmu_notifier_model::{Callback, Change, Class, IntervalClass, Op};
 
 use crate::convert;
@@ -30,7 +30,7 @@ use crate::guests::{
     World, lock,
 };
 use crate::seen::Seen;
-use crate::threads::{self, Answer, Progress, TWO, Threads};
+use crate::threads::{self, Answer, Name, Progress, TWO, Threads};
 
 /// The core with everything that operations refer to.
 pub(crate) struct Core {
@@ -73,12 +73,12 @@ pub(crate) fn sides(class: &Class) -> Sides {
 /// Classes that `get` can tell apart here.
 pub(crate) const MEMBERS: u64 = 12;
 
-fn other(task: u64) -> Caller {
-    Caller { thread: 1000 + task, home: 1 + task as usize % 3, stack: 0 }
+fn other(task: u64) -> Name {
+    Name { thread: 1000 + task, home: 1 + task as usize % 3 }
 }
 
-fn changer(number: u64) -> Caller {
-    Caller { thread: 1 + number % 2, home: 0, stack: 0 }
+fn changer(number: u64) -> Name {
+    Name { thread: 1 + number % 2, home: 0 }
 }
 
 impl Core {
@@ -342,12 +342,12 @@ impl Core {
     }
 
     fn start(&mut self, task: u64, r: u64, m: u64, change: Change) -> Progress {
-        let (space, caller) = (self.spaces[&m].clone(), changer(r));
+        let (space, name) = (self.spaces[&m].clone(), changer(r));
         let change = convert::to_core(&change).expect("it is a range");
         let change = if self.fault == Fault::ForgetsOwner { change.with_owner(0) } else { change };
-        let progress = self
-            .threads
-            .run(task, caller, move || space.start(&caller, change).map_or(Answer::Refused, Answer::Open));
+        let progress = self.threads.run(task, name, move || {
+            space.start(&space.caller(), change).map_or(Answer::Refused, Answer::Open)
+        });
         match progress {
             Progress::Done(Answer::Open(open)) => {
                 self.open.insert(r, (m, open));
@@ -362,11 +362,11 @@ impl Core {
 
     fn end(&mut self, task: u64, r: u64) -> Progress {
         let (m, open) = self.open.remove(&r).expect("it is open");
-        let (space, caller) = (self.spaces[&m].clone(), changer(task));
+        let (space, name) = (self.spaces[&m].clone(), changer(task));
         if self.fault == Fault::NeverEnds {
             return Progress::Done(Answer::Truth(true));
         }
-        self.threads.run(task, caller, move || Answer::Truth(space.end(&caller, open)))
+        self.threads.run(task, name, move || Answer::Truth(space.end(&space.caller(), open)))
     }
 
     fn insert(&mut self, task: u64, i: u64, c: u64, m: u64, start: u64, length: u64) -> Progress {
@@ -412,7 +412,8 @@ impl Drop for Core {
     /// Lets everybody go who waits, and unties the knot of handles and guests.
     fn drop(&mut self) {
         for (m, open) in std::mem::take(&mut self.open).into_values() {
-            self.spaces[&m].end(&changer(0), open);
+            let space = self.spaces[&m].clone();
+            space.end(&space.caller(), open);
         }
         for task in std::mem::take(&mut self.waiting) {
             // In a run that failed, it may never go on.

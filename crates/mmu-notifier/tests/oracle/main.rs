@@ -16,6 +16,8 @@
 //! | `seen.rs`, `convert.rs` | the words in which the two are compared |
 
 #![cfg(not(mmu_loom))]
+// UNSAFETY: gives threads the names that the operations of a trace have.
+#![expect(unsafe_code)]
 
 mod books;
 mod convert;

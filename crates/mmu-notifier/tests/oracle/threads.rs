@@ -15,14 +15,23 @@ use std::time::Duration;
 
 use mmu_notifier::{Caller, OpenChange, Stall, Ticket, Waiting};
 
+/// Whom an operation is made by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Name {
+    pub(crate) thread: u64,
+    pub(crate) home: usize,
+}
+
 std::thread_local! {
-    static CALLER: Cell<Caller> = const { Cell::new(Caller { thread: 9, home: 0, stack: 0 }) };
+    static NAME: Cell<Name> = const { Cell::new(Name { thread: 9, home: 0 }) };
     static READING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Who is calling: what the core asks.
 pub(crate) fn caller() -> Caller {
-    CALLER.get()
+    let name = NAME.get();
+    // SAFETY: operations that have the same name run one after the other, so they could be those of one thread.
+    unsafe { Caller::new(name.thread, name.home) }
 }
 
 /// Whether this thread reads an interval.
@@ -101,13 +110,13 @@ impl Threads {
     pub(crate) fn run(
         &mut self,
         task: u64,
-        caller: Caller,
+        name: Name,
         work: impl FnOnce() -> Answer + Send + 'static,
     ) -> Progress {
         self.next_epoch();
         let sender = self.sender.clone();
         thread::spawn(move || {
-            CALLER.set(caller);
+            NAME.set(name);
             let answer = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -115,15 +124,15 @@ impl Threads {
             });
             let _ = sender.send(Message::Done(task, answer));
         });
-        let progress = self.wait_for(task, caller.thread, 1);
+        let progress = self.wait_for(task, name.thread, 1);
         self.next_epoch();
         progress
     }
 
     /// Whether an operation that waited has gone on, or waits for so many reports from now on.
-    pub(crate) fn look(&mut self, task: u64, caller: Caller, reports: u32) -> Progress {
-        self.reports.remove(&caller.thread);
-        self.wait_for(task, caller.thread, reports)
+    pub(crate) fn look(&mut self, task: u64, name: Name, reports: u32) -> Progress {
+        self.reports.remove(&name.thread);
+        self.wait_for(task, name.thread, reports)
     }
 
     /// The same without waiting for an answer: something only if it has gone on.
