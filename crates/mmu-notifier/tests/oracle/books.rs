@@ -108,8 +108,6 @@ pub(crate) struct Books {
     pub(crate) ages: u64,
     /// When somebody last came on the list of changes or left it, by address space.
     pub(crate) edited: BTreeMap<u64, u64>,
-    /// Where somebody ever came on any list.
-    pub(crate) any_edited: BTreeSet<u64>,
     /// Starts by address space and event, and refused ones.
     pub(crate) starts: BTreeMap<u64, ([u64; 8], u64)>,
     /// Failures that were asked for and did not happen yet: of memory, of locks.

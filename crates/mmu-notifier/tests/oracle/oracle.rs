@@ -155,7 +155,6 @@ impl Oracle {
         if listed.sides().changes {
             books.edited.insert(m, self.task);
         }
-        books.any_edited.insert(m);
         books.listed.insert(s, listed);
     }
 
@@ -257,14 +256,14 @@ impl Oracle {
         Ok(())
     }
 
-    /// `synchronize` waits only if somebody came or left while something was open that is open still; or if he left, and
-    /// something is open that nobody was there to see.
+    /// `synchronize` waits only if somebody came or left while something was open that is open still.
     fn may_synchronize_wait(&self, op: &Op) -> Checked {
         ensure(matches!(op, Op::Synchronize | Op::Gp), || "it does not synchronize".to_owned())?;
         let books = &self.books;
         let edited = |pair: &Pair| books.edited.get(&pair.m).is_some_and(|edited| *edited > pair.since);
-        let may = |pair: &Pair| edited(pair) || pair.is_unseen && books.any_edited.contains(&pair.m);
-        ensure(books.open.values().any(may), || "the list that is in use is that of today".to_owned())
+        ensure(books.open.values().any(|pair| edited(pair) && !pair.is_unseen), || {
+            "the list that is in use is that of today".to_owned()
+        })
     }
 
     /// The result of an operation that is over in both.

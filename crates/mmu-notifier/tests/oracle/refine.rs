@@ -58,8 +58,7 @@ pub(crate) enum Refinement {
     /// The first interval of a released address space is refused like all others; the kernel stops.
     LateInsertFails,
     /// Not better: `synchronize` also waits for changes that were open when somebody came on the list or left it, as these
-    /// keep the list; and for those that began when nobody was there, as these are taken to keep any list. In the kernel
-    /// what is open keeps nobody.
+    /// keep the list. In the kernel what is open keeps nobody.
     SynchronizeWaits,
 }
 
