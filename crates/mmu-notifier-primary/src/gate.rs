@@ -64,6 +64,7 @@ pub(crate) mod safe {
     use super::call;
 
     const READ: usize = 0;
+    const WRITE: usize = 1;
     const OPEN: usize = 2;
     const CLOSE: usize = 3;
     const FSTAT: usize = 5;
@@ -79,6 +80,12 @@ pub(crate) mod safe {
     const MEMBARRIER: usize = 324;
 
     const O_CLOEXEC: usize = 0o2000000;
+
+    /// Writes to standard error, as far as it can be written to now.
+    pub(crate) fn write_to_stderr(bytes: &[u8]) {
+        // SAFETY: the kernel reads `bytes` only.
+        unsafe { call(WRITE, &[2, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) };
+    }
 
     /// A failed system call's `errno`.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -160,7 +160,11 @@ impl Primary {
         };
         let stubs = Stubs::new(entry::entries(&log.header().vectors));
         let primary: &'static Primary = Box::leak(Box::new(Primary {
-            space: AddressSpace::with_callers(hook::caller),
+            space: AddressSpace::with(mmu_notifier::Options {
+                caller: Some(hook::caller),
+                on_stall: Box::new(say_stall),
+                ..mmu_notifier::Options::default()
+            }),
             threads: Threads::new(rdfsbase_works()),
             memory: Memory::new(),
             log,
@@ -469,6 +473,27 @@ impl Primary {
         // SAFETY: a length of 0 is refused.
         unsafe { gate::call(Syscall::Munmap.number(), &[MARK, 0, 0, 0, 0, 0]) };
     }
+}
+
+/// Reports a wait without progress in one line, as everything here: without libc and without memory.
+fn say_stall(stall: &mmu_notifier::Stall) {
+    struct Line {
+        bytes: [u8; 512],
+        len: usize,
+    }
+    impl fmt::Write for Line {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let room = &mut self.bytes[self.len..];
+            let fits = text.len().min(room.len());
+            room[..fits].copy_from_slice(&text.as_bytes()[..fits]);
+            self.len += fits;
+            Ok(())
+        }
+    }
+    let mut line = Line { bytes: [0; 512], len: 0 };
+    // Does not fail: what is too long is cut.
+    let _ = fmt::Write::write_fmt(&mut line, format_args!("mmu-notifier: {stall}\n"));
+    safe::write_to_stderr(&line.bytes[..line.len]);
 }
 
 /// Executable pages that can be read.
