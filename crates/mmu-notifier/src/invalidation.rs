@@ -391,9 +391,11 @@ fn start_list<const SPECIAL: bool>(held: Held<'_>, entries: &[Arc<Entry>], chang
 fn end_list<const SPECIAL: bool>(held: Held<'_>, entries: &[Arc<Entry>], change: &Change) {
     let started = entries.get(..held.started()).unwrap_or(entries);
     for (index, entry) in started.iter().enumerate().skip(held.ended()) {
+        // On record as called first: who jumps away behind it is known to have been about to call an end.
+        let subscriber = called::<SPECIAL>(held, entry);
         // Before the call: an end that is jumped out of, or panics, is not called again.
         held.set_ended(index + 1);
-        if let Some(subscriber) = called::<SPECIAL>(held, entry) {
+        if let Some(subscriber) = subscriber {
             let began = SPECIAL.then(Instant::now);
             subscriber.end(held, change);
             if let Some(began) = began {
