@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# What the core costs beside its peers: criterion benches of the chain of subscribers and of intervals. About six
-# minutes. Prints medians, and one line `ratio <cell> <value>` a cell, so that runs on different machines compare.
+# What the core costs beside its peers: the chain of subscribers in windows, for noisy machines, then criterion benches of
+# the chain and of intervals. About seven minutes. Prints medians, and one line `ratio <cell> <value>` a cell, so that runs on different machines compare.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+cargo bench -p mmu-notifier --bench windows
 cargo bench -p mmu-notifier --bench chain -- "$@" 2>&1 | grep -E '^(error|warning)|time:|^chain' || true
 cargo bench -p mmu-notifier --bench intervals -- "$@" 2>&1 | grep -E '^(error|warning)|time:|^intervals' || true
 [ -d target/criterion ] || { echo "bench-core: no results"; exit 1; }
