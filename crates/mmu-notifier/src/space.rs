@@ -386,6 +386,10 @@ impl AddressSpace {
         // Relaxed: the fence of the claim follows.
         shared.releasing.fetch_add(1, Ordering::Relaxed);
         for list in shared.lists() {
+            // The fence of the claim above lies between: who comes now sees that this has been released.
+            if list.is_empty() {
+                continue;
+            }
             let held = shared.claim(&caller, Phase::Calling);
             for entry in list.walk(&held) {
                 if let Err(first) = release(entry, &held) {

@@ -55,6 +55,15 @@ fn explore_with(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
     model.check(run);
 }
 
+/// Explores for a minute what would take hours: both wait for each other, and each wait multiplies what can happen. The
+/// model of the protocol (`models/exit.pml`) is explored to the end.
+fn explore_for_a_minute(run: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(1);
+    model.max_duration = Some(std::time::Duration::from_secs(60));
+    model.check(run);
+}
+
 /// Something that callbacks look at, and that is taken away when they must be over: loom reports who does one during
 /// the other, or without an order between them.
 #[derive(Default)]

@@ -5,7 +5,7 @@ use loom::sync::atomic::{AtomicUsize, Ordering::*};
 use loom::thread;
 use mmu_notifier::{Aging, Change, Event, IntervalSubscriber, Pass, Range, WouldBlock};
 
-use crate::{PAGES, Told, Watched, Witness, explore, explore_with, space};
+use crate::{PAGES, Told, Watched, Witness, explore_for_a_minute, explore_with, space};
 
 /// An interval that comes meanwhile is refused, or told.
 #[test]
@@ -98,7 +98,7 @@ impl Drop for Old {
 #[test]
 fn lists_that_are_released_are_not_freed_by_who_comes() {
     expect_refusals();
-    explore(|| {
+    explore_for_a_minute(|| {
         let space = space();
         let states = [Arc::new(Watched::default()), Arc::new(Watched::default())];
         let stays = space.subscribe_aging(Old(states[0].clone()));
@@ -117,7 +117,7 @@ fn lists_that_are_released_are_not_freed_by_who_comes() {
 /// `release` is called once, by the one or the other, and is over when either has returned.
 #[test]
 fn who_unsubscribes_meanwhile_is_released_once() {
-    explore(|| {
+    explore_for_a_minute(|| {
         let space = space();
         let witness = Witness::new();
         let subscription = space.subscribe(Told(witness.clone()));
@@ -139,7 +139,7 @@ fn who_unsubscribes_meanwhile_is_released_once() {
 /// The same for two who release.
 #[test]
 fn two_release_and_both_return_when_it_is_done() {
-    explore_with(1, || {
+    explore_for_a_minute(|| {
         let space = space();
         let witness = Witness::new();
         let subscription = space.subscribe(Told(witness.clone()));
