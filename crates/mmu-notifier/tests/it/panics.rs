@@ -42,10 +42,11 @@ fn a_panic_in_an_end_keeps_no_end_from_the_others() {
 fn of_two_panics_the_first_is_reported() {
     let log = Log::default();
     let space = AddressSpace::new();
+    let _third = space.subscribe(Witness::new("C", &log));
     let _second = space.subscribe(Witness::new("B", &log).on_end(|_| panic!("second")));
     let _first = space.subscribe(Witness::new("A", &log).on_end(|_| panic!("first")));
     assert_eq!(message(|| change(&space, &log)), "first");
-    assert_eq!(log.take(), "A+ B+ * A- B-");
+    assert_eq!(log.take(), "A+ B+ C+ * A- B- C-");
 }
 
 #[test]
