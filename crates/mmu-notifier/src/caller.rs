@@ -14,23 +14,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// its own: see [`AddressSpace::with_callers`](crate::AddressSpace::with_callers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
-    pub(crate) thread: u64,
-    pub(crate) home: usize,
-    pub(crate) stack: usize,
+    /// The thread times [`Caller::HOMES`], and its home: two registers for all of it.
+    who: u64,
+    stack: usize,
     here: PhantomData<*const ()>,
 }
 
 impl Caller {
+    const HOMES: u64 = 128;
+
     /// The calling thread. `home` is a small number, best different for threads that run at the same time: threads with
     /// the same number (modulo 128) write to the same cache lines.
     ///
     /// # Safety
     ///
-    /// `thread` identifies the calling thread among all living threads of the process, and is not 0 where it is given to
-    /// an address space. For the same thread both numbers are always the same.
+    /// `thread` is less than 2^57, identifies the calling thread among all living threads of the process, and is not 0
+    /// where it is given to an address space. For the same thread both numbers are always the same.
     #[inline]
     pub const unsafe fn new(thread: u64, home: usize) -> Caller {
-        Caller { thread, home, stack: 0, here: PhantomData }
+        let who = thread * Caller::HOMES | home as u64 % Caller::HOMES;
+        Caller { who, stack: 0, here: PhantomData }
     }
 
     /// The same thread with its stack pointer, to find changes whose frame is gone; 0: nobody wants to know.
@@ -42,13 +45,13 @@ impl Caller {
     /// Identifies the thread among all living threads of the process.
     #[inline]
     pub const fn thread(&self) -> u64 {
-        self.thread
+        self.who / Caller::HOMES
     }
 
-    /// See [`new`](Caller::new).
+    /// See [`new`](Caller::new); less than 128.
     #[inline]
     pub const fn home(&self) -> usize {
-        self.home
+        (self.who % Caller::HOMES) as usize
     }
 
     /// The thread's stack pointer, if somebody wants to know it.
@@ -61,20 +64,22 @@ impl Caller {
     #[inline]
     pub(crate) fn current() -> Caller {
         std::thread_local! {
-            static NUMBER: Cell<u64> = const { Cell::new(0) };
+            static WHO: Cell<u64> = const { Cell::new(0) };
         }
-        let mut thread = NUMBER.get();
-        if thread == 0 {
-            thread = Caller::next();
-            NUMBER.set(thread);
+        let mut who = WHO.get();
+        if who == 0 {
+            who = Caller::next();
+            WHO.set(who);
         }
-        Caller { thread, home: thread as usize, stack: 0, here: PhantomData }
+        Caller { who, stack: 0, here: PhantomData }
     }
 
     #[cold]
     fn next() -> u64 {
         static THREADS: AtomicU64 = AtomicU64::new(1);
         // Relaxed: only has to be unique.
-        THREADS.fetch_add(1, Ordering::Relaxed)
+        let thread = THREADS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: nobody else gets this number, and it would take centuries to run out of them.
+        unsafe { Caller::new(thread, thread as usize) }.who
     }
 }

@@ -221,7 +221,8 @@ pub(crate) struct Started {
 /// How many invalidations of one change can be unfinished at one time.
 const UNFINISHED: usize = if cfg!(mmu_loom) { 2 } else { 16 };
 
-/// The type of the interval's subscriber at that address. `held` is on record with a change of everything.
+/// The type of the interval's subscriber at that address. `held` is on record with a change of everything, and has
+/// [entered](Tree::enter) the tree.
 pub(crate) fn name_of_interval(tree: &Tree, held: &Held<'_>, address: usize) -> Option<&'static str> {
     let mut name = None;
     tree.walk(held, &Range::EVERYTHING, |kept| {
@@ -236,7 +237,7 @@ pub(crate) fn name_of_interval(tree: &Tree, held: &Held<'_>, address: usize) -> 
 }
 
 /// Tells every interval that overlaps `change`; those behind one that refuses, or, unless `ALL` are to be told, panics,
-/// are not asked.
+/// are not asked. `held` has [entered](Tree::enter) the tree, which is left.
 #[inline(never)]
 pub(crate) fn start_intervals<const ALL: bool>(tree: &Tree, held: &Held<'_>, change: &Change) -> Started {
     let mut started = Started::default();
@@ -274,6 +275,7 @@ pub(crate) fn start_intervals<const ALL: bool>(tree: &Tree, held: &Held<'_>, cha
     let first = finish(&mut unfinished[..count], held, change);
     started.panic = started.panic.or(walked.err()).or(first);
     held.set_calling(0);
+    held.walks_no_more();
     started
 }
 
@@ -421,7 +423,7 @@ impl IntervalSubscription {
         let caller = self.space.caller();
         // Relaxed: the full fence in `wait_for_changes` follows.
         let sequence = self.interval().sequence.load(Ordering::Relaxed);
-        let mut patience = Patience::new(shared, caller.thread, Waiting::ToRead);
+        let mut patience = Patience::new(shared, caller.thread(), Waiting::ToRead);
         let interval = self.interval();
         let ignored = |change: &Change| interval.subscriber.ignores(change);
         // To look for own changes once more would be wrong: one that bore this thread's name and was not waited for may
@@ -462,7 +464,7 @@ impl Drop for IntervalSubscription {
         shared.tree.remove(&held, self.key);
         shared.open.free(held);
         if !in_own_callback {
-            let patience = Patience::new(shared, caller.thread, Waiting::ToRemove);
+            let patience = Patience::new(shared, caller.thread(), Waiting::ToRemove);
             let mut patience = patience.of(address, self.interval().name);
             shared.open.wait_for_starts(&caller, &range, &mut patience);
         }

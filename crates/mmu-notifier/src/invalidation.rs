@@ -20,9 +20,9 @@ use std::time::Instant;
 
 use crate::caller::Caller;
 use crate::interval::start_intervals;
-use crate::list::{Entry, Kind, Timed, Told};
-use crate::open::{Held, OpenChange};
-use crate::slot::count;
+use crate::list::{Entry, Timed, Told};
+use crate::open::{Held, OpenChange, Progress};
+use crate::slot::{Phase, count};
 use crate::sync::Arc;
 use crate::{AddressSpace, Blocking, Change, Event, Range, WouldBlock};
 
@@ -48,7 +48,7 @@ impl AddressSpace {
     /// ```
     #[doc(alias = "mmu_notifier_invalidate_range_start")]
     pub fn invalidate<R>(&self, range: Range, event: Event, change: impl FnOnce() -> R) -> R {
-        match self.bracket(Change::new(range, event, Blocking::Allowed), change) {
+        match self.bracket(range, event, Blocking::Allowed, change) {
             Ok(result) => result,
             // `try_start` and `try_invalidate` are called for non-blocking changes only, and only they can refuse.
             Err(WouldBlock) => unreachable!("a blocking start cannot be refused"),
@@ -57,16 +57,39 @@ impl AddressSpace {
 
     /// The whole bracket in one frame: what was started is at hand at the end.
     #[inline]
-    fn bracket<R>(&self, change: Change, make: impl FnOnce() -> R) -> Result<R, WouldBlock> {
+    fn bracket<R>(
+        &self,
+        range: Range,
+        event: Event,
+        blocking: Blocking,
+        make: impl FnOnce() -> R,
+    ) -> Result<R, WouldBlock> {
         let caller = self.caller();
-        let held = self.start_held(&caller, &change).ok_or(WouldBlock)?;
-        let open = held.changing();
-        // Ends it if `make` panics.
-        let bracket = Invalidation { space: self, open: Some(open) };
+        let home = self.shared.open.claim_at_home(&caller, Phase::Starting);
+        if let Some(held) = home
+            && !self.has_subscribers()
+        {
+            held.count(event);
+            held.changing();
+            let unheard = Unheard { held };
+            let result = make();
+            drop(unheard);
+            return Ok(result);
+        }
+        let change = Change::new(range, event, blocking);
+        let held = match home {
+            Some(held) => self.start_at_home(held, &change),
+            None => self.start_elsewhere(caller, &change),
+        };
+        let held = held.ok_or(WouldBlock)?;
+        held.changing();
+        let bracket = Begun { space: self, held };
         let result = make();
         forget(bracket);
-        if self.shared.open.finish_held(&caller, held) {
-            self.finish(held, || change);
+        if held.finish() {
+            self.end_all(held, &change);
+        } else {
+            self.shared.open.free(held);
         }
         Ok(result)
     }
@@ -96,7 +119,7 @@ impl AddressSpace {
         event: Event,
         change: impl FnOnce() -> R,
     ) -> Result<R, WouldBlock> {
-        self.bracket(Change::new(range, event, Blocking::Forbidden), change)
+        self.bracket(range, event, Blocking::Forbidden, change)
     }
 
     /// Announces a change and gives a guard that announces its end when it is dropped, on whatever thread.
@@ -139,63 +162,109 @@ impl AddressSpace {
     /// If a callback panics, after the others have been told of the end.
     #[inline]
     pub fn start(&self, caller: &Caller, change: Change) -> Result<OpenChange, WouldBlock> {
-        self.start_held(caller, &change).map(Held::changing).ok_or(WouldBlock)
+        let held = self.start_held(caller, &change).ok_or(WouldBlock)?;
+        held.changing();
+        Ok(held.open())
     }
 
     /// The start of a change; `None`: it was refused, and is over.
-    #[inline]
+    #[inline(always)]
     fn start_held(&self, caller: &Caller, change: &Change) -> Option<Held<'_>> {
-        let shared = &self.shared;
-        let held = match shared.open.claim(caller, change.event()) {
-            Some(held) => held,
-            None if change.blocking() == Blocking::Forbidden => return None,
-            None => shared.claim_change(caller, change.event()),
-        };
-        // Nobody to tell: then the change need not be on record with its range either. Who comes now waits for it,
-        // whatever it changes.
-        let nobody = shared.list.is_empty() && shared.tree.is_empty();
-        (nobody || self.start_all(held, change)).then_some(held)
+        match self.shared.open.claim_at_home(caller, Phase::Starting) {
+            Some(held) => self.start_at_home(held, change),
+            None => self.start_elsewhere(*caller, change),
+        }
     }
 
-    /// The start of a change that somebody may want to hear of; false: it was refused, and is over.
-    #[inline(never)]
-    fn start_all(&self, held: Held<'_>, change: &Change) -> bool {
+    #[inline(always)]
+    fn start_at_home<'a>(&self, held: Held<'a>, change: &Change) -> Option<Held<'a>> {
+        held.count(change.event());
+        self.start_all::<false>(held, change).then_some(held)
+    }
+
+    /// The same inside another change, or where a neighbour is at home.
+    #[cold]
+    fn start_elsewhere(&self, caller: Caller, change: &Change) -> Option<Held<'_>> {
+        let held = match change.blocking() {
+            Blocking::Forbidden => self.shared.open.claim(&caller, Phase::Starting)?,
+            Blocking::Allowed => self.shared.claim(&caller, Phase::Starting),
+        };
+        held.count(change.event());
+        self.start_all::<true>(held, change).then_some(held)
+    }
+
+    /// Tells everybody who wants to hear of it that a change starts; false: it was refused, and is over.
+    ///
+    /// `NESTED`: the change may have been made in a callback.
+    #[inline(always)]
+    fn start_all<const NESTED: bool>(&self, held: Held<'_>, change: &Change) -> bool {
         let shared = &self.shared;
-        held.write(change);
-        let entries = shared.list.walk(&held);
-        if !shared.tree.is_empty() || self.is_special(held) {
-            return self.start_special(held, entries, change);
+        if !shared.tree.is_empty() || shared.is_timed(&held) || NESTED && held.is_nested() {
+            return self.start_special(held, change);
         }
-        held.walks_since(u64::MAX);
-        let bracket = Called { space: self, held };
-        let refused = start_list::<false>(held, entries, change);
-        forget(bracket);
-        !refused || self.stop(held, None)
+        // Nobody to tell: then the change need not be on record with its range either. Who comes now waits for it,
+        // whatever it changes.
+        shared.list.is_empty() || self.start_list::<false>(held, change)
     }
 
     /// Whether callbacks need more than to be called: they are timed, or the change was made in a callback.
-    #[inline]
+    #[inline(always)]
     fn is_special(&self, held: Held<'_>) -> bool {
         self.shared.is_timed(&held) || held.is_nested()
     }
 
     /// The start of a change that meets intervals, is timed, or was made in a callback.
     #[inline(never)]
-    fn start_special(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
-        if !self.shared.tree.is_empty() {
-            let started = start_intervals::<false>(&self.shared.tree, &held, change);
-            if started.refused || started.panic.is_some() {
-                return self.stop(held, started.panic);
-            }
+    fn start_special(&self, held: Held<'_>, change: &Change) -> bool {
+        let shared = &self.shared;
+        if shared.tree.is_empty() {
+            return shared.list.is_empty() || self.start_list::<true>(held, change);
         }
-        // The tree is not walked any more.
-        held.walks_since(u64::MAX);
+        held.write(change);
+        shared.tree.enter(&held);
+        let entries = shared.list.walk(&held);
+        let started = start_intervals::<false>(&shared.tree, &held, change);
+        if started.refused || started.panic.is_some() {
+            return self.stop(held, started.panic);
+        }
+        self.start_entries::<true>(held, entries, change)
+    }
+
+    /// Puts on record the change, and that the list is walked, and walks it.
+    #[inline(always)]
+    fn start_list<const SPECIAL: bool>(&self, held: Held<'_>, change: &Change) -> bool {
+        held.write(change);
+        let entries = self.shared.list.walk(&held);
+        self.start_entries::<SPECIAL>(held, entries, change)
+    }
+
+    /// Calls start of everybody on the list; whether nobody refused. One who panics has not started.
+    #[inline(always)]
+    fn start_entries<const SPECIAL: bool>(
+        &self,
+        held: Held<'_>,
+        entries: &[Arc<Entry>],
+        change: &Change,
+    ) -> bool {
+        let special = SPECIAL && self.is_special(held);
+        let timed = special && self.shared.is_timed(&held);
         let bracket = Called { space: self, held };
-        let refused = if self.is_special(held) {
-            start_list::<true>(held, entries, change)
-        } else {
-            start_list::<false>(held, entries, change)
-        };
+        let mut refused = false;
+        let mut count = 0;
+        for entry in entries {
+            if let Some(subscriber) = called(held, entry, special) {
+                let began = timed.then(Instant::now);
+                if subscriber.start(held, change).is_err() {
+                    refused = true;
+                }
+                if let Some(began) = began {
+                    entry.took(Timed::Start, began.elapsed());
+                }
+            }
+            count += 1;
+            held.set_progress(Progress::started(count));
+        }
+        held.set_calling(0);
         forget(bracket);
         !refused || self.stop(held, None)
     }
@@ -207,7 +276,7 @@ impl AddressSpace {
             count(&held.slot.counts.refused);
         }
         held.ending();
-        self.finish(held, || held.change());
+        self.end_special(held, &held.change());
         match panic {
             Some(panic) => resume_unwind(panic),
             None => false,
@@ -223,29 +292,75 @@ impl AddressSpace {
     #[inline]
     pub fn end(&self, caller: &Caller, open: OpenChange) -> bool {
         let Some(held) = self.shared.open.finish(caller, open) else { return false };
-        self.finish(held, || held.change());
+        if held.list() == 0 {
+            self.shared.open.free(held);
+        } else {
+            self.end_all(held, &held.change());
+        }
         true
     }
 
-    #[inline]
-    fn finish(&self, held: Held<'_>, change: impl FnOnce() -> Change) {
+    /// Tells everybody that a change is done of which everybody was told that it starts.
+    #[inline(always)]
+    fn end_all(&self, held: Held<'_>, change: &Change) {
+        if self.is_special(held) {
+            return self.end_special(held, change);
+        }
+        let bracket = Called { space: self, held };
+        let mut progress = held.progress();
+        for entry in self.shared.list.walk_again(&held) {
+            end_entry(held, entry, change, &mut progress, false, false);
+        }
+        forget(bracket);
+        held.set_calling(0);
+        held.set_progress(Progress::default());
+        held.leave();
+    }
+
+    /// The same if callbacks are timed, if the change was made in a callback, or if not all were called.
+    #[inline(never)]
+    fn end_special(&self, held: Held<'_>, change: &Change) {
+        let bracket = Called { space: self, held };
+        self.end_rest(held, change);
+        forget(bracket);
+        self.forget(held);
+    }
+
+    /// Calls end of everybody who has started and has not been called yet.
+    fn end_rest(&self, held: Held<'_>, change: &Change) {
+        let timed = self.shared.is_timed(&held);
+        let mut progress = held.progress();
         let entries = self.shared.list.walk_again(&held);
-        if entries.is_empty() {
-            self.shared.open.free(held);
-        } else {
-            self.end_all(held, entries, &change());
+        for entry in entries.get(progress.to_end()).unwrap_or_default() {
+            end_entry(held, entry, change, &mut progress, true, timed);
         }
     }
 
-    #[inline(never)]
-    fn end_all(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) {
-        let bracket = Called { space: self, held };
-        if self.is_special(held) {
-            end_special(held, entries, change);
+    /// All callbacks have returned, and the change is over.
+    fn forget(&self, held: Held<'_>) {
+        held.set_calling(0);
+        held.set_progress(Progress::default());
+        self.shared.open.free(held);
+    }
+
+    /// A callback of the list has panicked: everybody who has started and not been ended is ended, and the change is over.
+    #[cold]
+    fn end_after_panic(&self, held: Held<'_>) {
+        held.ending();
+        // What else panics now is lost behind the first one, which goes on when this returns. Each time there is one less
+        // to end.
+        while catch_unwind(AssertUnwindSafe(|| self.end_rest(held, &held.change()))).is_err() {}
+        self.forget(held);
+    }
+
+    /// What changes the address space has panicked: the change is over.
+    #[cold]
+    fn end_unwinding(&self, held: Held<'_>) {
+        if held.finish() {
+            self.end_special(held, &held.change());
         } else {
-            end_list::<false>(held, entries, change);
+            self.shared.open.free(held);
         }
-        bracket.free();
     }
 
     /// Ends the calling thread's open changes of which `gone` says, by the stack position they were started
@@ -275,7 +390,7 @@ impl AddressSpace {
                 && let Some((held, inside_a_callback)) = self.shared.open.adopt(caller, token)
             {
                 count(&held.slot.counts.abandoned);
-                self.finish(held, || held.change());
+                self.end_special(held, &held.change());
                 abandoned.changes += 1;
                 abandoned.callbacks += usize::from(inside_a_callback);
             }
@@ -331,92 +446,75 @@ impl Drop for Invalidation<'_> {
     }
 }
 
-/// Callbacks of a list are being called. Dropped if one of them panics: then everybody who has started and not been
-/// ended is ended, and the change is over.
+/// Callbacks of a list are being called. Dropped if one of them panics.
 struct Called<'a> {
     space: &'a AddressSpace,
     held: Held<'a>,
 }
 
-impl Called<'_> {
-    /// All callbacks have returned, and the change is over.
-    #[inline]
-    fn free(self) {
-        let (space, held) = (self.space, self.held);
-        forget(self);
-        held.forget_progress();
-        space.shared.open.free(held);
-    }
-}
-
 impl Drop for Called<'_> {
-    #[cold]
+    #[inline(always)]
     fn drop(&mut self) {
-        let Called { space, held } = *self;
-        held.ending();
-        let entries = space.shared.list.walk_again(&held);
-        // What else panics now is lost behind the first one, which goes on when this returns.
-        while catch_unwind(AssertUnwindSafe(|| end_special(held, entries, &held.change()))).is_err() {}
-        Called { space, held }.free();
+        self.space.end_after_panic(self.held);
     }
 }
 
-#[inline(never)]
-fn end_special(held: Held<'_>, entries: &[Arc<Entry>], change: &Change) {
-    end_list::<true>(held, entries, change);
+/// The address space is being changed, and nobody was told. Dropped when it is done, or panics.
+struct Unheard<'a> {
+    held: Held<'a>,
 }
 
-/// Calls start of everybody on the list; whether somebody refused. One who panics has not started.
-///
-/// `SPECIAL`: the change was made in a callback, or is timed.
-#[inline]
-fn start_list<const SPECIAL: bool>(held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
-    let mut refused = false;
-    for (index, entry) in entries.iter().enumerate() {
-        if let Some(subscriber) = called::<SPECIAL>(held, entry) {
-            let began = SPECIAL.then(Instant::now);
-            refused |= subscriber.start(held, change).is_err();
-            if let Some(began) = began {
-                entry.took(Timed::Start, began.elapsed());
-            }
+impl Drop for Unheard<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.held.leave_unheard();
+    }
+}
+
+/// The address space is being changed. Dropped if that panics.
+struct Begun<'a> {
+    space: &'a AddressSpace,
+    held: Held<'a>,
+}
+
+impl Drop for Begun<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.space.end_unwinding(self.held);
+    }
+}
+
+/// Calls end of one that has started, if it has one, and it is not over.
+#[inline(always)]
+fn end_entry(
+    held: Held<'_>,
+    entry: &Entry,
+    change: &Change,
+    progress: &mut Progress,
+    special: bool,
+    timed: bool,
+) {
+    *progress = progress.one_more_ended();
+    // On record as called first: who jumps away behind it is known to have been about to call an end.
+    let subscriber = called(held, entry, special);
+    // Before the call: an end that is jumped out of, or panics, is not called again.
+    held.set_progress(*progress);
+    if let Some(subscriber) = subscriber {
+        let began = timed.then(Instant::now);
+        subscriber.end(held, change);
+        if let Some(began) = began {
+            entry.took(Timed::End, began.elapsed());
         }
-        held.set_started(index + 1);
     }
-    held.set_calling(0);
-    refused
-}
-
-/// Calls end of every subscriber that has started, has one, and has not been called yet.
-#[inline]
-fn end_list<const SPECIAL: bool>(held: Held<'_>, entries: &[Arc<Entry>], change: &Change) {
-    let started = entries.get(..held.started()).unwrap_or(entries);
-    for (index, entry) in started.iter().enumerate().skip(held.ended()) {
-        // On record as called first: who jumps away behind it is known to have been about to call an end.
-        let subscriber = called::<SPECIAL>(held, entry);
-        // Before the call: an end that is jumped out of, or panics, is not called again.
-        held.set_ended(index + 1);
-        if let Some(subscriber) = subscriber {
-            let began = SPECIAL.then(Instant::now);
-            subscriber.end(held, change);
-            if let Some(began) = began {
-                entry.took(Timed::End, began.elapsed());
-            }
-        }
-    }
-    held.set_calling(0);
 }
 
 /// The subscriber of `entry`, on record as being called, unless it has gone or the change was made in one of its
 /// callbacks.
-#[inline]
-fn called<'a, const SPECIAL: bool>(held: Held<'a>, entry: &'a Entry) -> Option<&'a dyn Told> {
-    if SPECIAL && held.skips(entry.address()) {
+#[inline(always)]
+fn called<'a>(held: Held<'a>, entry: &'a Entry, special: bool) -> Option<&'a dyn Told> {
+    if special && held.skips(entry.address()) {
         return None;
     }
     held.set_calling(entry.address());
-    match entry.subscriber(held)? {
-        Kind::Told(told) => Some(&**told),
-        // These are on lists of their own.
-        Kind::Aging(_) | Kind::Tlb(_) => None,
-    }
+    entry.told(held)
 }

@@ -147,14 +147,30 @@ impl Entry {
     /// Its subscriber, unless it has gone. The proof of being on record is `held`.
     #[inline]
     pub(crate) fn subscriber<'a>(&'a self, _held: Held<'a>) -> Option<&'a Kind> {
-        // Relaxed: the full fence of `claim` or `finish`, whose phase `held` is in, lies before.
-        if self.gone.load(Ordering::Relaxed) {
+        if self.is_gone() {
             return None;
         }
         // SAFETY: `held` is in phase Starting or Ending, and `gone` was false after its fence. Whoever sets
         // `gone` and wants to take the subscriber fences after that and then waits for our phase to end
         // (`OpenChanges::wait_for_callbacks`), so `take` cannot run while this reference lives.
         self.kind.with(|kind| unsafe { (*kind).as_ref() })
+    }
+
+    /// The same of who is on the list of changes.
+    #[inline(always)]
+    pub(crate) fn told<'a>(&'a self, held: Held<'a>) -> Option<&'a dyn Told> {
+        match self.subscriber(held)? {
+            Kind::Told(told) => Some(&**told),
+            // These are on lists of their own.
+            Kind::Aging(_) | Kind::Tlb(_) => None,
+        }
+    }
+
+    /// Whether no callback may begin any more. For who is in a phase of callbacks.
+    #[inline(always)]
+    fn is_gone(&self) -> bool {
+        // Relaxed: the full fence of `claim` or `finish`, whose phase the caller is in, lies before.
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// No callback begins after this, except by who is on record already.

@@ -45,19 +45,10 @@
 use std::fmt;
 
 use crate::caller::Caller;
-use crate::slot::{Nesting, Phase, Slot, Slots, State, WAYS, count};
+use crate::slot::{HOMES, Nesting, Phase, SLOTS, Slot, Slots, State, WAYS, count};
 use crate::stall::Patience;
 use crate::sync::{AtomicUsize, Ordering, fence, fence_after_rmw};
 use crate::{Change, Event, Range};
-
-/// Threads with different homes modulo this number write to different cache lines. A home is [`WAYS`] slots, one behind
-/// the other.
-#[cfg(not(any(mmu_loom, mmu_shuttle, miri)))]
-const HOMES: usize = 128;
-#[cfg(any(mmu_shuttle, miri))]
-const HOMES: usize = 4;
-#[cfg(mmu_loom)]
-const HOMES: usize = 1;
 
 /// The slots of one address space.
 pub(crate) struct OpenChanges {
@@ -73,8 +64,34 @@ pub(crate) struct OpenChanges {
 #[derive(Clone, Copy)]
 pub(crate) struct Held<'a> {
     pub(crate) slot: &'a Slot,
-    /// Which use of the slot: its state, in any phase.
+    /// Which use of the slot: its state, in phase `Free`.
     state: State,
+}
+
+/// How many subscribers of the list, in its order, have been called: whose start has returned, in the low half, and whose
+/// end has begun, in the high half.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress(u32);
+
+impl Progress {
+    /// One more end.
+    const END: u32 = 1 << 16;
+
+    #[inline(always)]
+    pub(crate) fn started(count: usize) -> Progress {
+        Progress(count as u32)
+    }
+
+    #[inline(always)]
+    pub(crate) fn one_more_ended(self) -> Progress {
+        Progress(self.0.wrapping_add(Progress::END))
+    }
+
+    /// Those whose start has returned and whose end has not begun.
+    #[inline]
+    pub(crate) fn to_end(self) -> std::ops::Range<usize> {
+        (self.0 / Progress::END) as usize..(self.0 % Progress::END) as usize
+    }
 }
 
 /// One use of one slot, for who holds nothing.
@@ -82,6 +99,7 @@ pub(crate) struct Held<'a> {
 pub(crate) struct Token {
     /// The address of the slot.
     slot: usize,
+    /// As in [`Held`].
     state: State,
 }
 
@@ -113,71 +131,60 @@ pub(crate) struct Token {
 pub struct OpenChange(Token);
 
 impl OpenChanges {
-    pub(crate) const BYTES: usize = HOMES * WAYS * size_of::<Slot>();
-    /// Slots, and so changes that can be open at one time.
-    pub(crate) const SLOTS: usize = HOMES * WAYS;
+    pub(crate) const BYTES: usize = SLOTS * size_of::<Slot>();
 
     pub(crate) fn new() -> OpenChanges {
-        OpenChanges { slots: Slots::new(HOMES * WAYS), used: AtomicUsize::new(1), away: AtomicUsize::new(0) }
+        OpenChanges { slots: Slots::new(), used: AtomicUsize::new(1), away: AtomicUsize::new(0) }
     }
 
-    /// Takes a slot for a change because of `event`, in phase `Starting`; `None` if all are in use.
-    #[inline]
-    pub(crate) fn claim(&self, caller: &Caller, event: Event) -> Option<Held<'_>> {
-        let held = self.claim_for(caller, Phase::Starting)?;
-        count(&held.slot.counts.changes[event as usize]);
-        Some(held)
+    /// Takes a slot; `None` if all are in use.
+    pub(crate) fn claim(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
+        self.claim_at_home(caller, phase).or_else(|| self.claim_anywhere(*caller, phase))
     }
 
-    /// Takes a slot in any phase.
-    #[inline]
-    pub(crate) fn claim_for(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
-        if !self.may_have_open(caller)
-            && let Some(held) = self.claim_slot(caller, phase, caller.home % HOMES * WAYS)
-        {
-            return Some(held);
-        }
-        self.claim_anywhere(caller, phase)
-    }
-
-    /// Takes the first slot of the caller's home, in phase `Starting`, if the caller has nothing open and the slot is
-    /// free.
-    #[inline]
-    pub(crate) fn claim_at_home(&self, caller: &Caller) -> Option<Held<'_>> {
-        if self.may_have_open(caller) {
+    /// Takes the first slot of the caller's home, if the caller has nothing open and the slot is free.
+    #[inline(always)]
+    pub(crate) fn claim_at_home(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
+        let home = caller.home() % HOMES;
+        let slot = &self.slots[home * WAYS];
+        // Relaxed, both: the calling thread sees at least what it holds itself; the exchange checks the state.
+        let free = State(slot.state.load(Ordering::Relaxed));
+        if !free.is_free() || slot.nested.load(Ordering::Relaxed) > 0 {
             return None;
         }
-        self.claim_slot(caller, Phase::Starting, caller.home % HOMES * WAYS)
+        self.claim_slot(caller, phase, slot, free, home)
     }
 
     /// Ends a change that has nobody to call and is not nested, in the thread that started it: from `Changing` to
     /// `Free` at once.
     #[inline]
-    pub(crate) fn leave_unheard(&self, open: OpenChange) {
+    pub(crate) fn end_unheard(&self, open: OpenChange) {
         // Relaxed: the calling thread wrote it. No exchange: as in `finish_held`.
         if let Some(held) = self.held(open.0)
-            && held.slot.state.load(Ordering::Relaxed) == held.state.in_phase(Phase::Changing).0
+            && held.slot.state.load(Ordering::Relaxed) == held.in_phase(Phase::Changing)
         {
-            held.leave();
+            held.leave_unheard();
         }
     }
 
     /// The same where the home is not empty: this change is made inside another one, or a neighbour is here.
     #[cold]
-    fn claim_anywhere(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
-        let home = caller.home % HOMES;
-        for step in 0..HOMES * WAYS {
-            let index = (home * WAYS + step) % (HOMES * WAYS);
+    fn claim_anywhere(&self, caller: Caller, phase: Phase) -> Option<Held<'_>> {
+        let home = caller.home() % HOMES;
+        for step in 0..SLOTS {
+            let index = (home * WAYS + step) % SLOTS;
+            let slot = &self.slots[index];
             // Relaxed: the exchange checks it.
-            if !State(self.slots[index].state.load(Ordering::Relaxed)).is_free() {
+            let free = State(slot.state.load(Ordering::Relaxed));
+            if !free.is_free() {
                 continue;
             }
             // The callbacks that this thread is in. Before the claim, as the slot itself is none of them.
-            let mut busy = self.callbacks_of(caller);
+            let mut busy = self.callbacks_of(&caller);
             let first = busy.next();
             // Before the claim: a thread that jumps away behind it has to find the slot.
             self.count_in(index, home);
-            let Some(held) = self.claim_slot(caller, phase, index) else {
+            let Some(held) = self.claim_slot(&caller, phase, slot, free, index / WAYS) else {
                 self.count_out(index, home);
                 continue;
             };
@@ -188,17 +195,19 @@ impl OpenChanges {
         None
     }
 
-    #[inline]
-    fn claim_slot(&self, caller: &Caller, phase: Phase, index: usize) -> Option<Held<'_>> {
+    /// Takes a slot of `home` that was found `free`, unless somebody is faster.
+    #[inline(always)]
+    fn claim_slot<'a>(
+        &self,
+        caller: &Caller,
+        phase: Phase,
+        slot: &'a Slot,
+        free: State,
+        home: usize,
+    ) -> Option<Held<'a>> {
         // Relaxed: only grows, and a scan that misses it has fenced before the claim below.
-        if index / WAYS >= self.used.load(Ordering::Relaxed) {
-            self.used.fetch_max(index / WAYS + 1, Ordering::Relaxed);
-        }
-        let slot = self.slots.get(index)?;
-        // Relaxed: the exchange checks it.
-        let free = State(slot.state.load(Ordering::Relaxed));
-        if !free.is_free() {
-            return None;
+        if home >= self.used.load(Ordering::Relaxed) {
+            self.use_home(home);
         }
         let state = free.next();
         // Acquire pairs with the Release in `free`: the fields of the last use are over.
@@ -207,10 +216,15 @@ impl OpenChanges {
         // Pairs with the fences in `scan` and in `holds`: see the module documentation.
         fence_after_rmw();
         // Relaxed: read by others for reports only, or after an Acquire of a later phase.
-        slot.stack.store(caller.stack, Ordering::Relaxed);
+        slot.stack.store(caller.stack(), Ordering::Relaxed);
         // Release: a signal handler that finds its own thread here finds the rest, too.
-        slot.thread.store(caller.thread, Ordering::Release);
+        slot.thread.store(caller.thread(), Ordering::Release);
         Some(Held { slot, state })
+    }
+
+    #[cold]
+    fn use_home(&self, home: usize) {
+        self.used.fetch_max(home + 1, Ordering::Relaxed);
     }
 
     /// Takes a change out of phase `Changing` into `Ending`, if there is anybody to call; `None` if it has been ended
@@ -226,42 +240,41 @@ impl OpenChanges {
         self.finish_held(caller, held).then_some(held)
     }
 
-    /// The same for who has the slot at hand; false if the change has been ended already.
     #[inline]
-    pub(crate) fn finish_held(&self, caller: &Caller, held: Held<'_>) -> bool {
+    fn finish_held(&self, caller: &Caller, held: Held<'_>) -> bool {
         let slot = held.slot;
-        let changing = held.state.in_phase(Phase::Changing);
+        let changing = held.in_phase(Phase::Changing);
         // Relaxed, both: who started the change reads what it wrote itself; who got it from there reads that, or
         // something later.
-        let own = slot.thread.load(Ordering::Relaxed) == caller.thread;
+        let own = slot.thread.load(Ordering::Relaxed) == caller.thread();
         // Acquire, in `list`: if somebody else has ended the change and cleared the list, the phase is seen to be another.
         if own && slot.list().unwrap_or(0) == 0 {
             // Nobody to call: the phase need not be seen by anybody. No exchange either: the change can be used
             // once, and only this thread itself may find it abandoned.
-            return slot.state.load(Ordering::Relaxed) == changing.0;
+            return slot.state.load(Ordering::Relaxed) == changing;
         }
-        let next = changing.in_phase(if own { Phase::Ending } else { Phase::Taken });
+        let next = held.in_phase(if own { Phase::Ending } else { Phase::Taken });
         // Acquire pairs with the Release in `changing`, for the one who ends somebody else's. Release pairs with the
         // Acquire in `scan`: who waited for the change sees what it did.
-        if slot.state.compare_exchange(changing.0, next.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if slot.state.compare_exchange(changing, next, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
         }
         if !own {
-            self.hand_over(slot, caller);
+            self.hand_over(slot, caller.home() % HOMES);
             // Relaxed: published by the exchange below.
-            slot.thread.store(caller.thread, Ordering::Relaxed);
+            slot.thread.store(caller.thread(), Ordering::Relaxed);
             // Release pairs with the Acquire in `scan` and `of`: who sees this phase sees who is calling.
-            slot.state.swap(changing.in_phase(Phase::Ending).0, Ordering::Release);
+            slot.state.swap(held.in_phase(Phase::Ending), Ordering::Release);
         }
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
         true
     }
 
-    /// Lets `caller`, who ends a change that another thread has started, find it among those he has open.
+    /// Lets a thread of `home`, that ends a change that another thread has started, find it among those it has open.
     #[cold]
-    fn hand_over(&self, slot: &Slot, caller: &Caller) {
-        let (index, home) = (self.index_of(slot.address()), caller.home % HOMES);
+    fn hand_over(&self, slot: &Slot, home: usize) {
+        let index = self.index_of(slot.address());
         if let Some(nesting) = slot.nesting() {
             self.count_out(index, nesting.home() % HOMES);
         }
@@ -306,7 +319,7 @@ impl OpenChanges {
     /// Whether the calling thread may have anything open: a look at two cache lines of its own.
     #[inline]
     pub(crate) fn may_have_open(&self, caller: &Caller) -> bool {
-        let Some(first) = self.slots.get(caller.home % HOMES * WAYS) else { return true };
+        let first = &self.slots[caller.home() % HOMES * WAYS];
         // Relaxed, both: the calling thread sees at least what it holds itself.
         !State(first.state.load(Ordering::Relaxed)).is_free() || first.nested.load(Ordering::Relaxed) > 0
     }
@@ -316,18 +329,22 @@ impl OpenChanges {
     /// One that bears its name in phase `Changing` or `Taken` may be somebody else's by now: nothing of what is written
     /// there may be believed. In the phases in which callbacks run the name is that of who calls.
     fn of(&self, caller: &Caller) -> impl Iterator<Item = (Token, Phase, &Slot)> + use<'_> {
-        let first = caller.home % HOMES * WAYS;
-        let thread = caller.thread;
+        let first = caller.home() % HOMES * WAYS;
+        let thread = caller.thread();
         // Relaxed: the calling thread sees at least its own.
         let all = self.away.load(Ordering::Relaxed) > 0;
-        let range = if all { 0..HOMES * WAYS } else { first..first + WAYS };
+        let range = if all { 0..SLOTS } else { first..first + WAYS };
         range.filter_map(move |index| {
             let slot = &self.slots[index];
             // Acquire: a slot that somebody else has claimed does not bear the name of its last holder any more.
             let state = State(slot.state.load(Ordering::Acquire));
             // Relaxed: see above.
             let mine = !state.is_free() && slot.thread.load(Ordering::Relaxed) == thread;
-            mine.then_some((Token { slot: slot.address(), state }, state.phase(), slot))
+            mine.then_some((
+                Token { slot: slot.address(), state: state.in_phase(Phase::Free) },
+                state.phase(),
+                slot,
+            ))
         })
     }
 
@@ -359,7 +376,7 @@ impl OpenChanges {
         // Acquire pairs with the Release in `finish`: another thread that is ending it has written its name.
         let state = State(held.slot.state.load(Ordering::Acquire));
         if state.sequence() != token.state.sequence()
-            || held.slot.thread.load(Ordering::Relaxed) != caller.thread
+            || held.slot.thread.load(Ordering::Relaxed) != caller.thread()
         {
             return None;
         }
@@ -396,20 +413,24 @@ impl OpenChanges {
         })
     }
 
-    /// The eras of the interval trees that somebody may still walk: for each, the first and the last.
+    /// The eras of the interval trees that somebody may still walk: for each, the first and the last. Who has a list on
+    /// record and no era walks none.
     pub(crate) fn walkers(&self) -> Vec<(u64, u64)> {
         // Pairs with `fence_after_rmw` in `claim`: who is not seen here sees the tree of today.
         fence(Ordering::SeqCst);
         let walks = |slot: &Slot| {
-            // Acquire, both: as in `holds`.
+            // Acquire: as in `holds`.
             let phase = State(slot.state.load(Ordering::Acquire)).phase();
+            // Before the era, which is put on record before the list.
+            let is_known = slot.list().is_some();
+            // Acquire pairs with the Release in `walks_no_more`: the walk is over.
             let since = slot.era.load(Ordering::Acquire);
             // In this order, as a walker writes them in this one. Relaxed: what is of a later use is not too early.
             let until = match slot.until.load(Ordering::Relaxed) {
                 0 => u64::MAX,
                 until => until,
             };
-            let is_walking = matches!(phase, Phase::Starting | Phase::Editing) && since != u64::MAX;
+            let is_walking = matches!(phase, Phase::Starting | Phase::Editing) && !(is_known && since == 0);
             is_walking.then_some((since, until))
         };
         self.slots().filter_map(walks).collect()
@@ -459,7 +480,7 @@ impl OpenChanges {
         self.slots().any(|slot| {
             // Acquire: what is not seen any more is over. Relaxed: as in `scan`.
             State(slot.state.load(Ordering::Acquire)).phase() == Phase::Editing
-                && slot.thread.load(Ordering::Relaxed) != caller.thread
+                && slot.thread.load(Ordering::Relaxed) != caller.thread()
         })
     }
 
@@ -481,7 +502,7 @@ impl OpenChanges {
             while state.sequence() == first && concerns(state.phase(), slot) {
                 // Relaxed: the Acquire of the phase makes the name of who calls visible, or that nobody has
                 // written one yet.
-                if slot.thread.load(Ordering::Relaxed) == caller.thread {
+                if slot.thread.load(Ordering::Relaxed) == caller.thread() {
                     all = false;
                     break;
                 }
@@ -503,10 +524,9 @@ impl OpenChanges {
         if let Some(nesting) = slot.nesting() {
             self.free_nesting(slot, nesting);
         }
-        // Relaxed: published by the Release below.
+        // Relaxed: the holder wrote it.
         if slot.era.load(Ordering::Relaxed) != 0 {
-            slot.era.store(0, Ordering::Relaxed);
-            slot.until.store(0, Ordering::Relaxed);
+            held.walks_no_more();
         }
         held.leave();
     }
@@ -530,8 +550,7 @@ impl OpenChanges {
             // Relaxed: there is only one thread. What is free already is not written: it would be copied.
             let now = State(slot.state.load(Ordering::Relaxed));
             if now.phase() != Phase::Free {
-                slot.started.store(0, Ordering::Relaxed);
-                slot.ended.store(0, Ordering::Relaxed);
+                slot.progress.store(0, Ordering::Relaxed);
                 slot.list.store(0, Ordering::Relaxed);
                 slot.era.store(0, Ordering::Relaxed);
                 slot.until.store(0, Ordering::Relaxed);
@@ -562,7 +581,14 @@ impl Held<'_> {
     /// Which slot it is, and how often that was used.
     #[inline]
     pub(crate) fn number(&self) -> usize {
-        self.slot.address() / size_of::<Slot>() % OpenChanges::SLOTS
+        self.slot.address() / size_of::<Slot>() % SLOTS
+    }
+
+    /// The state of the slot in this use and that phase.
+    #[inline(always)]
+    fn in_phase(&self, phase: Phase) -> u64 {
+        // Its own phase is 0.
+        self.state.0 | phase as u64
     }
 
     #[inline]
@@ -570,8 +596,16 @@ impl Held<'_> {
         self.state.sequence()
     }
 
-    /// Makes the slot free.
-    #[inline]
+    /// Makes the slot free, on which nothing is on record but who holds it.
+    #[inline(always)]
+    pub(crate) fn leave_unheard(self) {
+        // Relaxed, and Release: as in `leave`.
+        self.slot.thread.store(0, Ordering::Relaxed);
+        self.slot.state.store(self.state.0, Ordering::Release);
+    }
+
+    /// Makes the slot free, of which nothing is on record but what every change has.
+    #[inline(always)]
     pub(crate) fn leave(self) {
         let Held { slot, state } = self;
         // Release pairs with the Acquire in `finish_held`: the change is in a later phase.
@@ -579,14 +613,20 @@ impl Held<'_> {
         // Relaxed: published by the Release below. Cleared so that nobody takes the next holder, who has not written it yet, for himself.
         slot.thread.store(0, Ordering::Relaxed);
         // Release pairs with the Acquire in `claim_slot` and in `scan`.
-        slot.state.store(state.in_phase(Phase::Free).0, Ordering::Release);
+        slot.state.store(state.0, Ordering::Release);
     }
 
     /// Puts the change on record; [`walks`](Held::walks) publishes it. Until then the holder is taken to change
     /// everything.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn write(&self, change: &Change) {
         self.slot.write(change);
+    }
+
+    /// Counts the change, which is because of `event`.
+    #[inline(always)]
+    pub(crate) fn count(&self, event: Event) {
+        count(&self.slot.counts.changes[event as usize]);
     }
 
     /// Puts on record which list is walked; before this, the holder is taken to walk any.
@@ -604,12 +644,21 @@ impl Held<'_> {
         self.slot.list.load(Ordering::Relaxed) & !1
     }
 
-    /// Puts on record which interval trees are walked: those that were in force in `era` or later. `u64::MAX`: none any
-    /// more.
+    /// Puts on record which interval trees are walked: those that were in force in `era` or later. Before the list.
     #[inline]
     pub(crate) fn walks_since(&self, era: u64) {
-        // Release pairs with the Acquire in `walkers`: as in `walks`.
+        debug_assert!(self.slot.list().is_none(), "whoever sees the list takes the era to be on record");
+        // Release pairs with the Acquire in `walkers`: as in `walks`. Who misses it takes the holder to walk any.
         self.slot.era.store(era, Ordering::Release);
+    }
+
+    /// No interval tree is walked any more.
+    #[inline]
+    pub(crate) fn walks_no_more(&self) {
+        // Release pairs with the Acquire in `walkers`: the walk is over.
+        self.slot.era.store(0, Ordering::Release);
+        // Relaxed: with no era it means nothing.
+        self.slot.until.store(0, Ordering::Relaxed);
     }
 
     /// Narrows it down: only those that were in force in `era` or before.
@@ -624,39 +673,24 @@ impl Held<'_> {
         self.slot.change()
     }
 
-    /// How many starts have returned, in the order of the list.
-    pub(crate) fn started(&self) -> usize {
+    /// How far the callbacks have come.
+    #[inline]
+    pub(crate) fn progress(&self) -> Progress {
         // Relaxed, here and below: as in `list`.
-        self.slot.started.load(Ordering::Relaxed).into()
+        Progress(self.slot.progress.load(Ordering::Relaxed))
     }
 
-    /// Before the slot is free again.
-    #[inline]
-    pub(crate) fn forget_progress(&self) {
-        self.set_started(0);
-        self.set_ended(0);
-    }
-
-    #[inline]
-    pub(crate) fn set_started(&self, count: usize) {
-        self.slot.started.store(count as u16, Ordering::Relaxed);
-    }
-
-    /// How many ends have been called, in the order of the list.
-    pub(crate) fn ended(&self) -> usize {
-        self.slot.ended.load(Ordering::Relaxed).into()
-    }
-
-    #[inline]
-    pub(crate) fn set_ended(&self, count: usize) {
-        self.slot.ended.store(count as u16, Ordering::Relaxed);
+    /// [`Progress::default`] before the slot is free again.
+    #[inline(always)]
+    pub(crate) fn set_progress(&self, progress: Progress) {
+        self.slot.progress.store(progress.0, Ordering::Relaxed);
     }
 
     /// The change will not take place: from `Starting` to `Ending` at once.
     pub(crate) fn ending(&self) {
         // A reader before, a reader after: nobody may conclude anything from it. Release all the same: who sees this
         // phase must see what came with the claim, as the list that is walked.
-        self.slot.state.store(self.state.in_phase(Phase::Ending).0, Ordering::Release);
+        self.slot.state.store(self.in_phase(Phase::Ending), Ordering::Release);
     }
 
     /// Whether the change was made in a callback of the subscriber at that address, which then hears nothing of it.
@@ -678,11 +712,30 @@ impl Held<'_> {
         self.slot.calling.store(subscriber, Ordering::Relaxed);
     }
 
+    /// The change is done: from `Changing` to `Ending`, if there is anybody to call. For who has started it and has given
+    /// it to nobody else.
+    #[inline(always)]
+    pub(crate) fn finish(&self) -> bool {
+        if self.list() == 0 {
+            return false;
+        }
+        // Release pairs with the Acquire in `scan`: who waited for the change sees what it did.
+        self.slot.state.swap(self.in_phase(Phase::Ending), Ordering::Release);
+        // Pairs with the fence in `scan`: see the module documentation.
+        fence_after_rmw();
+        true
+    }
+
     /// All callbacks of the start have returned: to phase `Changing`.
-    #[inline]
-    pub(crate) fn changing(self) -> OpenChange {
+    #[inline(always)]
+    pub(crate) fn changing(&self) {
         // Release pairs with the Acquire in `scan`: the callbacks are over.
-        self.slot.state.store(self.state.in_phase(Phase::Changing).0, Ordering::Release);
+        self.slot.state.store(self.in_phase(Phase::Changing), Ordering::Release);
+    }
+
+    /// The same change for who will [`finish`](OpenChanges::finish) it.
+    #[inline(always)]
+    pub(crate) fn open(self) -> OpenChange {
         OpenChange(Token { slot: self.slot.address(), state: self.state })
     }
 }

@@ -104,7 +104,7 @@ impl AddressSpace {
             && !found.entry.is_settled()
         {
             // Who made it is waiting still for changes that do not know it.
-            let mut patience = Patience::new(shared, caller.thread, Waiting::ToSubscribe);
+            let mut patience = Patience::new(shared, caller.thread(), Waiting::ToSubscribe);
             if shared.open.may_have_open(&caller) {
                 // For one of this thread's own, perhaps. A change that found it on another list than this one knows it,
                 // and is waited for all the same.
@@ -136,7 +136,7 @@ impl AddressSpace {
             let left = shared.now();
             return shared.collect(&caller).is_some_and(|oldest| oldest.is_since(&left));
         }
-        let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
+        let mut patience = Patience::new(shared, caller.thread(), Waiting::ToSynchronize);
         // Who is replacing a list has the one that was in force before in his hands.
         shared.open.wait_for_editors(&caller, &mut patience);
         // Not before: an editor may have exchanged a list and not numbered it yet.

@@ -7,11 +7,23 @@
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-use crate::sync::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::{Blocking, Change, Event, Range};
 
 /// Open changes of one home: nested ones, and a neighbour's when its own set is full.
 pub(crate) const WAYS: usize = if cfg!(mmu_loom) { 2 } else { 4 };
+
+/// Threads with different homes modulo this number write to different cache lines. A home is [`WAYS`] slots, one behind
+/// the other.
+#[cfg(not(any(mmu_loom, mmu_shuttle, miri)))]
+pub(crate) const HOMES: usize = 128;
+#[cfg(any(mmu_shuttle, miri))]
+pub(crate) const HOMES: usize = 4;
+#[cfg(mmu_loom)]
+pub(crate) const HOMES: usize = 1;
+
+/// Slots of an address space, and so changes that can be open at one time.
+pub(crate) const SLOTS: usize = HOMES * WAYS;
 
 /// How many callbacks deep a change is still kept from the subscribers whose callbacks these are. Who makes
 /// changes in callbacks deeper than that is told of them himself.
@@ -62,10 +74,10 @@ impl State {
         State(self.0 & !State::PHASE | phase as u64)
     }
 
-    /// The next use, in phase `Free` yet.
+    /// The next use of a slot that is free, in phase `Free` yet.
     #[inline]
     pub(crate) const fn next(self) -> State {
-        State((self.0 & !State::PHASE).wrapping_add(State::PHASE + 1))
+        State(self.0.wrapping_add(State::PHASE + 1))
     }
 
     #[inline]
@@ -110,9 +122,9 @@ pub(crate) struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
     what: AtomicU32,
-    /// Subscribers of the list whose start has returned, and those whose end has been called. 0 in a free slot.
-    pub(crate) started: AtomicU16,
-    pub(crate) ended: AtomicU16,
+    /// Subscribers of the list whose start has returned (low half), and those whose end has been called (high half). 0
+    /// in a free slot.
+    pub(crate) progress: AtomicU32,
     /// The subscriber that the holder is calling, 0 if none.
     pub(crate) calling: AtomicUsize,
 
@@ -182,7 +194,7 @@ impl Nesting {
 /// The slots of an address space, in memory that the kernel gives only when it is touched.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    slots: NonNull<[Slot]>,
+    slots: NonNull<[Slot; SLOTS]>,
     /// What the allocator gave: the slots lie in it at the next multiple of their alignment.
     #[cfg(not(any(mmu_loom, mmu_shuttle, miri)))]
     memory: NonNull<u8>,
@@ -194,10 +206,10 @@ unsafe impl Send for Slots {}
 unsafe impl Sync for Slots {}
 
 impl Deref for Slots {
-    type Target = [Slot];
+    type Target = [Slot; SLOTS];
 
     #[inline]
-    fn deref(&self) -> &[Slot] {
+    fn deref(&self) -> &[Slot; SLOTS] {
         // SAFETY: owned, and as many as `new` has made.
         unsafe { self.slots.as_ref() }
     }
@@ -213,26 +225,28 @@ mod memory {
     const HOME: usize = WAYS * size_of::<Slot>();
 
     /// An alignment that the system's allocator gives without writing the zeroes itself.
-    const LAYOUT: fn(usize) -> Layout =
-        |count| Layout::from_size_align(count * size_of::<Slot>() + HOME, 16).expect("less than a terabyte");
+    const LAYOUT: Layout = match Layout::from_size_align(HOMES * HOME + HOME, 16) {
+        Ok(layout) => layout,
+        Err(_) => panic!("less than a terabyte"),
+    };
 
     impl Slots {
-        pub(crate) fn new(count: usize) -> Slots {
+        pub(crate) fn new() -> Slots {
             // SAFETY: the layout is not empty.
-            let memory = unsafe { alloc_zeroed(LAYOUT(count)) };
-            let Some(memory) = NonNull::new(memory) else { handle_alloc_error(LAYOUT(count)) };
+            let memory = unsafe { alloc_zeroed(LAYOUT) };
+            let Some(memory) = NonNull::new(memory) else { handle_alloc_error(LAYOUT) };
             let padding = memory.align_offset(HOME);
             // SAFETY: `LAYOUT` has room for the padding and the slots. A slot consists of atomic integers, of which zero
             // is a value.
-            let first = unsafe { memory.add(padding) }.cast::<Slot>();
-            Slots { slots: NonNull::slice_from_raw_parts(first, count), memory }
+            let slots = unsafe { memory.add(padding) }.cast();
+            Slots { slots, memory }
         }
     }
 
     impl Drop for Slots {
         fn drop(&mut self) {
             // SAFETY: allocated in `new` with this layout.
-            unsafe { dealloc(self.memory.as_ptr(), LAYOUT(self.slots.len())) };
+            unsafe { dealloc(self.memory.as_ptr(), LAYOUT) };
         }
     }
 }
@@ -243,8 +257,9 @@ mod memory {
     use super::*;
 
     impl Slots {
-        pub(crate) fn new(count: usize) -> Slots {
-            let slots: Box<[Slot]> = (0..count).map(|_| Slot::new()).collect();
+        pub(crate) fn new() -> Slots {
+            let slots: Box<[Slot]> = (0..SLOTS).map(|_| Slot::new()).collect();
+            let slots: Box<[Slot; SLOTS]> = slots.try_into().expect("as many");
             Slots { slots: NonNull::from(Box::leak(slots)) }
         }
     }
@@ -266,8 +281,7 @@ mod memory {
                 start: AtomicUsize::new(0),
                 end: AtomicUsize::new(0),
                 what: AtomicU32::new(0),
-                started: AtomicU16::new(0),
-                ended: AtomicU16::new(0),
+                progress: AtomicU32::new(0),
                 calling: AtomicUsize::new(0),
                 nested: AtomicU32::new(0),
                 nesting: AtomicU32::new(0),

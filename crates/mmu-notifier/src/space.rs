@@ -107,21 +107,11 @@ impl Shared {
         }
     }
 
-    /// Goes on record without a change; waits while all slots are in use.
+    /// Goes on record; waits while all slots are in use.
     pub(crate) fn claim(&self, caller: &Caller, phase: Phase) -> Held<'_> {
-        self.claim_or_wait(caller, || self.open.claim_for(caller, phase))
-    }
-
-    /// Goes on record with a change; waits while all slots are in use.
-    #[cold]
-    pub(crate) fn claim_change(&self, caller: &Caller, event: Event) -> Held<'_> {
-        self.claim_or_wait(caller, || self.open.claim(caller, event))
-    }
-
-    fn claim_or_wait<'a>(&self, caller: &Caller, claim: impl Fn() -> Option<Held<'a>>) -> Held<'a> {
-        let mut patience = Patience::new(self, caller.thread, Waiting::ForASlot);
+        let mut patience = Patience::new(self, caller.thread(), Waiting::ForASlot);
         loop {
-            if let Some(held) = claim() {
+            if let Some(held) = self.open.claim(caller, phase) {
                 return held;
             }
             patience.wait_for_anybody();
@@ -144,7 +134,7 @@ impl Shared {
     pub(crate) fn name_of(&self, address: usize) -> Option<&'static str> {
         let caller = self.caller();
         let name = self.lists().into_iter().find_map(|list| {
-            let held = self.open.claim_for(&caller, Phase::Editing)?;
+            let held = self.open.claim(&caller, Phase::Editing)?;
             let mut entries = list.walk(&held).iter();
             let name = entries.find_map(|entry| (entry.address() == address).then(|| entry.name()));
             self.open.free(held);
@@ -152,7 +142,8 @@ impl Shared {
         });
         name.or_else(|| {
             // As a change of everything, so that nobody frees an interval meanwhile.
-            let held = self.open.claim_for(&caller, Phase::Starting)?;
+            let held = self.open.claim(&caller, Phase::Starting)?;
+            self.tree.enter(&held);
             held.write(&Change::new(Range::EVERYTHING, Event::Clear, Blocking::Forbidden));
             held.walks(0);
             let name = name_of_interval(&self.tree, &held, address);
@@ -187,14 +178,14 @@ impl Shared {
 
     fn collecting(&self, caller: &Caller) -> Option<Collecting<'_>> {
         // Acquire pairs with the Release in the drop of `Collecting`: what was freed, and what was kept.
-        self.collector.compare_exchange(0, caller.thread, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        self.collector.compare_exchange(0, caller.thread(), Ordering::Acquire, Ordering::Relaxed).ok()?;
         Some(Collecting { collector: &self.collector })
     }
 
     /// Whether the calling thread is freeing something right now: this is the drop of a subscriber.
     pub(crate) fn is_collecting(&self, caller: &Caller) -> bool {
         // Relaxed: the calling thread wrote it, or another one did.
-        self.collector.load(Ordering::Relaxed) == caller.thread
+        self.collector.load(Ordering::Relaxed) == caller.thread()
     }
 
     /// All lists.
@@ -316,7 +307,7 @@ impl AddressSpace {
         assert!(!is_full.get(), "an address space has at most 65,535 subscribers");
         let Some(list) = list else { return false };
         if entry.which() == Which::Changes {
-            let mut patience = Patience::new(shared, caller.thread, Waiting::ToSubscribe);
+            let mut patience = Patience::new(shared, caller.thread(), Waiting::ToSubscribe);
             shared.open.wait_for_strangers(&caller, list, &mut patience);
             entry.settle();
         }
@@ -355,7 +346,7 @@ impl AddressSpace {
             // Whoever was found there to have left, or to call `release` already, has said so in `releasing` before. The
             // one pairs with the Release in `leave`, the other with the fence of his claim: both are seen here.
             fence(Ordering::Acquire);
-            let mut patience = Patience::new(shared, caller.thread, Waiting::ToSynchronize);
+            let mut patience = Patience::new(shared, caller.thread(), Waiting::ToSynchronize);
             // Acquire pairs with the Release in `tell_release` and in the drop of a subscription.
             while shared.releasing.load(Ordering::Acquire) > 0 {
                 patience.wait_for_anybody();
@@ -377,7 +368,9 @@ impl AddressSpace {
         shared.released.store(true, Ordering::Relaxed);
         let caller = self.caller();
         let going = Change::new(Range::EVERYTHING, Event::Release, Blocking::Allowed);
-        let held = shared.claim_change(&caller, going.event());
+        let held = shared.claim(&caller, Phase::Starting);
+        held.count(going.event());
+        shared.tree.enter(&held);
         held.write(&going);
         // Nobody on the list of today is told of this change as a change.
         held.walks(0);
@@ -525,7 +518,7 @@ impl Drop for Subscription {
         shared.list_of(&self.entry).remove(&held, &self.entry);
         shared.open.free(held);
         if !in_own_callback {
-            let patience = Patience::new(shared, caller.thread, Waiting::ToUnsubscribe);
+            let patience = Patience::new(shared, caller.thread(), Waiting::ToUnsubscribe);
             let mut patience = patience.of(self.entry.address(), self.entry.name());
             gone = Published::take(&shared.open, &caller, &mut patience, &self.entry);
             if let Some(kind) = &gone

@@ -10,8 +10,8 @@
 #![expect(unsafe_code)]
 
 use crate::list::{Entry, Kind, Told};
-use crate::open::{Held, OpenChanges};
-use crate::slot::WAYS;
+use crate::open::Held;
+use crate::slot::{SLOTS, WAYS};
 use crate::sync::UnsafeCell;
 use crate::{AddressSpace, Blocking, Change, Subscription, WouldBlock};
 
@@ -157,7 +157,7 @@ impl AddressSpace {
     /// [`subscribe`](AddressSpace::subscribe); takes 128 bytes or four tickets, whichever is more, times 128.
     pub fn subscribe_ticketed<S: Ticketed + 'static>(&self, ticketed: S) -> Subscription {
         let row = |_| Row(std::array::from_fn(|_| UnsafeCell::new(None)));
-        let rows = (0..OpenChanges::SLOTS / WAYS).map(row).collect();
+        let rows = (0..SLOTS / WAYS).map(row).collect();
         let tickets = WithTickets { subscriber: ticketed, rows };
         self.add(Entry::new(Kind::Told(Box::new(tickets)), std::any::type_name::<S>()))
     }

@@ -295,25 +295,36 @@ impl Tree {
         self.root.load(Ordering::Relaxed).is_null()
     }
 
-    /// The root in force, for who goes on record as its walker, and an era before it was loaded.
-    fn root(&self, held: &Held<'_>) -> (*mut Node, u64) {
-        // Acquire: the root below is not older than the era.
+    /// Puts on record that `held` is about to walk; the era. Before a list is on record, and until
+    /// [`Held::walks_no_more`].
+    pub(crate) fn enter(&self, held: &Held<'_>) -> u64 {
+        // Acquire: the root that is loaded behind this is not older than the era.
         let since = self.era.load(Ordering::Acquire);
         held.walks_since(since);
-        // Acquire pairs with the Release in `edit`: the nodes are complete, and what is loaded of `era` behind this is
-        // not older than the era in which they were made.
-        (self.root.load(Ordering::Acquire), since)
+        since
     }
 
-    /// Calls `visit` for each interval that overlaps `range`, by ascending first address, until it breaks. Once for each
-    /// use of a slot.
+    /// The root in force, for who goes on record as its walker, and an era before it was loaded.
+    fn root(&self, held: &Held<'_>) -> (*mut Node, u64) {
+        let since = self.enter(held);
+        (self.load_root(), since)
+    }
+
+    fn load_root(&self) -> *mut Node {
+        // Acquire pairs with the Release in `edit`: the nodes are complete, and what is loaded of `era` behind this is
+        // not older than the era in which they were made.
+        self.root.load(Ordering::Acquire)
+    }
+
+    /// Calls `visit` for each interval that overlaps `range`, by ascending first address, until it breaks. Once behind
+    /// each [`enter`](Tree::enter).
     pub(crate) fn walk<'a>(
         &'a self,
         held: &'a Held<'_>,
         range: &Range,
         mut visit: impl FnMut(Kept) -> ControlFlow<()>,
     ) {
-        let (root, _) = self.root(held);
+        let root = self.load_root();
         // Only who loads one root: an editor may have to load another one, before anybody sees that it does.
         held.walks_until(self.era.load(Ordering::Relaxed));
         if !root.is_null() {

@@ -1,7 +1,7 @@
 //! A change that nobody hears of, for code that has time for nothing else: the hook of a system call.
 
-use crate::open::{Held, OpenChange};
-use crate::slot::count;
+use crate::open::OpenChange;
+use crate::slot::Phase;
 use crate::{AddressSpace, Caller, Change};
 
 impl AddressSpace {
@@ -14,22 +14,21 @@ impl AddressSpace {
         if self.has_subscribers() {
             return None;
         }
-        let held = self.shared.open.claim_at_home(caller)?;
+        let held = self.shared.open.claim_at_home(caller, Phase::Starting)?;
         // Behind the fence of the claim: who subscribes now sees the claim and waits.
         if self.has_subscribers() {
-            held.leave();
+            held.leave_unheard();
             return None;
         }
-        if let Some(counter) = held.slot.counts.changes.get(change.event() as usize) {
-            count(counter);
-        }
-        Some(Held::changing(held))
+        held.count(change.event());
+        held.changing();
+        Some(held.open())
     }
 
     /// Ends what [`start_unheard`](AddressSpace::start_unheard) has returned, in the same thread.
     #[inline(always)]
     pub fn end_unheard(&self, open: OpenChange) {
-        self.shared.open.leave_unheard(open);
+        self.shared.open.end_unheard(open);
     }
 
     /// Whether the calling thread may have a change open, whether it is inside of it or has abandoned it.
