@@ -110,7 +110,7 @@ impl AddressSpace {
         }
         let held = shared.claim(&self.caller(), Phase::Calling);
         let (mut young, mut panic) = (false, None);
-        for entry in shared.aging.walk(&held) {
+        for entry in shared.aging.walk(held) {
             if let Some(Kind::Aging(aging)) = entry.subscriber(held)
                 && !held.skips(entry.address())
             {

@@ -32,7 +32,7 @@ impl Caller {
     /// where it is given to an address space. For the same thread both numbers are always the same.
     #[inline]
     pub const unsafe fn new(thread: u64, home: usize) -> Caller {
-        let who = thread * Caller::HOMES | home as u64 % Caller::HOMES;
+        let who = (thread * Caller::HOMES) | (home as u64 % Caller::HOMES);
         Caller { who, stack: 0, here: PhantomData }
     }
 
@@ -63,23 +63,29 @@ impl Caller {
     /// The calling thread, numbered in the order of first calls.
     #[inline]
     pub(crate) fn current() -> Caller {
-        std::thread_local! {
-            static WHO: Cell<u64> = const { Cell::new(0) };
-        }
-        let mut who = WHO.get();
-        if who == 0 {
-            who = Caller::next();
-            WHO.set(who);
-        }
-        Caller { who, stack: 0, here: PhantomData }
+        Caller::known().unwrap_or_else(Caller::first)
+    }
+
+    /// The same, if it has called before.
+    #[inline(always)]
+    pub(crate) fn known() -> Option<Caller> {
+        let who = WHO.get();
+        (who != 0).then_some(Caller { who, stack: 0, here: PhantomData })
     }
 
     #[cold]
-    fn next() -> u64 {
+    fn first() -> Caller {
         static THREADS: AtomicU64 = AtomicU64::new(1);
         // Relaxed: only has to be unique.
         let thread = THREADS.fetch_add(1, Ordering::Relaxed);
         // SAFETY: nobody else gets this number, and it would take centuries to run out of them.
-        unsafe { Caller::new(thread, thread as usize) }.who
+        let caller = unsafe { Caller::new(thread, thread as usize) };
+        WHO.set(caller.who);
+        caller
     }
+}
+
+std::thread_local! {
+    /// [`Caller::who`] of the thread, 0 if it has not called yet.
+    static WHO: Cell<u64> = const { Cell::new(0) };
 }

@@ -10,7 +10,8 @@
 //! Intervals come first: if one of them refuses, nobody else is asked. A refusal of a subscriber of the list does not
 //! stop the walk: everybody is asked, as in Linux, and then everybody who started is ended.
 
-// UNSAFETY: declares one unsafe function: what a caller says of its own stack cannot be checked.
+// UNSAFETY: declares one unsafe function, as what a caller says of its own stack cannot be checked; and takes who is on the
+// list of changes for what belongs there, without a look.
 #![expect(unsafe_code)]
 
 use std::any::Any;
@@ -47,6 +48,7 @@ impl AddressSpace {
     /// # Ok::<(), mmu_notifier::RangeError>(())
     /// ```
     #[doc(alias = "mmu_notifier_invalidate_range_start")]
+    #[inline(always)]
     pub fn invalidate<R>(&self, range: Range, event: Event, change: impl FnOnce() -> R) -> R {
         match self.bracket(range, event, Blocking::Allowed, change) {
             Ok(result) => result,
@@ -55,8 +57,7 @@ impl AddressSpace {
         }
     }
 
-    /// The whole bracket in one frame: what was started is at hand at the end.
-    #[inline]
+    #[inline(always)]
     fn bracket<R>(
         &self,
         range: Range,
@@ -64,32 +65,54 @@ impl AddressSpace {
         blocking: Blocking,
         make: impl FnOnce() -> R,
     ) -> Result<R, WouldBlock> {
-        let caller = self.caller();
-        let home = self.shared.open.claim_at_home(&caller, Phase::Starting);
-        if let Some(held) = home
-            && !self.has_subscribers()
-        {
-            held.count(event);
-            held.changing();
-            let unheard = Unheard { held };
-            let result = make();
-            drop(unheard);
-            return Ok(result);
-        }
-        let change = Change::new(range, event, blocking);
-        let held = match home {
-            Some(held) => self.start_at_home(held, &change),
-            None => self.start_elsewhere(caller, &change),
-        };
-        let held = held.ok_or(WouldBlock)?;
-        held.changing();
-        let bracket = Begun { space: self, held };
-        let result = make();
-        forget(bracket);
-        if held.finish() {
-            self.end_all(held, &change);
+        if self.has_subscribers() {
+            self.bracket_heard(range, event, blocking, make)
         } else {
-            self.shared.open.free(held);
+            self.bracket_unheard(range, event, blocking, make)
+        }
+    }
+
+    /// For when nobody has to be told.
+    #[inline(never)]
+    fn bracket_unheard<R>(
+        &self,
+        range: Range,
+        event: Event,
+        blocking: Blocking,
+        make: impl FnOnce() -> R,
+    ) -> Result<R, WouldBlock> {
+        // What needs a call, as to find out who calls for the first time, goes the long way.
+        let held = self.shared.known_caller().and_then(|caller| self.claim_unheard(&caller, event));
+        let Some(held) = held else {
+            return self.bracket_heard(range, event, blocking, make);
+        };
+        let unheard = Unheard { held };
+        let result = make();
+        drop(unheard);
+        Ok(result)
+    }
+
+    /// The whole bracket in one frame: what was started is at hand at the end.
+    #[inline(never)]
+    fn bracket_heard<R>(
+        &self,
+        range: Range,
+        event: Event,
+        blocking: Blocking,
+        make: impl FnOnce() -> R,
+    ) -> Result<R, WouldBlock> {
+        let change = Change::new(range, event, blocking);
+        let caller = self.caller();
+        let started = self.start_all(&caller, &change).ok_or(WouldBlock)?;
+        started.held.changing();
+        let begun = Begun { space: self, held: started.held };
+        let result = make();
+        forget(begun);
+        if started.entries.is_empty() {
+            self.shared.open.free(started.held);
+        } else {
+            started.held.finish();
+            self.end_all(started, &change);
         }
         Ok(result)
     }
@@ -113,6 +136,7 @@ impl AddressSpace {
     /// # Ok::<(), mmu_notifier::RangeError>(())
     /// ```
     #[doc(alias = "mmu_notifier_invalidate_range_start_nonblock")]
+    #[inline(always)]
     pub fn try_invalidate<R>(
         &self,
         range: Range,
@@ -162,24 +186,32 @@ impl AddressSpace {
     /// If a callback panics, after the others have been told of the end.
     #[inline]
     pub fn start(&self, caller: &Caller, change: Change) -> Result<OpenChange, WouldBlock> {
-        let held = self.start_held(caller, &change).ok_or(WouldBlock)?;
+        let held = self.start_all(caller, &change).ok_or(WouldBlock)?.held;
         held.changing();
         Ok(held.open())
     }
 
     /// The start of a change; `None`: it was refused, and is over.
     #[inline(always)]
-    fn start_held(&self, caller: &Caller, change: &Change) -> Option<Held<'_>> {
-        match self.shared.open.claim_at_home(caller, Phase::Starting) {
-            Some(held) => self.start_at_home(held, change),
-            None => self.start_elsewhere(*caller, change),
-        }
-    }
-
-    #[inline(always)]
-    fn start_at_home<'a>(&self, held: Held<'a>, change: &Change) -> Option<Held<'a>> {
+    fn start_all(&self, caller: &Caller, change: &Change) -> Option<Started<'_>> {
+        let shared = &*self.shared;
+        let Some(held) = shared.open.claim_at_home(caller, Phase::Starting) else {
+            return self.start_elsewhere(*caller, change).map(|held| self.started(held));
+        };
         held.count(change.event());
-        self.start_all::<false>(held, change).then_some(held)
+        if !shared.tree.is_empty() || shared.is_timed(held) {
+            return self.start_special(held, change).map(|held| self.started(held));
+        }
+        if shared.list.is_empty() {
+            return Some(Started { held, entries: &[], special: false });
+        }
+        held.write(change);
+        let entries = shared.list.walk(held);
+        if !self.start_plain(held, entries, change) {
+            self.stop(held, None);
+            return None;
+        }
+        Some(Started { held, entries, special: false })
     }
 
     /// The same inside another change, or where a neighbour is at home.
@@ -190,96 +222,103 @@ impl AddressSpace {
             Blocking::Allowed => self.shared.claim(&caller, Phase::Starting),
         };
         held.count(change.event());
-        self.start_all::<true>(held, change).then_some(held)
+        self.start_special(held, change)
     }
 
-    /// Tells everybody who wants to hear of it that a change starts; false: it was refused, and is over.
-    ///
-    /// `NESTED`: the change may have been made in a callback.
-    #[inline(always)]
-    fn start_all<const NESTED: bool>(&self, held: Held<'_>, change: &Change) -> bool {
+    /// The start of a change that meets intervals, is timed, or was made in a callback.
+    #[inline(never)]
+    fn start_special<'a>(&self, held: Held<'a>, change: &Change) -> Option<Held<'a>> {
         let shared = &self.shared;
-        if !shared.tree.is_empty() || shared.is_timed(&held) || NESTED && held.is_nested() {
-            return self.start_special(held, change);
-        }
+        let has_intervals = !shared.tree.is_empty();
         // Nobody to tell: then the change need not be on record with its range either. Who comes now waits for it,
         // whatever it changes.
-        shared.list.is_empty() || self.start_list::<false>(held, change)
+        if !has_intervals && shared.list.is_empty() {
+            return Some(held);
+        }
+        held.write(change);
+        if has_intervals {
+            shared.tree.enter(&held);
+        }
+        let entries = shared.list.walk(held);
+        if has_intervals {
+            let started = start_intervals::<false>(&shared.tree, &held, change);
+            if started.refused || started.panic.is_some() {
+                self.stop(held, started.panic);
+                return None;
+            }
+        }
+        if !self.start_rest(held, entries, 0, change) {
+            self.stop(held, None);
+            return None;
+        }
+        Some(held)
+    }
+
+    /// What is on record of a change whose starts have all returned.
+    #[inline(always)]
+    fn started<'a>(&self, held: Held<'a>) -> Started<'a> {
+        Started { held, entries: self.shared.list.walk_again(held), special: self.is_special(held) }
     }
 
     /// Whether callbacks need more than to be called: they are timed, or the change was made in a callback.
     #[inline(always)]
     fn is_special(&self, held: Held<'_>) -> bool {
-        self.shared.is_timed(&held) || held.is_nested()
-    }
-
-    /// The start of a change that meets intervals, is timed, or was made in a callback.
-    #[inline(never)]
-    fn start_special(&self, held: Held<'_>, change: &Change) -> bool {
-        let shared = &self.shared;
-        if shared.tree.is_empty() {
-            return shared.list.is_empty() || self.start_list::<true>(held, change);
-        }
-        held.write(change);
-        shared.tree.enter(&held);
-        let entries = shared.list.walk(&held);
-        let started = start_intervals::<false>(&shared.tree, &held, change);
-        if started.refused || started.panic.is_some() {
-            return self.stop(held, started.panic);
-        }
-        self.start_entries::<true>(held, entries, change)
-    }
-
-    /// Puts on record the change, and that the list is walked, and walks it.
-    #[inline(always)]
-    fn start_list<const SPECIAL: bool>(&self, held: Held<'_>, change: &Change) -> bool {
-        held.write(change);
-        let entries = self.shared.list.walk(&held);
-        self.start_entries::<SPECIAL>(held, entries, change)
+        self.shared.is_timed(held) || held.is_nested()
     }
 
     /// Calls start of everybody on the list; whether nobody refused. One who panics has not started.
     #[inline(always)]
-    fn start_entries<const SPECIAL: bool>(
-        &self,
-        held: Held<'_>,
-        entries: &[Arc<Entry>],
-        change: &Change,
-    ) -> bool {
-        let special = SPECIAL && self.is_special(held);
-        let timed = special && self.shared.is_timed(&held);
-        let bracket = Called { space: self, held };
-        let mut refused = false;
+    fn start_plain(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
+        let called = Called { space: self, held };
         let mut count = 0;
-        for entry in entries {
-            if let Some(subscriber) = called(held, entry, special) {
+        while let Some(entry) = entries.get(count) {
+            let subscriber = call(held, entry, false);
+            let refused = subscriber.is_some_and(|subscriber| subscriber.start(held.slot, change).is_err());
+            count += 1;
+            held.set_progress(Progress::started(count));
+            if refused {
+                forget(called);
+                self.start_rest(held, entries, count, change);
+                return false;
+            }
+        }
+        held.set_calling(0);
+        forget(called);
+        true
+    }
+
+    /// The same from the one at `first` on, if callbacks are timed, if the change was made in a callback, or if somebody has
+    /// refused.
+    #[inline(never)]
+    fn start_rest(&self, held: Held<'_>, entries: &[Arc<Entry>], first: usize, change: &Change) -> bool {
+        let (special, timed) = (self.is_special(held), self.shared.is_timed(held));
+        let called = Called { space: self, held };
+        let mut agreed = true;
+        for (index, entry) in entries.iter().enumerate().skip(first) {
+            if let Some(subscriber) = call(held, entry, special) {
                 let began = timed.then(Instant::now);
-                if subscriber.start(held, change).is_err() {
-                    refused = true;
-                }
+                agreed &= subscriber.start(held.slot, change).is_ok();
                 if let Some(began) = began {
                     entry.took(Timed::Start, began.elapsed());
                 }
             }
-            count += 1;
-            held.set_progress(Progress::started(count));
+            held.set_progress(Progress::started(index + 1));
         }
         held.set_calling(0);
-        forget(bracket);
-        !refused || self.stop(held, None)
+        forget(called);
+        agreed
     }
 
     /// The change does not take place: who has started is ended.
     #[cold]
-    fn stop(&self, held: Held<'_>, panic: Option<Panic>) -> bool {
+    fn stop(&self, held: Held<'_>, panic: Option<Panic>) {
         if panic.is_none() {
             count(&held.slot.counts.refused);
         }
         held.ending();
         self.end_special(held, &held.change());
-        match panic {
-            Some(panic) => resume_unwind(panic),
-            None => false,
+        if let Some(panic) = panic {
+            resume_unwind(panic);
         }
     }
 
@@ -292,26 +331,28 @@ impl AddressSpace {
     #[inline]
     pub fn end(&self, caller: &Caller, open: OpenChange) -> bool {
         let Some(held) = self.shared.open.finish(caller, open) else { return false };
-        if held.list() == 0 {
+        let started = self.started(held);
+        if started.entries.is_empty() {
             self.shared.open.free(held);
         } else {
-            self.end_all(held, &held.change());
+            self.end_all(started, &held.change());
         }
         true
     }
 
     /// Tells everybody that a change is done of which everybody was told that it starts.
     #[inline(always)]
-    fn end_all(&self, held: Held<'_>, change: &Change) {
-        if self.is_special(held) {
+    fn end_all(&self, started: Started<'_>, change: &Change) {
+        let Started { held, entries, special } = started;
+        if special {
             return self.end_special(held, change);
         }
-        let bracket = Called { space: self, held };
-        let mut progress = held.progress();
-        for entry in self.shared.list.walk_again(&held) {
+        let called = Called { space: self, held };
+        let mut progress = Progress::started(entries.len());
+        for entry in entries {
             end_entry(held, entry, change, &mut progress, false, false);
         }
-        forget(bracket);
+        forget(called);
         held.set_calling(0);
         held.set_progress(Progress::default());
         held.leave();
@@ -320,17 +361,17 @@ impl AddressSpace {
     /// The same if callbacks are timed, if the change was made in a callback, or if not all were called.
     #[inline(never)]
     fn end_special(&self, held: Held<'_>, change: &Change) {
-        let bracket = Called { space: self, held };
+        let called = Called { space: self, held };
         self.end_rest(held, change);
-        forget(bracket);
+        forget(called);
         self.forget(held);
     }
 
     /// Calls end of everybody who has started and has not been called yet.
     fn end_rest(&self, held: Held<'_>, change: &Change) {
-        let timed = self.shared.is_timed(&held);
+        let timed = self.shared.is_timed(held);
         let mut progress = held.progress();
-        let entries = self.shared.list.walk_again(&held);
+        let entries = self.shared.list.walk_again(held);
         for entry in entries.get(progress.to_end()).unwrap_or_default() {
             end_entry(held, entry, change, &mut progress, true, timed);
         }
@@ -356,11 +397,10 @@ impl AddressSpace {
     /// What changes the address space has panicked: the change is over.
     #[cold]
     fn end_unwinding(&self, held: Held<'_>) {
-        if held.finish() {
-            self.end_special(held, &held.change());
-        } else {
-            self.shared.open.free(held);
+        if held.list() != 0 {
+            held.finish();
         }
+        self.end_special(held, &held.change());
     }
 
     /// Ends the calling thread's open changes of which `gone` says, by the stack position they were started
@@ -446,6 +486,16 @@ impl Drop for Invalidation<'_> {
     }
 }
 
+/// A change whose starts have all returned.
+#[derive(Clone, Copy)]
+struct Started<'a> {
+    held: Held<'a>,
+    /// Who was told.
+    entries: &'a [Arc<Entry>],
+    /// Whether their callbacks need more than to be called.
+    special: bool,
+}
+
 /// Callbacks of a list are being called. Dropped if one of them panics.
 struct Called<'a> {
     space: &'a AddressSpace,
@@ -496,12 +546,12 @@ fn end_entry(
 ) {
     *progress = progress.one_more_ended();
     // On record as called first: who jumps away behind it is known to have been about to call an end.
-    let subscriber = called(held, entry, special);
+    let subscriber = call(held, entry, special);
     // Before the call: an end that is jumped out of, or panics, is not called again.
     held.set_progress(*progress);
     if let Some(subscriber) = subscriber {
         let began = timed.then(Instant::now);
-        subscriber.end(held, change);
+        subscriber.end(held.slot, change);
         if let Some(began) = began {
             entry.took(Timed::End, began.elapsed());
         }
@@ -511,10 +561,11 @@ fn end_entry(
 /// The subscriber of `entry`, on record as being called, unless it has gone or the change was made in one of its
 /// callbacks.
 #[inline(always)]
-fn called<'a>(held: Held<'a>, entry: &'a Entry, special: bool) -> Option<&'a dyn Told> {
+fn call<'a>(held: Held<'a>, entry: &'a Entry, special: bool) -> Option<&'a dyn Told> {
     if special && held.skips(entry.address()) {
         return None;
     }
     held.set_calling(entry.address());
-    entry.told(held)
+    // SAFETY: the entry is on a list of `Shared::list`.
+    unsafe { entry.told(held) }
 }

@@ -16,11 +16,13 @@
 
 use std::any::{Any, TypeId};
 use std::fmt;
+use std::hint::unreachable_unchecked;
 use std::time::Duration;
 
 use crate::aging::Aging;
 use crate::caller::Caller;
 use crate::open::{Held, OpenChanges};
+use crate::slot::Slot;
 use crate::stall::Patience;
 use crate::sync::{Alive, Arc, AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell};
 use crate::tlb::SecondaryTlb;
@@ -28,8 +30,9 @@ use crate::{Change, WouldBlock};
 
 /// A subscriber that is told of changes, of whatever kind: one call for a start, one for an end.
 pub(crate) trait Told: Send + Sync {
-    fn start(&self, held: Held<'_>, change: &Change) -> Result<(), WouldBlock>;
-    fn end(&self, held: Held<'_>, change: &Change);
+    /// `slot` is where the change is on record.
+    fn start(&self, slot: &Slot, change: &Change) -> Result<(), WouldBlock>;
+    fn end(&self, slot: &Slot, change: &Change);
     fn release(&self);
 }
 
@@ -147,30 +150,29 @@ impl Entry {
     /// Its subscriber, unless it has gone. The proof of being on record is `held`.
     #[inline]
     pub(crate) fn subscriber<'a>(&'a self, _held: Held<'a>) -> Option<&'a Kind> {
-        if self.is_gone() {
+        // Relaxed: the full fence of `claim` or `finish`, whose phase `held` is in, lies before.
+        if self.gone.load(Ordering::Relaxed) {
             return None;
         }
         // SAFETY: `held` is in phase Starting or Ending, and `gone` was false after its fence. Whoever sets
         // `gone` and wants to take the subscriber fences after that and then waits for our phase to end
-        // (`OpenChanges::wait_for_callbacks`), so `take` cannot run while this reference lives.
-        self.kind.with(|kind| unsafe { (*kind).as_ref() })
+        // (`OpenChanges::wait_for_callbacks`), so `take` has not run, and cannot run while this reference lives.
+        self.kind.with(|kind| unsafe { Some((*kind).as_ref().unwrap_unchecked()) })
     }
 
     /// The same of who is on the list of changes.
+    ///
+    /// # Safety
+    ///
+    /// It is on the list of [`Which::Changes`].
     #[inline(always)]
-    pub(crate) fn told<'a>(&'a self, held: Held<'a>) -> Option<&'a dyn Told> {
+    pub(crate) unsafe fn told<'a>(&'a self, held: Held<'a>) -> Option<&'a dyn Told> {
         match self.subscriber(held)? {
             Kind::Told(told) => Some(&**told),
-            // These are on lists of their own.
-            Kind::Aging(_) | Kind::Tlb(_) => None,
+            // SAFETY: `AddressSpace::publish` puts an entry on the list of its `which`, which says what kind it is for good;
+            // these are of other ones.
+            Kind::Aging(_) | Kind::Tlb(_) => unsafe { unreachable_unchecked() },
         }
-    }
-
-    /// Whether no callback may begin any more. For who is in a phase of callbacks.
-    #[inline(always)]
-    fn is_gone(&self) -> bool {
-        // Relaxed: the full fence of `claim` or `finish`, whose phase the caller is in, lies before.
-        self.gone.load(Ordering::Relaxed)
     }
 
     /// No callback begins after this, except by who is on record already.
@@ -263,7 +265,7 @@ impl Published {
 
     /// Finds the list in force for a change that has just been put on record, and records it.
     #[inline]
-    pub(crate) fn walk<'a>(&self, held: &'a Held<'_>) -> &'a [Arc<Entry>] {
+    pub(crate) fn walk<'a>(&self, held: Held<'a>) -> &'a [Arc<Entry>] {
         debug_assert!(held.slot.list().is_none(), "on record with another list: this one may be freed");
         // Acquire pairs with the Release in `replace`: the entries are complete.
         let list = self.current.load(Ordering::Acquire);
@@ -273,12 +275,12 @@ impl Published {
 
     /// The list that a change found when it was put on record.
     #[inline]
-    pub(crate) fn walk_again<'a>(&self, held: &'a Held<'_>) -> &'a [Arc<Entry>] {
+    pub(crate) fn walk_again<'a>(&self, held: Held<'a>) -> &'a [Arc<Entry>] {
         Self::entries(held.list() as *mut List, held)
     }
 
     #[inline]
-    fn entries<'a>(list: *mut List, _held: &'a Held<'_>) -> &'a [Arc<Entry>] {
+    fn entries<'a>(list: *mut List, _held: Held<'a>) -> &'a [Arc<Entry>] {
         if list.is_null() {
             return &[];
         }
@@ -303,7 +305,7 @@ impl Published {
             // Acquire pairs with the Release below. `held` is on record as walking any list, so this one stays, and
             // its address cannot come back as that of another list before the exchange.
             let old = self.current.load(Ordering::Acquire);
-            let entries = edit(Self::entries(old, held))?;
+            let entries = edit(Self::entries(old, *held))?;
             let new = if entries.is_empty() {
                 std::ptr::null_mut()
             } else {
@@ -409,7 +411,7 @@ impl Published {
     /// Forgets all lists without freeing them: in a forked child the allocator may be locked. `held` is on record
     /// with any list.
     pub(crate) fn forget_all(&self, held: &Held<'_>) {
-        for entry in self.walk(held) {
+        for entry in self.walk(*held) {
             entry.leave();
             // Whoever drops the parent's subscription here must not tell the parent's subscriber.
             entry.claim_release();

@@ -578,12 +578,6 @@ fn matters(slot: &Slot, range: &Range, ignored: impl Fn(&Change) -> bool) -> boo
 }
 
 impl Held<'_> {
-    /// Which slot it is, and how often that was used.
-    #[inline]
-    pub(crate) fn number(&self) -> usize {
-        self.slot.address() / size_of::<Slot>() % SLOTS
-    }
-
     /// The state of the slot in this use and that phase.
     #[inline(always)]
     fn in_phase(&self, phase: Phase) -> u64 {
@@ -591,6 +585,7 @@ impl Held<'_> {
         self.state.0 | phase as u64
     }
 
+    /// How often the slot was used.
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
         self.state.sequence()
@@ -712,18 +707,14 @@ impl Held<'_> {
         self.slot.calling.store(subscriber, Ordering::Relaxed);
     }
 
-    /// The change is done: from `Changing` to `Ending`, if there is anybody to call. For who has started it and has given
+    /// The change is done: from `Changing` to `Ending`, as there is somebody to call. For who has started it and has given
     /// it to nobody else.
     #[inline(always)]
-    pub(crate) fn finish(&self) -> bool {
-        if self.list() == 0 {
-            return false;
-        }
+    pub(crate) fn finish(&self) {
         // Release pairs with the Acquire in `scan`: who waited for the change sees what it did.
         self.slot.state.swap(self.in_phase(Phase::Ending), Ordering::Release);
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
-        true
     }
 
     /// All callbacks of the start have returned: to phase `Changing`.

@@ -90,7 +90,7 @@ impl AddressSpace {
         let shared = &self.shared;
         let caller = self.caller();
         let held = shared.claim(&caller, Phase::Editing);
-        let found: Option<Shared<S>> = shared.list.walk(&held).iter().find_map(|entry| {
+        let found: Option<Shared<S>> = shared.list.walk(held).iter().find_map(|entry| {
             let (key, subscriber) = entry.shared.as_ref()?;
             if *key != TypeId::of::<S>() || entry.has_left() {
                 return None;

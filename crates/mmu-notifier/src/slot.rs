@@ -305,6 +305,12 @@ impl Slot {
         std::ptr::from_ref(self) as usize
     }
 
+    /// Which slot it is.
+    #[inline]
+    pub(crate) fn number(&self) -> usize {
+        self.address() / size_of::<Slot>() % SLOTS
+    }
+
     /// The phase as the calling thread sees it: exact for what it holds itself.
     #[inline]
     pub(crate) fn phase(&self) -> Phase {

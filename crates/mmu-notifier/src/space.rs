@@ -107,6 +107,12 @@ impl Shared {
         }
     }
 
+    /// The calling thread, if that is known without a call.
+    #[inline(always)]
+    pub(crate) fn known_caller(&self) -> Option<Caller> {
+        if self.caller.is_none() { Caller::known() } else { None }
+    }
+
     /// Goes on record; waits while all slots are in use.
     pub(crate) fn claim(&self, caller: &Caller, phase: Phase) -> Held<'_> {
         let mut patience = Patience::new(self, caller.thread(), Waiting::ForASlot);
@@ -119,8 +125,8 @@ impl Shared {
     }
 
     /// Whether the callbacks of this change are timed.
-    #[inline]
-    pub(crate) fn is_timed(&self, held: &Held<'_>) -> bool {
+    #[inline(always)]
+    pub(crate) fn is_timed(&self, held: Held<'_>) -> bool {
         held.sequence() & self.untimed == 0
     }
 
@@ -135,7 +141,7 @@ impl Shared {
         let caller = self.caller();
         let name = self.lists().into_iter().find_map(|list| {
             let held = self.open.claim(&caller, Phase::Editing)?;
-            let mut entries = list.walk(&held).iter();
+            let mut entries = list.walk(held).iter();
             let name = entries.find_map(|entry| (entry.address() == address).then(|| entry.name()));
             self.open.free(held);
             name
@@ -384,7 +390,7 @@ impl AddressSpace {
                 continue;
             }
             let held = shared.claim(&caller, Phase::Calling);
-            for entry in list.walk(&held) {
+            for entry in list.walk(held) {
                 if let Err(first) = release(entry, &held) {
                     panic.get_or_insert(first);
                 }

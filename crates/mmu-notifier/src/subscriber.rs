@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::list::Told;
-use crate::open::Held;
+use crate::slot::Slot;
 use crate::{Blocking, Change, WouldBlock};
 
 /// Is told before and after every change. Its start cannot fail; every start that returned is followed
@@ -148,12 +148,12 @@ impl<S: Refuser + ?Sized> Refuser for Arc<S> {
 pub(crate) struct Paired<S>(pub(crate) S);
 
 impl<S: Subscriber> Told for Paired<S> {
-    fn start(&self, _: Held<'_>, change: &Change) -> Result<(), WouldBlock> {
+    fn start(&self, _: &Slot, change: &Change) -> Result<(), WouldBlock> {
         self.0.start(change);
         Ok(())
     }
 
-    fn end(&self, _: Held<'_>, change: &Change) {
+    fn end(&self, _: &Slot, change: &Change) {
         self.0.end(change);
     }
 
@@ -166,7 +166,7 @@ impl<S: Subscriber> Told for Paired<S> {
 pub(crate) struct Refusing<R>(pub(crate) R);
 
 impl<R: Refuser> Told for Refusing<R> {
-    fn start(&self, _: Held<'_>, change: &Change) -> Result<(), WouldBlock> {
+    fn start(&self, _: &Slot, change: &Change) -> Result<(), WouldBlock> {
         match change.blocking() {
             Blocking::Forbidden => self.0.try_start(change),
             Blocking::Allowed => {
@@ -176,7 +176,7 @@ impl<R: Refuser> Told for Refusing<R> {
         }
     }
 
-    fn end(&self, _: Held<'_>, _: &Change) {}
+    fn end(&self, _: &Slot, _: &Change) {}
 
     fn release(&self) {
         self.0.release();

@@ -10,8 +10,7 @@
 #![expect(unsafe_code)]
 
 use crate::list::{Entry, Kind, Told};
-use crate::open::Held;
-use crate::slot::{SLOTS, WAYS};
+use crate::slot::{SLOTS, Slot, WAYS};
 use crate::sync::UnsafeCell;
 use crate::{AddressSpace, Blocking, Change, Subscription, WouldBlock};
 
@@ -120,29 +119,29 @@ struct WithTickets<S: Ticketed> {
 unsafe impl<S: Ticketed> Sync for WithTickets<S> {}
 
 impl<S: Ticketed> WithTickets<S> {
-    fn put(&self, held: Held<'_>, ticket: Option<S::Ticket>) -> Option<S::Ticket> {
-        let cell = &self.rows[held.number() / WAYS].0[held.number() % WAYS];
-        // SAFETY: `held` is the slot of this number, and whoever has it is its holder; the reference does not outlive
+    fn put(&self, slot: &Slot, ticket: Option<S::Ticket>) -> Option<S::Ticket> {
+        let cell = &self.rows[slot.number() / WAYS].0[slot.number() % WAYS];
+        // SAFETY: whoever calls with the slot of this number is its holder; the reference does not outlive
         // the exchange, which runs no foreign code.
         cell.with_mut(|place| std::mem::replace(unsafe { &mut *place }, ticket))
     }
 }
 
 impl<S: Ticketed> Told for WithTickets<S> {
-    fn start(&self, held: Held<'_>, change: &Change) -> Result<(), WouldBlock> {
+    fn start(&self, slot: &Slot, change: &Change) -> Result<(), WouldBlock> {
         let ticket = match change.blocking() {
             Blocking::Allowed => Ok(self.subscriber.start(change)),
             Blocking::Forbidden => self.subscriber.try_start(change),
         };
         let refused = ticket.as_ref().map(|_| ()).map_err(|refused| *refused);
         // What lies there was left by a change that was jumped out of.
-        drop(self.put(held, ticket.ok()));
+        drop(self.put(slot, ticket.ok()));
         refused
     }
 
-    fn end(&self, held: Held<'_>, change: &Change) {
+    fn end(&self, slot: &Slot, change: &Change) {
         // Nothing: it refused.
-        if let Some(ticket) = self.put(held, None) {
+        if let Some(ticket) = self.put(slot, None) {
             self.subscriber.end(change, ticket);
         }
     }

@@ -81,7 +81,7 @@ impl AddressSpace {
         }
         let held = shared.claim(&self.caller(), Phase::Calling);
         let mut panic = None;
-        for entry in shared.tlbs.walk(&held) {
+        for entry in shared.tlbs.walk(held) {
             if let Some(Kind::Tlb(tlb)) = entry.subscriber(held)
                 && !held.skips(entry.address())
             {

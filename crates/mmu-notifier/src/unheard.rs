@@ -1,8 +1,8 @@
 //! A change that nobody hears of, for code that has time for nothing else: the hook of a system call.
 
-use crate::open::OpenChange;
+use crate::open::{Held, OpenChange};
 use crate::slot::Phase;
-use crate::{AddressSpace, Caller, Change};
+use crate::{AddressSpace, Caller, Change, Event};
 
 impl AddressSpace {
     /// Starts a change that nobody has to be told of: `None` if somebody is subscribed, if the calling thread is inside
@@ -14,15 +14,21 @@ impl AddressSpace {
         if self.has_subscribers() {
             return None;
         }
+        Some(self.claim_unheard(caller, change.event())?.open())
+    }
+
+    /// The same for who ends it in the same frame, by [`Held::leave_unheard`].
+    #[inline(always)]
+    pub(crate) fn claim_unheard(&self, caller: &Caller, event: Event) -> Option<Held<'_>> {
         let held = self.shared.open.claim_at_home(caller, Phase::Starting)?;
         // Behind the fence of the claim: who subscribes now sees the claim and waits.
         if self.has_subscribers() {
             held.leave_unheard();
             return None;
         }
-        held.count(change.event());
+        held.count(event);
         held.changing();
-        Some(held.open())
+        Some(held)
     }
 
     /// Ends what [`start_unheard`](AddressSpace::start_unheard) has returned, in the same thread.

@@ -21,12 +21,10 @@ fn range() -> Range {
 struct Empty(usize);
 
 impl Subscriber for Empty {
-    #[inline(never)]
     fn start(&self, change: &Change) {
         black_box((change, self.0));
     }
 
-    #[inline(never)]
     fn end(&self, change: &Change) {
         black_box((change, self.0));
     }
