@@ -473,6 +473,7 @@ impl Bracket {
     /// Nothing is open.
     pub(crate) const NONE: Bracket = Bracket { open: [const { None }; Changes::MAX], refused: 0 };
 
+    #[inline(never)]
     pub(crate) fn start(&mut self, primary: &Primary, caller: &Caller, changes: &Changes) {
         if !changes.as_slice().is_empty() {
             primary.end_abandoned(caller);
@@ -482,6 +483,7 @@ impl Bracket {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn end(&mut self, primary: &Primary, caller: &Caller) {
         for open in self.open.iter_mut().rev().filter_map(Option::take) {
             primary.space.end(caller, open);
@@ -490,17 +492,23 @@ impl Bracket {
 }
 
 /// Starts one change: non-blocking, and if that is refused, blocking.
+#[inline(always)]
 fn start(primary: &Primary, caller: &Caller, range: Range, event: Event, refused: &mut u64) -> OpenChange {
     match primary.space.start(caller, Change::new(range, event, Blocking::Forbidden)) {
         Ok(open) => open,
         Err(WouldBlock) => {
             *refused += 1;
-            loop {
-                // A blocking start is not refused; the loop says so without a panic.
-                if let Ok(open) = primary.space.start(caller, Change::new(range, event, Blocking::Allowed)) {
-                    return open;
-                }
-            }
+            start_blocking(primary, caller, range, event)
+        }
+    }
+}
+
+#[cold]
+fn start_blocking(primary: &Primary, caller: &Caller, range: Range, event: Event) -> OpenChange {
+    loop {
+        // A blocking start is not refused; the loop says so without a panic.
+        if let Ok(open) = primary.space.start(caller, Change::new(range, event, Blocking::Allowed)) {
+            return open;
         }
     }
 }

@@ -51,6 +51,21 @@ impl Event {
         Event::Exclusive,
     ];
 
+    /// The event of that number, modulo 8. No table: that would be one more cache line in a hook.
+    #[inline]
+    pub(crate) const fn from_number(number: u32) -> Event {
+        match number % 8 {
+            0 => Event::Unmap,
+            1 => Event::Clear,
+            2 => Event::ProtectionVma,
+            3 => Event::ProtectionPage,
+            4 => Event::SoftDirty,
+            5 => Event::Release,
+            6 => Event::Migrate,
+            _ => Event::Exclusive,
+        }
+    }
+
     /// The kernel's name without its prefix, in lower case, as reports and traces spell it.
     ///
     /// ```

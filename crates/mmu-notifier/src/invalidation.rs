@@ -184,7 +184,7 @@ impl AddressSpace {
     /// # Panics
     ///
     /// If a callback panics, after the others have been told of the end.
-    #[inline]
+    #[inline(always)]
     pub fn start(&self, caller: &Caller, change: Change) -> Result<OpenChange, WouldBlock> {
         let held = self.start_all(caller, &change).ok_or(WouldBlock)?.held;
         held.changing();
@@ -328,7 +328,7 @@ impl AddressSpace {
     ///
     /// If a callback panics, after all others have been told.
     #[doc(alias = "mmu_notifier_invalidate_range_end")]
-    #[inline]
+    #[inline(always)]
     pub fn end(&self, caller: &Caller, open: OpenChange) -> bool {
         let Some(held) = self.shared.open.finish(caller, open) else { return false };
         let started = self.started(held);

@@ -43,6 +43,7 @@
 //! The fences forbid that both read the old state (store buffering). On x86-64 the claim is the fence.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 
 use crate::caller::Caller;
 use crate::slot::{HOMES, Nesting, Phase, SLOTS, Slot, Slots, State, WAYS, count};
@@ -97,8 +98,9 @@ impl Progress {
 /// One use of one slot, for who holds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
-    /// The address of the slot.
-    slot: usize,
+    /// The address of the slot. Not 0, so that it and the state are all that an `Option` of this takes: it is handed on in
+    /// registers.
+    slot: NonZeroUsize,
     /// As in [`Held`].
     state: State,
 }
@@ -159,7 +161,7 @@ impl OpenChanges {
     /// `Free` at once.
     #[inline]
     pub(crate) fn end_unheard(&self, open: OpenChange) {
-        // Relaxed: the calling thread wrote it. No exchange: as in `finish_held`.
+        // Relaxed: the calling thread wrote it. No exchange: as in `Held::is_changing`.
         if let Some(held) = self.held(open.0)
             && held.slot.state.load(Ordering::Relaxed) == held.in_phase(Phase::Changing)
         {
@@ -229,52 +231,52 @@ impl OpenChanges {
 
     /// Takes a change out of phase `Changing` into `Ending`, if there is anybody to call; `None` if it has been ended
     /// already.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn finish(&self, caller: &Caller, open: OpenChange) -> Option<Held<'_>> {
         self.finish_token(caller, open.0)
     }
 
-    #[inline]
+    #[inline(always)]
     fn finish_token(&self, caller: &Caller, token: Token) -> Option<Held<'_>> {
         let held = self.held(token)?;
-        self.finish_held(caller, held).then_some(held)
-    }
-
-    #[inline]
-    fn finish_held(&self, caller: &Caller, held: Held<'_>) -> bool {
         let slot = held.slot;
-        let changing = held.in_phase(Phase::Changing);
         // Relaxed, both: who started the change reads what it wrote itself; who got it from there reads that, or
         // something later.
-        let own = slot.thread.load(Ordering::Relaxed) == caller.thread();
+        if slot.thread.load(Ordering::Relaxed) != caller.thread() {
+            return self.finish_of_another(*caller, held);
+        }
         // Acquire, in `list`: if somebody else has ended the change and cleared the list, the phase is seen to be another.
-        if own && slot.list().unwrap_or(0) == 0 {
-            // Nobody to call: the phase need not be seen by anybody. No exchange either: the change can be used
-            // once, and only this thread itself may find it abandoned.
-            return slot.state.load(Ordering::Relaxed) == changing;
+        if slot.list().unwrap_or(0) == 0 {
+            return held.is_changing();
         }
-        let next = held.in_phase(if own { Phase::Ending } else { Phase::Taken });
-        // Acquire pairs with the Release in `changing`, for the one who ends somebody else's. Release pairs with the
-        // Acquire in `scan`: who waited for the change sees what it did.
-        if slot.state.compare_exchange(changing, next, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return false;
-        }
-        if !own {
-            self.hand_over(slot, caller.home() % HOMES);
-            // Relaxed: published by the exchange below.
-            slot.thread.store(caller.thread(), Ordering::Relaxed);
-            // Release pairs with the Acquire in `scan` and `of`: who sees this phase sees who is calling.
-            slot.state.swap(held.in_phase(Phase::Ending), Ordering::Release);
-        }
+        // Release pairs with the Acquire in `scan`: who waited for the change sees what it did.
+        let [changing, ending] = [Phase::Changing, Phase::Ending].map(|phase| held.in_phase(phase));
+        slot.state.compare_exchange(changing, ending, Ordering::Release, Ordering::Relaxed).ok()?;
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
-        true
+        Some(held)
+    }
+
+    /// The same for a change that bears the name of another thread.
+    #[cold]
+    fn finish_of_another<'a>(&self, caller: Caller, held: Held<'a>) -> Option<Held<'a>> {
+        let slot = held.slot;
+        let [changing, taken] = [Phase::Changing, Phase::Taken].map(|phase| held.in_phase(phase));
+        // Acquire pairs with the Release in `changing`; Release as above.
+        slot.state.compare_exchange(changing, taken, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        self.hand_over(slot, caller.home() % HOMES);
+        // Relaxed: published by the exchange below.
+        slot.thread.store(caller.thread(), Ordering::Relaxed);
+        // Release pairs with the Acquire in `scan` and `of`: who sees this phase sees who is calling.
+        slot.state.swap(held.in_phase(Phase::Ending), Ordering::Release);
+        // Pairs with the fence in `scan`: see the module documentation.
+        fence_after_rmw();
+        Some(held)
     }
 
     /// Lets a thread of `home`, that ends a change that another thread has started, find it among those it has open.
-    #[cold]
     fn hand_over(&self, slot: &Slot, home: usize) {
-        let index = self.index_of(slot.address());
+        let index = self.index_of(slot.address().get());
         if let Some(nesting) = slot.nesting() {
             self.count_out(index, nesting.home() % HOMES);
         }
@@ -304,10 +306,10 @@ impl OpenChanges {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn held(&self, token: Token) -> Option<Held<'_>> {
         // An address from another address space is behind the last one.
-        let slot = self.slots.get(self.index_of(token.slot))?;
+        let slot = self.slots.get(self.index_of(token.slot.get()))?;
         Some(Held { slot, state: token.state })
     }
 
@@ -533,7 +535,7 @@ impl OpenChanges {
 
     #[cold]
     fn free_nesting(&self, slot: &Slot, nesting: Nesting) {
-        self.count_out(self.index_of(slot.address()), nesting.home() % HOMES);
+        self.count_out(self.index_of(slot.address().get()), nesting.home() % HOMES);
         slot.forget_nesting();
     }
 
@@ -585,6 +587,14 @@ impl Held<'_> {
         self.state.0 | phase as u64
     }
 
+    /// Itself, unless the change has been ended already. For a change that has nobody to call, in the thread that started
+    /// it: the phase need not be seen by anybody, so there is no exchange. The change can be used once, and only this thread
+    /// itself may find it abandoned.
+    #[cold]
+    fn is_changing(self) -> Option<Self> {
+        (self.slot.state.load(Ordering::Relaxed) == self.in_phase(Phase::Changing)).then_some(self)
+    }
+
     /// How often the slot was used.
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
@@ -603,7 +613,7 @@ impl Held<'_> {
     #[inline(always)]
     pub(crate) fn leave(self) {
         let Held { slot, state } = self;
-        // Release pairs with the Acquire in `finish_held`: the change is in a later phase.
+        // Release pairs with the Acquire in `finish_token`: the change is in a later phase.
         slot.list.store(0, Ordering::Release);
         // Relaxed: published by the Release below. Cleared so that nobody takes the next holder, who has not written it yet, for himself.
         slot.thread.store(0, Ordering::Relaxed);

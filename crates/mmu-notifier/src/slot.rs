@@ -4,6 +4,7 @@
 // process that is watched.
 #![expect(unsafe_code)]
 
+use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
@@ -128,11 +129,14 @@ pub(crate) struct Slot {
     /// The subscriber that the holder is calling, 0 if none.
     pub(crate) calling: AtomicUsize,
 
-    // The second line: hardly ever written.
+    // The second line: looked at, and counted in.
     /// In the first slot of a home: how many others are held by threads of this home.
     pub(crate) nested: AtomicU32,
     /// See [`Nesting`]. 0 in a free slot.
     nesting: AtomicU32,
+    pub(crate) counts: Counts,
+
+    // Behind these: hardly ever touched.
     owner: AtomicUsize,
     /// The era of the interval tree that the holder walks; 0 while it is not known yet, `u64::MAX`: none. 0 in a free
     /// slot.
@@ -141,8 +145,6 @@ pub(crate) struct Slot {
     pub(crate) until: AtomicU64,
     /// The subscribers in whose callbacks the change was made: they hear neither its start nor its end.
     skipped: [AtomicUsize; SKIPPED],
-
-    pub(crate) counts: Counts,
 }
 
 /// What happened in a slot so far. Only its holder writes, so nothing here needs an atomic addition.
@@ -301,14 +303,14 @@ mod memory {
 
 impl Slot {
     #[inline]
-    pub(crate) fn address(&self) -> usize {
-        std::ptr::from_ref(self) as usize
+    pub(crate) fn address(&self) -> NonZeroUsize {
+        NonNull::from(self).addr()
     }
 
     /// Which slot it is.
     #[inline]
     pub(crate) fn number(&self) -> usize {
-        self.address() / size_of::<Slot>() % SLOTS
+        self.address().get() / size_of::<Slot>() % SLOTS
     }
 
     /// The phase as the calling thread sees it: exact for what it holds itself.
@@ -376,8 +378,8 @@ impl Slot {
         // Relaxed, both: as in `range`.
         let what = self.what.load(Ordering::Relaxed);
         let blocking = if what & 1 != 0 { Blocking::Allowed } else { Blocking::Forbidden };
-        let change = Change::new(self.range(), Event::ALL[(what >> 2) as usize % Event::ALL.len()], blocking);
-        if what & 2 != 0 { change.with_owner(self.owner.load(Ordering::Relaxed)) } else { change }
+        let owner = if what & 2 != 0 { self.owner.load(Ordering::Relaxed) } else { 0 };
+        Change::new(self.range(), Event::from_number(what >> 2), blocking).with_owner(owner)
     }
 
     /// The list that is walked, if it is on record.
