@@ -39,17 +39,22 @@ pub struct AddressSpace {
 }
 
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Shared {
-    pub(crate) open: OpenChanges,
-    /// Who is told of changes, who is asked about age, and who is told to flush.
-    pub(crate) list: Published,
-    pub(crate) aging: Published,
-    pub(crate) tlbs: Published,
-    /// Who is told of changes of a range.
-    pub(crate) tree: Tree,
-    pub(crate) reports: Reports,
+    // What every change reads comes first, and nothing that is often written shares a cache line with it.
     /// Uses of a slot that are timed: those whose number has none of these bits.
     untimed: u64,
+    /// `None`: [`Caller::current`].
+    caller: Option<fn() -> Caller>,
+    pub(crate) open: OpenChanges,
+    /// Who is told of changes.
+    pub(crate) list: Published,
+    /// Who is told of changes of a range.
+    pub(crate) tree: Tree,
+    /// Who is asked about age, and who is told to flush.
+    pub(crate) aging: Published,
+    pub(crate) tlbs: Published,
+    pub(crate) reports: Reports,
     released: AtomicBool,
     /// Threads that may be calling `release` of a subscriber, or are about to: one that unsubscribes, one that releases
     /// all.
@@ -58,8 +63,6 @@ pub(crate) struct Shared {
     /// The thread that frees what nobody can reach any more, 0 if none does. One at a time, so that who finds nothing
     /// to free knows that there is nothing.
     collector: AtomicU64,
-    /// `None`: [`Caller::current`].
-    caller: Option<fn() -> Caller>,
 }
 
 /// How an address space is made.
