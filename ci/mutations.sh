@@ -83,7 +83,7 @@ rows=(
 'tree: a node is not taken for younger|tree.rs|s/Node \{ born: self\.born, kind \}/Node { born: self.born + 2, kind }/|loom:walked_nodes'
 'tree: who walks is looked at|open.rs|s/matches!\(phase, Phase::Starting \| Phase::Editing\) && since/matches!(phase, Phase::Editing) \&\& since/|loom:walked_nodes'
 'tree: who edits is looked at|open.rs|s/matches!\(phase, Phase::Starting \| Phase::Editing\) && since/matches!(phase, Phase::Starting) \&\& since/|loom:nobody_is_lost'
-'tree: the era is raised before the nodes are freed|tree.rs|s/let era = self\.era\.fetch_add\(1, Ordering::AcqRel\);\n(\s+)self\.retire\(Batch \{ era, nodes: edit/let era = 0;\n$1self.retire(Batch { era, nodes: edit/|loom:walked_nodes'
+'tree: the era is raised before the nodes are freed|tree.rs|s/let era = self\.era\.fetch_add\(1, Ordering::AcqRel\);(\n\s+)self\.retire\(era, edit/let era = 0;$1self.retire(era, edit/|loom:walked_nodes'
 'tree: two who insert are both in it|tree.rs|s/if self\.root\.compare_exchange\(old, new, Ordering::AcqRel, Ordering::Relaxed\)\.is_ok\(\) \{/self.root.store(new, Ordering::Release);\n            if true {/|loom:nobody_is_lost_when_two_insert'
 'tree: nodes are published|tree.rs|s/compare_exchange\(old, new, Ordering::AcqRel,/compare_exchange(old, new, Ordering::Acquire,/|loom:walked_nodes'
 'tree: and acquired|tree.rs|s/self\.root\.load\(Ordering::Acquire\)/self.root.load(Ordering::Relaxed)/|loom:walked_nodes'
