@@ -26,6 +26,7 @@ rows=(
 'G1 one end, whoever comes first|open.rs|s/compare_exchange\(changing\.0, next\.0,/compare_exchange(slot.state.load(Ordering::Relaxed), next.0,/|it'
 'G1 one end, also with nobody to tell|open.rs|s/return slot\.state\.load\(Ordering::Relaxed\) == changing\.0;/return true;/|it'
 'G1 whoever ends the change of another is in its callbacks|open.rs|s/self\.hand_over\(slot, caller\);//|it'
+'G1 only who holds a change finds it abandoned|open.rs|s/\n\s+\|\| held\.slot\.thread\.load\(Ordering::Relaxed\) != caller\.thread//|it'
 'G1 callbacks of others are not taken for own ones|open.rs|s/\.filter\(\|\(_, phase, _\)\| phase\.calls\(\)\)//|loom:handover'
 'G1 the name is published with the phase|open.rs|s/Phase::Ending\)\.0, Ordering::Release\);\n\s+\}\n\s+\/\/ Pairs/Phase::Ending).0, Ordering::Relaxed);\n        }\n        \/\/ Pairs/|loom:handover'
 'G1 the name is written before the phase|open.rs|s/Phase::Ending \} else \{ Phase::Taken \}/Phase::Ending } else { Phase::Ending }/|loom:handover'
@@ -116,6 +117,7 @@ rows=(
 'nesting: no interval either|interval.rs|s/let is_own = held\.skips\(kept\.address\(\)\);/let is_own = false;/|it'
 'nesting: the next holder of a slot is not taken for oneself|open.rs|s/(Relaxed: published by the Release below\. Cleared[^\n]*\n\s+)slot\.thread\.store\(0, Ordering::Relaxed\);/$1/|loom:subscribing'
 'fork: the parent is not told in a child|list.rs|s/entry\.claim_release\(\);\n//|it'
+'fork: the intervals of the parent stay his|interval.rs|s/if self\.fork != shared\.fork\(\) \{/if false {/|it'
 )
 
 # What the core must do like the model of the repaired kernel, or better.
