@@ -26,6 +26,7 @@ rows=(
 'G1 one end, whoever comes first|open.rs|s/compare_exchange\(changing\.0, next\.0,/compare_exchange(slot.state.load(Ordering::Relaxed), next.0,/|it'
 'G1 one end, also with nobody to tell|open.rs|s/return slot\.state\.load\(Ordering::Relaxed\) == changing\.0;/return true;/|it'
 'G1 whoever ends the change of another is in its callbacks|open.rs|s/self\.hand_over\(slot, caller\);//|it'
+'G1 only who holds a change finds it abandoned|open.rs|s/\n\s+\|\| held\.slot\.thread\.load\(Ordering::Relaxed\) != caller\.thread//|it'
 'G1 callbacks of others are not taken for own ones|open.rs|s/\.filter\(\|\(_, phase, _\)\| phase\.calls\(\)\)//|loom:handover'
 'G1 the name is published with the phase|open.rs|s/Phase::Ending\)\.0, Ordering::Release\);\n\s+\}\n\s+\/\/ Pairs/Phase::Ending).0, Ordering::Relaxed);\n        }\n        \/\/ Pairs/|loom:handover'
 'G1 the name is written before the phase|open.rs|s/Phase::Ending \} else \{ Phase::Taken \}/Phase::Ending } else { Phase::Ending }/|loom:handover'
@@ -83,7 +84,7 @@ rows=(
 'tree: a node is not taken for younger|tree.rs|s/Node \{ born: self\.born, kind \}/Node { born: self.born + 2, kind }/|loom:walked_nodes'
 'tree: who walks is looked at|open.rs|s/matches!\(phase, Phase::Starting \| Phase::Editing\) && since/matches!(phase, Phase::Editing) \&\& since/|loom:walked_nodes'
 'tree: who edits is looked at|open.rs|s/matches!\(phase, Phase::Starting \| Phase::Editing\) && since/matches!(phase, Phase::Starting) \&\& since/|loom:nobody_is_lost'
-'tree: the era is raised before the nodes are freed|tree.rs|s/let era = self\.era\.fetch_add\(1, Ordering::AcqRel\);\n(\s+)self\.retire\(Batch \{ era, nodes: edit/let era = 0;\n$1self.retire(Batch { era, nodes: edit/|loom:walked_nodes'
+'tree: the era is raised before the nodes are freed|tree.rs|s/let era = self\.era\.fetch_add\(1, Ordering::AcqRel\);(\n\s+)self\.retire\(era, edit/let era = 0;$1self.retire(era, edit/|loom:walked_nodes'
 'tree: two who insert are both in it|tree.rs|s/if self\.root\.compare_exchange\(old, new, Ordering::AcqRel, Ordering::Relaxed\)\.is_ok\(\) \{/self.root.store(new, Ordering::Release);\n            if true {/|loom:nobody_is_lost_when_two_insert'
 'tree: nodes are published|tree.rs|s/compare_exchange\(old, new, Ordering::AcqRel,/compare_exchange(old, new, Ordering::Acquire,/|loom:walked_nodes'
 'tree: and acquired|tree.rs|s/self\.root\.load\(Ordering::Acquire\)/self.root.load(Ordering::Relaxed)/|loom:walked_nodes'
@@ -116,6 +117,7 @@ rows=(
 'nesting: no interval either|interval.rs|s/let is_own = held\.skips\(kept\.address\(\)\);/let is_own = false;/|it'
 'nesting: the next holder of a slot is not taken for oneself|open.rs|s/(Relaxed: published by the Release below\. Cleared[^\n]*\n\s+)slot\.thread\.store\(0, Ordering::Relaxed\);/$1/|loom:subscribing'
 'fork: the parent is not told in a child|list.rs|s/entry\.claim_release\(\);\n//|it'
+'fork: the intervals of the parent stay his|interval.rs|s/if self\.fork != shared\.fork\(\) \{/if false {/|it'
 )
 
 # What the core must do like the model of the repaired kernel, or better.

@@ -41,7 +41,7 @@ use std::ptr::null_mut;
 use crate::Range;
 use crate::interval::Kept;
 use crate::open::{Held, OpenChanges};
-use crate::sync::{Alive, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Alive, AtomicPtr, AtomicU64, AtomicUsize, Ordering, UnsafeCell};
 
 /// Entries of a node at most; and at least, but for the root.
 const MOST: usize = if cfg!(any(mmu_loom, mmu_shuttle, miri)) { 4 } else { 16 };
@@ -126,7 +126,8 @@ struct Batch {
     era: u64,
     nodes: Vec<*mut Node>,
     interval: Option<Kept>,
-    next: *mut Batch,
+    /// Written by who owns the batch exclusively.
+    next: UnsafeCell<*mut Batch>,
 }
 
 /// An edit on its way: nodes nobody knows yet, and nodes that go out with it.
@@ -370,7 +371,7 @@ impl Tree {
     pub(crate) fn retire_interval(&self, interval: Kept) {
         // AcqRel: as in `edit`.
         let era = self.era.fetch_add(1, Ordering::AcqRel);
-        self.retire(Batch { era, nodes: Vec::new(), interval: Some(interval), next: null_mut() });
+        self.retire(era, Vec::new(), Some(interval));
     }
 
     fn edit(&self, held: &Held<'_>, change: impl Fn(&mut Edit, *mut Node) -> *mut Node) {
@@ -383,7 +384,7 @@ impl Tree {
             if self.root.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 // AcqRel: behind the exchange, and before whatever is done to the nodes.
                 let era = self.era.fetch_add(1, Ordering::AcqRel);
-                self.retire(Batch { era, nodes: edit.replaced, interval: None, next: null_mut() });
+                self.retire(era, edit.replaced, None);
                 return;
             }
             for node in edit.fresh {
@@ -393,8 +394,9 @@ impl Tree {
         }
     }
 
-    fn retire(&self, batch: Batch) {
-        self.push(Box::into_raw(Box::new(batch)));
+    fn retire(&self, era: u64, nodes: Vec<*mut Node>, interval: Option<Kept>) {
+        let next = UnsafeCell::new(null_mut());
+        self.push(Box::into_raw(Box::new(Batch { era, nodes, interval, next })));
     }
 
     fn push(&self, batch: *mut Batch) {
@@ -403,7 +405,7 @@ impl Tree {
         let mut head = self.retired.load(Ordering::Relaxed);
         loop {
             // SAFETY: the batch is ours until the exchange publishes it.
-            unsafe { (&raw mut (*batch).next).write(head) };
+            unsafe { (*batch).next.with_mut(|next| *next = head) };
             // Release pairs with the Acquire in `collect`.
             match self.retired.compare_exchange_weak(head, batch, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
@@ -490,7 +492,7 @@ impl Iterator for Rest<'_> {
             return None;
         }
         // SAFETY: all of these were taken off the stack by who made this, and are nobody else's.
-        self.batch = unsafe { (&raw const (*batch).next).read() };
+        self.batch = unsafe { (*batch).next.with(|next| *next) };
         self.tree.retired_count.fetch_sub(1, Ordering::Relaxed);
         Some(batch)
     }
@@ -571,7 +573,8 @@ impl Drop for Tree {
                 // SAFETY: as in `collect`, and nobody walks.
                 unsafe { interval.free() };
             }
-            batch = owned.next;
+            // SAFETY: as above.
+            batch = owned.next.with(|next| unsafe { *next });
         }
     }
 }

@@ -1,6 +1,6 @@
 use mmu_notifier::{Abandoned, AddressSpace, Blocking, Caller, Change, Event};
 
-use crate::witness::{Log, PAGES, Witness, end_abandoned};
+use crate::witness::{Log, PAGES, Task, Witness, end_abandoned, meeting};
 
 const CHANGE: Change = Change::new(PAGES, Event::Unmap, Blocking::Allowed);
 
@@ -36,6 +36,27 @@ fn other_threads_changes_are_their_own() {
         });
     });
     assert!(space.end(&space.caller(), open));
+}
+
+#[test]
+fn a_change_that_another_thread_has_begun_to_end_is_not_abandoned() {
+    let log = Log::default();
+    let space = AddressSpace::new();
+    let (meeting, gate) = meeting();
+    let _a = space.subscribe(Witness::new("A", &log).on_end(move |_| meeting.stop()));
+    let mut open = Some(space.start(&space.caller(), CHANGE).unwrap());
+    let mut ends = None;
+    let found = end_abandoned(&space, &space.caller(), |_| {
+        // Between the look at the change and the take-over.
+        let (ending, open) = (space.clone(), open.take().expect("one change"));
+        ends = Some(Task::new(move || ending.end(&ending.caller(), open)));
+        gate.await_other();
+        true
+    });
+    assert_eq!(found, Abandoned::default(), "another thread is in its end");
+    gate.let_go();
+    assert!(ends.expect("asked about it").finish());
+    assert_eq!(log.take(), "A+ A-");
 }
 
 /// What a `siglongjmp` out of a callback does: the callback never returns, and the thread goes on elsewhere.

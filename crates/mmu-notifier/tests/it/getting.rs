@@ -1,12 +1,10 @@
 //! Subscribers that are shared.
 
 use std::convert::Infallible;
-use std::sync::mpsc::channel;
-use std::time::Duration;
 
 use mmu_notifier::{AddressSpace, Change, Event, Shared, Subscriber};
 
-use crate::witness::PAGES;
+use crate::witness::{Elsewhere, PAGES, Task, blocking};
 
 struct One;
 
@@ -19,33 +17,29 @@ fn get(space: &AddressSpace) -> Shared<One> {
     space.get(|| Ok::<_, Infallible>(One)).unwrap()
 }
 
+/// Another thread that gets a share, says so, and puts it; inside a change of its own, perhaps.
+fn getting(space: &AddressSpace, inside: bool) -> Task<()> {
+    let space = space.clone();
+    Task::new(move || {
+        if inside {
+            space.invalidate(PAGES, Event::Unmap, || drop(get(&space)));
+        } else {
+            drop(get(&space));
+        }
+    })
+}
+
 #[test]
 fn who_gets_what_another_is_just_subscribing_waits_as_well() {
-    let space = AddressSpace::new();
-    let (opened, is_open) = channel();
-    let (close, may_close) = channel::<()>();
-    let (got, has_got) = channel();
-    std::thread::scope(|scope| {
-        let space = &space;
-        scope.spawn(move || {
-            space.invalidate(PAGES, Event::Unmap, || {
-                opened.send(()).unwrap();
-                may_close.recv().unwrap();
-            });
+    for inside in [false, true] {
+        let space = AddressSpace::new();
+        let open = Elsewhere::open(&space, blocking(0x1000, 0x3000));
+        let tasks = [false, inside].map(|inside| {
+            let task = getting(&space, inside);
+            assert!(task.waits(), "a change is open that the subscriber was not told of");
+            task
         });
-        is_open.recv().unwrap();
-        for _ in 0..2 {
-            let got = got.clone();
-            scope.spawn(move || {
-                let share = get(space);
-                got.send(()).unwrap();
-                drop(share);
-            });
-            let early = has_got.recv_timeout(Duration::from_millis(50));
-            assert!(early.is_err(), "a change is open that the subscriber was not told of");
-        }
-        close.send(()).unwrap();
-        has_got.recv().unwrap();
-        has_got.recv().unwrap();
-    });
+        open.close();
+        tasks.into_iter().for_each(Task::finish);
+    }
 }

@@ -459,6 +459,21 @@ fn in_a_forked_child_there_are_none_and_the_parents_can_be_dropped() {
 }
 
 #[test]
+fn in_a_forked_child_that_has_none_the_parents_can_be_dropped() {
+    let log = Log::default();
+    let space = AddressSpace::new();
+    let parents = ["P", "Q"].map(|name| insert(&space, &log, name, PAGES));
+    forked(&space);
+    drop(parents);
+    assert_eq!(log.take(), "Px Qx");
+    change(&space, &log);
+    assert_eq!(log.take(), "*");
+    let _own = insert(&space, &log, "C", PAGES);
+    change(&space, &log);
+    assert_eq!(log.take(), "C+ *");
+}
+
+#[test]
 fn storms_of_intervals_and_changes_miss_nobody() {
     let space = AddressSpace::new();
     let rounds = if cfg!(miri) { 10 } else { 2000 };

@@ -1,11 +1,9 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use mmu_notifier::{AddressSpace, Blocking, Change, Event, Subscriber, Subscription};
 
-use crate::witness::{Log, PAGES, Witness, change, forked, space_with};
+use crate::witness::{Elsewhere, Log, PAGES, Task, Witness, blocking, change, forked, meeting, space_with};
 
 #[test]
 fn who_unsubscribes_is_released_once_and_told_nothing_more() {
@@ -46,62 +44,42 @@ fn who_comes_in_the_middle_of_a_change_gets_no_end_either() {
 
 #[test]
 fn subscribing_waits_for_changes_of_others_that_do_not_know_one() {
+    let log = Log::default();
     let space = AddressSpace::new();
-    let (opened, is_open) = channel();
-    let (close, may_close) = channel::<()>();
-    let (subscribed, has_subscribed) = channel();
-    std::thread::scope(|scope| {
-        let space = &space;
-        scope.spawn(move || {
-            space.invalidate(PAGES, Event::Unmap, || {
-                opened.send(()).unwrap();
-                may_close.recv().unwrap();
-            });
-        });
-        is_open.recv().unwrap();
-        scope.spawn(move || {
-            let _subscription = space.subscribe(Witness::new("A", &Log::default()));
-            subscribed.send(()).unwrap();
-        });
-        assert!(has_subscribed.recv_timeout(Duration::from_millis(50)).is_err(), "a change is still open");
-        // New changes know the newcomer; nobody waits for them.
-        space.invalidate(PAGES, Event::Clear, || ());
-        close.send(()).unwrap();
-        has_subscribed.recv().unwrap();
-    });
+    let open = Elsewhere::open(&space, blocking(0x1000, 0x3000));
+    let (other, other_log) = (space.clone(), log.clone());
+    let subscribing = Task::new(move || other.subscribe(Witness::new("A", &other_log)));
+    assert!(subscribing.waits(), "a change is still open");
+    // New changes know the newcomer; nobody waits for them.
+    change(&space, &log);
+    assert_eq!(log.take(), "A+ * A-");
+    open.close();
+    drop(subscribing.finish());
+    assert_eq!(log.take(), "A~", "and nothing of the first");
 }
 
 #[test]
 fn unsubscribing_waits_for_a_running_callback_and_not_for_an_open_change() {
     let log = Log::default();
     let space = AddressSpace::new();
-    let (entered, is_inside) = channel();
-    let (leave, may_leave) = channel::<()>();
-    let (entered, may_leave) = (Mutex::new(entered), Mutex::new(may_leave));
-    let slow = Witness::new("A", &log).on_start(move |_| {
-        entered.lock().unwrap().send(()).unwrap();
-        may_leave.lock().unwrap().recv().unwrap();
+    let (inside, callback) = meeting();
+    let (finish, middle) = meeting();
+    let subscription = space.subscribe(Witness::new("A", &log).on_start(move |_| inside.stop()));
+    let changing = space.clone();
+    let changing = Task::new(move || changing.invalidate(PAGES, Event::Unmap, || finish.stop()));
+    callback.await_other();
+    let dropping = log.clone();
+    let dropping = Task::new(move || {
+        drop(subscription);
+        dropping.add("dropped");
     });
-    let subscription = space.subscribe(slow);
-    let (finish, may_finish) = channel::<()>();
-    let (dropped, has_dropped) = channel();
-    std::thread::scope(|scope| {
-        let (space, log) = (&space, log.clone());
-        scope.spawn(move || space.invalidate(PAGES, Event::Unmap, || may_finish.recv().unwrap()));
-        is_inside.recv().unwrap();
-        let dropping = log.clone();
-        scope.spawn(move || {
-            drop(subscription);
-            dropping.add("dropped");
-            dropped.send(()).unwrap();
-        });
-        assert!(has_dropped.recv_timeout(Duration::from_millis(50)).is_err(), "its callback is running");
-        leave.send(()).unwrap();
-        // The change itself is still open, and stays so.
-        has_dropped.recv_timeout(Duration::from_secs(20)).expect("does not wait for the change");
-        finish.send(()).unwrap();
-        drop(log);
-    });
+    assert!(dropping.waits(), "its callback is running");
+    callback.let_go();
+    // The change itself is still open, and stays so.
+    middle.await_other();
+    dropping.finish();
+    middle.let_go();
+    changing.finish();
     assert_eq!(log.take(), "A+ A~ dropped");
 }
 

@@ -66,9 +66,10 @@ impl Page {
 
     /// What a change does in its middle: the memory goes, and nobody can reach it.
     fn replace(&self, by: usize) {
+        assert_eq!(*self.mirror.lock().unwrap(), None, "live inside an open change");
+        // Behind the lock, which must not be what orders this and a reader.
         self.memory.take_away();
         self.table.store(by, Relaxed);
-        assert_eq!(*self.mirror.lock().unwrap(), None, "live inside an open change");
     }
 
     /// Reads under the protocol, and uses what is installed.
@@ -220,6 +221,43 @@ fn walked_nodes_are_not_freed_when_nodes_join() {
     });
 }
 
+/// The same by who inserts, who waits for nobody.
+#[test]
+fn walked_nodes_are_not_freed_by_who_inserts() {
+    explore(|| {
+        let space = space();
+        let (page, other) = (Page::new(), Page::new());
+        let (stays, _) = mirror(&space, &page, PAGES);
+        let changing = {
+            let space = space.clone();
+            thread::spawn(move || space.invalidate(PAGES, Event::Clear, || ()))
+        };
+        let (comes, _) = mirror(&space, &other, Range::new(0x5000, 0x6000).unwrap());
+        changing.join().unwrap();
+        assert_eq!(page.told.load(Relaxed), 1);
+        drop((stays, comes));
+    });
+}
+
+/// The same in a slot that was used before, in which another era was on record.
+#[test]
+fn walked_nodes_are_not_freed_when_a_slot_is_used_again() {
+    explore(|| {
+        let space = space();
+        let (page, other) = (Page::new(), Page::new());
+        let (stays, _) = mirror(&space, &page, PAGES);
+        space.invalidate(PAGES, Event::Clear, || ());
+        let changing = {
+            let space = space.clone();
+            thread::spawn(move || space.invalidate(PAGES, Event::Clear, || ()))
+        };
+        let (comes, _) = mirror(&space, &other, Range::new(0x5000, 0x6000).unwrap());
+        changing.join().unwrap();
+        assert_eq!(page.told.load(Relaxed), 2);
+        drop((stays, comes));
+    });
+}
+
 /// Two who insert at the same time are both found.
 #[test]
 fn nobody_is_lost_when_two_insert() {
@@ -304,9 +342,10 @@ fn nothing_stale_is_read_by_who_started_a_change_that_another_ends() {
 fn nothing_stale_is_live_when_a_slot_is_used_again() {
     explore_with(3, || {
         let space = space();
-        space.invalidate(Range::new(0x8000, 0x9000).unwrap(), Event::Clear, || ());
         let page = Page::new();
         let (interval, _) = mirror(&space, &page, PAGES);
+        // The same slot, for what no reader waits for. Somebody is there, or it would not be on record.
+        space.invalidate(Range::new(0x8000, 0x9000).unwrap(), Event::Clear, || ());
         let changing = change(&space, &page, 1);
         page.read(&interval);
         changing.join().unwrap();

@@ -149,6 +149,23 @@ fn nobody_is_told_to_flush_after_unsubscribing() {
     });
 }
 
+/// A list that is walked is not freed by who comes, who waits for nobody.
+#[test]
+fn a_list_that_is_asked_about_age_is_not_freed_by_who_comes() {
+    explore(|| {
+        let space = space();
+        let states = [Arc::new(Watched::default()), Arc::new(Watched::default())];
+        let stays = space.subscribe_aging(Touched(states[0].clone()));
+        let asking = {
+            let space = space.clone();
+            thread::spawn(move || space.clear_young(PAGES))
+        };
+        let comes = space.subscribe_aging(Touched(states[1].clone()));
+        asking.join().unwrap();
+        drop((stays, comes));
+    });
+}
+
 /// A ticket is found by whoever ends the change, also while its subscriber leaves.
 #[test]
 fn a_ticket_is_handed_over_with_its_change() {

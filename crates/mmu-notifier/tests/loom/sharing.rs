@@ -104,6 +104,24 @@ fn who_gets_while_another_gets_and_puts_has_one() {
     });
 }
 
+/// The same while another thread replaces the list, and has not retired the old one yet.
+#[test]
+fn who_was_put_is_gone_after_synchronizing_whoever_retires_it() {
+    explore(|| {
+        let space = space();
+        let witnesses = [Witness::new(), Witness::new()];
+        let last = get(&space, &witnesses[0]);
+        let coming = {
+            let (space, witness) = (space.clone(), witnesses[1].clone());
+            thread::spawn(move || space.subscribe(Told(witness)))
+        };
+        drop(last);
+        assert!(space.synchronize());
+        witnesses[0].state.take_away();
+        drop(coming.join().unwrap());
+    });
+}
+
 /// The same while another thread comes, and frees what it finds.
 #[test]
 fn who_was_put_is_gone_after_synchronizing_whoever_frees_it() {
