@@ -26,4 +26,5 @@ else
     echo "SKIPPED: clippy is not installed"
 fi
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --quiet
+step ci/mutations.sh check
 step cargo test --workspace
