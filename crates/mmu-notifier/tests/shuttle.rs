@@ -1,6 +1,8 @@
 //! More threads than loom can do, in random schedules and in those that PCT picks: `ci/shuttle.sh`. Sequentially
 //! consistent: what needs a fence is loom's.
 #![cfg(mmu_shuttle)]
+// UNSAFETY: says which of shuttle's threads is calling.
+#![expect(unsafe_code)]
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -27,8 +29,7 @@ fn caller() -> Caller {
         if me.get() == 0 {
             me.set(THREADS.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         }
-        // Some share a home, as threads of a large program do.
-        // SAFETY: a number that no other thread has.
+        // SAFETY: a number that no other thread has. Some share a home, as threads of a large program do.
         unsafe { Caller::new(me.get(), me.get() as usize % 3) }
     })
 }
