@@ -64,6 +64,8 @@ mutations=(
 'intervals||WITHOUT_REMOVE_WAIT|a remover waits for overlapping starts'
 'intervals||WITHOUT_ERAS|trees that are walked are not freed'
 'intervals||ERA_AFTER_ROOT|the era goes on record before the root is loaded'
+'intervals|-DCHANGES=1 -DTRIES=1 -DROOM=4|ERA_AFTER_LIST|the era goes on record before the list'
+'intervals|-DCHANGES=1 -DTRIES=1 -DROOM=4|ERA_UNTIL_WALK|the era stays on record until the callbacks have returned'
 'intervals|-DCHANGES=1 -DTRIES=1 -DROOM=4|WITHOUT_UNKNOWN_RANGE|a range that is not on record yet may be any'
 'intervals|-DTRIES=1 -DROOM=4|WITHOUT_CLEARING_LIST|clearing the list, and with it the range, when a slot is freed'
 'intervals|-DTRIES=1 -DROOM=4|WITHOUT_RELEASE_OF_LIST|release of the list behind the range'

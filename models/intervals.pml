@@ -61,15 +61,19 @@ byte since[TREES];
 inline lock() { atomic { memory[LOCK] == 0 && !reserved[LOCK] -> memory[LOCK] = 1 } }
 inline unlock() { store_release(LOCK, 0) }
 
-/* The era goes on record before the root is loaded. */
+/* The era goes on record before the root is loaded, and before the list: who has a list on record and no era walks no
+ * tree. */
+inline enter() {
+    load(era, CLOCK);
+    store_release(ERA(slot), era)
+}
+
 inline find_tree(found) {
 #ifdef ERA_AFTER_ROOT
     load(found, ROOT);
-    load(era, CLOCK);
-    store_release(ERA(slot), era)
+    enter()
 #else
-    load(era, CLOCK);
-    store_release(ERA(slot), era);
+    enter();
     load(found, ROOT)
 #endif
 }
@@ -116,10 +120,25 @@ proctype changer(byte me) {
             /* Nobody to tell: the range is not on record either. */
             skip
         :: else ->
+#ifdef ERA_AFTER_ROOT
+            load(tree, ROOT);
+            enter();
             walks(0);
-            find_tree(tree);
+#else
+#ifdef ERA_AFTER_LIST
+            walks(0);
+            enter();
+#else
+            enter();
+            walks(0);
+#endif
+            load(tree, ROOT);
+#endif
             atomic { alive(tree); is_in = has_it[tree] && pages == ITS }
         fi;
+#ifdef ERA_UNTIL_WALK
+        store_release(ERA(slot), 0);
+#endif
         if
         :: is_in ->
             load(gone, GONE);
@@ -130,13 +149,13 @@ proctype changer(byte me) {
         :: else
         fi;
         if
+        :: era != 0 -> atomic { alive(tree); era = 0 }; store_release(ERA(slot), 0)
+        :: else
+        fi;
+        if
         :: refused ->
             ending()
         :: else ->
-            if
-            :: tree != 0 -> store_release(ERA(slot), NO_ERA)
-            :: else
-            fi;
             changing();
             if
             :: pages == ITS -> atomic { changes_pages = 1; assert(!usable) }
@@ -189,10 +208,12 @@ inline collect_trees() {
     do
     :: i < SLOTS ->
         load(st, STATE(i));
+        load(li, LIST(i));
         load(ra, ERA(i));
         if
 #ifndef WITHOUT_ERAS
-        :: (phase_of(st) == Starting || phase_of(st) == Editing) && ra < oldest_era -> oldest_era = ra
+        :: (phase_of(st) == Starting || phase_of(st) == Editing) && !(li != 0 && ra == 0) && ra < oldest_era ->
+            oldest_era = ra
 #endif
         :: else
         fi;
@@ -210,7 +231,7 @@ inline collect_trees() {
             new++
         :: else -> break
         od;
-        new = 0; i = 0; st = 0; ra = 0; oldest_era = 0
+        new = 0; i = 0; st = 0; li = 0; ra = 0; oldest_era = 0
     }
 }
 
