@@ -1,9 +1,12 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use mmu_notifier::{AddressSpace, Blocking, Change, Event, Subscriber, Subscription};
 
 use crate::witness::{Elsewhere, Log, PAGES, Task, Witness, blocking, change, forked, meeting, space_with};
+
+const CHANGE: Change = Change::new(PAGES, Event::ProtectionPage, Blocking::Allowed);
 
 #[test]
 fn who_unsubscribes_is_released_once_and_told_nothing_more() {
@@ -180,7 +183,7 @@ fn a_forked_child_starts_empty() {
     let log = Log::default();
     let (space, subscriptions) = space_with(&log, &["A"]);
     let caller = space.caller();
-    let open = space.start(&caller, Change::new(PAGES, Event::ProtectionPage, Blocking::Allowed)).unwrap();
+    let open = space.start(&caller, CHANGE).unwrap();
     assert_eq!(log.take(), "A+");
     forked(&space);
     assert!(!space.end(&caller, open), "the change was the parent's");
@@ -190,6 +193,21 @@ fn a_forked_child_starts_empty() {
     change(&space, &log);
     assert_eq!(log.take(), "B+ * B-");
     std::mem::forget(subscriptions);
+}
+
+#[test]
+fn what_the_parent_had_begun_is_not_ended_in_the_child() {
+    let log = Log::default();
+    let (space, _parents) = space_with(&log, &["A", "B"]);
+    let _parents_change = space.start(&space.caller(), CHANGE).unwrap();
+    forked(&space);
+    log.take();
+    let _own = [
+        space.subscribe(Witness::new("C", &log)),
+        space.subscribe(Witness::new("D", &log).on_start(|_| panic!("no"))),
+    ];
+    assert!(catch_unwind(AssertUnwindSafe(|| change(&space, &log))).is_err());
+    assert_eq!(log.take(), "D+", "who panicked has not started, and who was not asked neither");
 }
 
 #[test]

@@ -150,6 +150,29 @@ fn who_inserts_is_told_or_waits() {
     });
 }
 
+/// The same for a change that nobody hears of.
+#[test]
+fn who_inserts_waits_for_an_unheard_change() {
+    explore(|| {
+        let space = space();
+        let page = Page::new();
+        let changing = {
+            let (space, page) = (space.clone(), page.clone());
+            thread::spawn(move || {
+                if let Some(open) = space.start_unheard(&space.caller(), &CHANGE) {
+                    page.replace(1);
+                    space.end_unheard(open);
+                }
+            })
+        };
+        let (interval, _) = mirror(&space, &page, PAGES);
+        page.read(&interval);
+        changing.join().unwrap();
+        page.check();
+        drop(interval);
+    });
+}
+
 /// G5 for intervals: when the drop has returned, no callback runs or will run, and nobody looks at the interval.
 #[test]
 fn no_callback_after_removing() {
@@ -309,6 +332,30 @@ fn nothing_stale_is_live_inside_a_change_that_has_ends() {
         changing.join().unwrap();
         page.check();
         assert_eq!(witness.told(), (1, 1));
+        drop((interval, subscription));
+    });
+}
+
+/// The same when the change is started and ended in two calls.
+#[test]
+fn nothing_stale_is_live_inside_a_change_that_is_left_open() {
+    explore_with(3, || {
+        let space = space();
+        let subscription = space.subscribe(crate::Told(crate::Witness::new()));
+        let page = Page::new();
+        let (interval, _) = mirror(&space, &page, PAGES);
+        let changing = {
+            let (space, page) = (space.clone(), page.clone());
+            thread::spawn(move || {
+                let caller = space.caller();
+                let open = space.start(&caller, CHANGE).unwrap();
+                page.replace(1);
+                assert!(space.end(&caller, open));
+            })
+        };
+        page.read(&interval);
+        changing.join().unwrap();
+        page.check();
         drop((interval, subscription));
     });
 }

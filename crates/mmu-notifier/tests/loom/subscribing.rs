@@ -5,7 +5,7 @@ use loom::sync::atomic::{AtomicUsize, Ordering::*};
 use loom::thread;
 use mmu_notifier::Event;
 
-use crate::{CHANGE, PAGES, Told, Witness, explore, space};
+use crate::{CHANGE, PAGES, Told, Watched, Witness, explore, space};
 
 /// G4: a change that is open when `subscribe` has returned is known to the subscriber.
 #[test]
@@ -30,6 +30,28 @@ fn no_unknown_change_is_open_after_subscribing() {
         changing.join().unwrap();
         let (starts, ends) = witness.told();
         assert_eq!(starts, ends);
+        drop(subscription);
+    });
+}
+
+/// The same for a change that nobody hears of: it is over then, and what it did has happened.
+#[test]
+fn no_unheard_change_is_open_after_subscribing() {
+    explore(|| {
+        let space = space();
+        let pages = Arc::new(Watched::default());
+        let changing = {
+            let (space, pages) = (space.clone(), pages.clone());
+            thread::spawn(move || {
+                if let Some(open) = space.start_unheard(&space.caller(), &CHANGE) {
+                    pages.take_away();
+                    space.end_unheard(open);
+                }
+            })
+        };
+        let subscription = space.subscribe(Told(Witness::new()));
+        pages.take_away();
+        changing.join().unwrap();
         drop(subscription);
     });
 }
