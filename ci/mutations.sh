@@ -20,6 +20,8 @@ rows=(
 # Exactly one end.
 'G1 ends after a refusal|invalidation.rs|s/(held\.ending\(\);\n\s+)self\.end_special\(held, &held\.change\(\)\);(\n\s+if let Some\(panic\))/$1self.forget(held);$2/|it'
 'G1 ends after a panic in the change|invalidation.rs|s/(fn drop\(&mut self\) \{\n\s+)self\.end_once\(\);/$1/|it'
+'G1 ends after a panic in a change of one frame|invalidation.rs|s/self\.space\.end_unwinding\(self\.held\);/let _ = self.space;/|it'
+'G1 a change that nobody hears of is over after a panic|invalidation.rs|s/self\.held\.leave_unheard\(\);/let _ = self.held;/|it'
 'G1 the other ends after a panic in a callback|invalidation.rs|s/while catch_unwind\(.*?\)\.is_err\(\) \{\}//|it'
 'G1 the other ends after one more panic|invalidation.rs|s/while (catch_unwind\(.*?\))\.is_err\(\) \{\}/let _ = $1;/|it'
 'G1 an end that was jumped out of is not called again|invalidation.rs|s/(is not called again\.\n)\s+held\.set_progress\(\*progress\);/$1/|it'
