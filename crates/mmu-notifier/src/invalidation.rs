@@ -354,7 +354,6 @@ impl AddressSpace {
         }
         forget(called);
         held.set_calling(0);
-        held.set_progress(Progress::default());
         held.leave();
     }
 
@@ -380,7 +379,6 @@ impl AddressSpace {
     /// All callbacks have returned, and the change is over.
     fn forget(&self, held: Held<'_>) {
         held.set_calling(0);
-        held.set_progress(Progress::default());
         self.shared.open.free(held);
     }
 

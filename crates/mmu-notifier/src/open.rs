@@ -70,8 +70,9 @@ pub(crate) struct Held<'a> {
 }
 
 /// How many subscribers of the list, in its order, have been called: whose start has returned, in the low half, and whose
-/// end has begun, in the high half.
-#[derive(Clone, Copy, Debug, Default)]
+/// end has begun, in the high half. When a change is over the two are equal, so that nobody is to be ended in the next use
+/// of the slot, until the first start of that has returned.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress(u32);
 
 impl Progress {
@@ -685,7 +686,6 @@ impl Held<'_> {
         Progress(self.slot.progress.load(Ordering::Relaxed))
     }
 
-    /// [`Progress::default`] before the slot is free again.
     #[inline(always)]
     pub(crate) fn set_progress(&self, progress: Progress) {
         self.slot.progress.store(progress.0, Ordering::Relaxed);

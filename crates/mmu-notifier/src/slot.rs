@@ -123,8 +123,7 @@ pub(crate) struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
     what: AtomicU32,
-    /// Subscribers of the list whose start has returned (low half), and those whose end has been called (high half). 0
-    /// in a free slot.
+    /// See [`Progress`](crate::open::Progress).
     pub(crate) progress: AtomicU32,
     /// The subscriber that the holder is calling, 0 if none.
     pub(crate) calling: AtomicUsize,
