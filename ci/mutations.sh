@@ -128,8 +128,9 @@ rows=(
 'nesting: nobody is called inside his own callback|invalidation.rs|s/if special && held\.skips/if false \&\& held.skips/|it'
 'nesting: no interval either|interval.rs|s/let is_own = held\.skips\(kept\.address\(\)\);/let is_own = false;/|it'
 'nesting: the next holder of a slot is not taken for oneself|open.rs|s/(Relaxed: published by the Release below\. Cleared[^\n]*\n\s+)slot\.thread\.store\(0, Ordering::Relaxed\);/$1/|loom:subscribing'
+'fork: tickets of the parent are stale|interval.rs|s/self\.is_of_the_parent\(\) \|\| ticket/ticket/|it'
 'fork: the parent is not told in a child|list.rs|s/entry\.claim_release\(\);\n//|it'
-'fork: the intervals of the parent stay his|interval.rs|s/if self\.fork != shared\.fork\(\) \{/if false {/|it'
+'fork: the intervals of the parent stay his|interval.rs|s/if self\.is_of_the_parent\(\) \{/if false {/|it'
 'fork: a slot forgets how far the parent came|open.rs|s/slot\.progress\.store\(0, Ordering::Relaxed\);//|it'
 )
 

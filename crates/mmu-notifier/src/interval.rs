@@ -401,6 +401,11 @@ impl IntervalSubscription {
         unsafe { self.kept.get() }
     }
 
+    /// Whether this process was forked after the insertion: then it is in no tree of it.
+    fn is_of_the_parent(&self) -> bool {
+        self.fork != self.space.shared.fork()
+    }
+
     /// The range, as given to [`insert`](AddressSpace::insert).
     pub fn range(&self) -> Range {
         self.interval().range
@@ -435,19 +440,19 @@ impl IntervalSubscription {
     /// Whether a change came since the ticket was taken, so that what was read must not be installed.
     ///
     /// To be asked under the lock that the subscriber's `invalidate` takes. Without it, true is reliable, and false a
-    /// hint.
+    /// hint. In a [forked](AddressSpace::forked) child, where the parent's intervals hear of nothing, always true of these.
     #[doc(alias = "mmu_interval_read_retry")]
     #[doc(alias = "mmu_interval_check_retry")]
     pub fn is_stale(&self, ticket: &Ticket) -> bool {
-        // Relaxed: the lock orders it, see the module documentation.
-        ticket.sequence != Some(self.interval().sequence.load(Ordering::Relaxed))
+        // Relaxed: the lock orders it, see the module documentation. In a forked child nobody tells the parent's intervals.
+        self.is_of_the_parent() || ticket.sequence != Some(self.interval().sequence.load(Ordering::Relaxed))
     }
 }
 
 impl Drop for IntervalSubscription {
     fn drop(&mut self) {
         let shared = &self.space.shared;
-        if self.fork != shared.fork() {
+        if self.is_of_the_parent() {
             // It is the parent's: in the child it is in no tree, and nobody walks.
             // SAFETY: see above; the owner drops its subscription once.
             unsafe { self.kept.free() };

@@ -459,6 +459,17 @@ fn in_a_forked_child_there_are_none_and_the_parents_can_be_dropped() {
 }
 
 #[test]
+fn in_a_forked_child_the_parents_tickets_are_stale() {
+    let space = AddressSpace::new();
+    let interval = insert(&space, &Log::default(), "P", PAGES);
+    let before = interval.read();
+    assert!(!interval.is_stale(&before));
+    forked(&space);
+    assert!(interval.is_stale(&before), "nobody will say when it is");
+    assert!(interval.is_stale(&interval.read()));
+}
+
+#[test]
 fn in_a_forked_child_that_has_none_the_parents_can_be_dropped() {
     let log = Log::default();
     let space = AddressSpace::new();
