@@ -102,20 +102,43 @@ pub enum Blocking {
 }
 
 /// A change of the address space: which pages, why, whose, and whether there is time to wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[doc(alias = "mmu_notifier_range")]
 pub struct Change {
     range: Range,
-    event: Event,
-    blocking: Blocking,
     owner: usize,
+    what: What,
+}
+
+/// All of a change but the range and the owner, in one word, as that is written down for each: the event times 4, whether
+/// there is an owner, and whether there is time to wait.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct What(pub(crate) u32);
+
+impl What {
+    const MAY_WAIT: u32 = 1;
+    const OWNED: u32 = 2;
+    const EVENT: u32 = 4;
+
+    pub(crate) const fn is_owned(self) -> bool {
+        self.0 & What::OWNED != 0
+    }
 }
 
 impl Change {
     /// A change of `range` because of `event`, of no owner.
     #[doc(alias = "mmu_notifier_range_init")]
     pub const fn new(range: Range, event: Event, blocking: Blocking) -> Change {
-        Change { range, event, blocking, owner: 0 }
+        let may_wait = matches!(blocking, Blocking::Allowed) as u32 * What::MAY_WAIT;
+        Change { range, owner: 0, what: What((event as u32 * What::EVENT) | may_wait) }
+    }
+
+    pub(crate) const fn from_parts(range: Range, what: What, owner: usize) -> Change {
+        Change { range, owner, what }
+    }
+
+    pub(crate) const fn what(&self) -> What {
+        self.what
     }
 
     /// The same change, made by or for `owner`: any number that tells owners apart, as the address of a device; 0 is
@@ -134,7 +157,8 @@ impl Change {
     /// ```
     #[doc(alias = "mmu_notifier_range_init_owner")]
     pub const fn with_owner(self, owner: usize) -> Change {
-        Change { owner, ..self }
+        let owned = (owner != 0) as u32 * What::OWNED;
+        Change { owner, what: What((self.what.0 & !What::OWNED) | owned), ..self }
     }
 
     /// The addresses that change.
@@ -144,16 +168,27 @@ impl Change {
 
     /// Why they change.
     pub const fn event(&self) -> Event {
-        self.event
+        Event::from_number(self.what.0 / What::EVENT)
     }
 
     /// Whether the subscriber may wait.
     pub const fn blocking(&self) -> Blocking {
-        self.blocking
+        if self.what.0 & What::MAY_WAIT != 0 { Blocking::Allowed } else { Blocking::Forbidden }
     }
 
     /// Who makes the change, 0 if nobody says so.
     pub const fn owner(&self) -> usize {
         self.owner
+    }
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Change")
+            .field("range", &self.range)
+            .field("event", &self.event())
+            .field("blocking", &self.blocking())
+            .field("owner", &self.owner)
+            .finish()
     }
 }

@@ -202,11 +202,9 @@ impl AddressSpace {
         if !shared.tree.is_empty() || shared.is_timed(held) {
             return self.start_special(held, change).map(|held| self.started(held));
         }
-        if shared.list.is_empty() {
+        let Some(entries) = shared.list.walk_with(held, change) else {
             return Some(Started { held, entries: &[], special: false });
-        }
-        held.write(change);
-        let entries = shared.list.walk(held);
+        };
         if !self.start_plain(held, entries, change) {
             self.stop(held, None);
             return None;

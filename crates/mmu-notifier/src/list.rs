@@ -16,7 +16,7 @@
 
 use std::any::{Any, TypeId};
 use std::fmt;
-use std::hint::unreachable_unchecked;
+use std::hint::{assert_unchecked, unreachable_unchecked};
 use std::time::Duration;
 
 use crate::aging::Aging;
@@ -263,7 +263,7 @@ impl Published {
         self.current.load(Ordering::Relaxed).is_null()
     }
 
-    /// Finds the list in force for a change that has just been put on record, and records it.
+    /// Finds the list in force for who has just gone on record, and records it.
     #[inline]
     pub(crate) fn walk<'a>(&self, held: Held<'a>) -> &'a [Arc<Entry>] {
         debug_assert!(held.slot.list().is_none(), "on record with another list: this one may be freed");
@@ -271,6 +271,23 @@ impl Published {
         let list = self.current.load(Ordering::Acquire);
         held.walks(list as usize);
         Self::entries(list, held)
+    }
+
+    /// The same for a change that goes on record with it, if there is anybody on the list.
+    #[inline(always)]
+    pub(crate) fn walk_with<'a>(&self, held: Held<'a>, change: &Change) -> Option<&'a [Arc<Entry>]> {
+        debug_assert!(held.slot.list().is_none(), "on record with another list: this one may be freed");
+        // Acquire: as in `walk`.
+        let list = self.current.load(Ordering::Acquire);
+        if list.is_null() {
+            return None;
+        }
+        held.write(change);
+        held.walks(list as usize);
+        let entries = Self::entries(list, held);
+        // SAFETY: instead of an empty list, `replace` publishes none.
+        unsafe { assert_unchecked(!entries.is_empty()) };
+        Some(entries)
     }
 
     /// The list that a change found when it was put on record.

@@ -46,7 +46,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use crate::caller::Caller;
-use crate::slot::{HOMES, Nesting, Phase, SLOTS, Slot, Slots, State, WAYS, count};
+use crate::slot::{HOMES, Nesting, Phase, SLOTS, Slot, Slots, State, UseBits, WAYS, count};
 use crate::stall::Patience;
 use crate::sync::{AtomicUsize, Ordering, fence, fence_after_rmw};
 use crate::{Change, Event, Range};
@@ -137,25 +137,32 @@ impl OpenChanges {
     pub(crate) const BYTES: usize = SLOTS * size_of::<Slot>();
 
     pub(crate) fn new() -> OpenChanges {
-        OpenChanges { slots: Slots::new(), used: AtomicUsize::new(1), away: AtomicUsize::new(0) }
+        OpenChanges {
+            slots: Slots::new(),
+            used: AtomicUsize::new(usize::from(cfg!(mmu_loom))),
+            away: AtomicUsize::new(0),
+        }
     }
 
     /// Takes a slot; `None` if all are in use.
     pub(crate) fn claim(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
+        self.use_home(caller.home() % HOMES);
         self.claim_at_home(caller, phase).or_else(|| self.claim_anywhere(*caller, phase))
     }
 
-    /// Takes the first slot of the caller's home, if the caller has nothing open and the slot is free.
+    /// Takes the first slot of the caller's home, if that is in use, the caller has nothing open and the slot is free. Calls
+    /// nothing, so that who calls this needs to save no registers.
     #[inline(always)]
     pub(crate) fn claim_at_home(&self, caller: &Caller, phase: Phase) -> Option<Held<'_>> {
         let home = caller.home() % HOMES;
         let slot = &self.slots[home * WAYS];
-        // Relaxed, both: the calling thread sees at least what it holds itself; the exchange checks the state.
+        // Relaxed: the calling thread sees at least what it holds itself; the exchange checks the state.
         let free = State(slot.state.load(Ordering::Relaxed));
-        if !free.is_free() || slot.nested.load(Ordering::Relaxed) > 0 {
+        // Acquire pairs with the Release in `use_home`.
+        if !free.is_free() || slot.nested.load(Ordering::Acquire) != 1 {
             return None;
         }
-        self.claim_slot(caller, phase, slot, free, home)
+        Self::claim_slot(caller, phase, slot, free)
     }
 
     /// Ends a change that has nobody to call and is not nested, in the thread that started it: from `Changing` to
@@ -182,12 +189,13 @@ impl OpenChanges {
             if !free.is_free() {
                 continue;
             }
+            self.use_home(index / WAYS);
             // The callbacks that this thread is in. Before the claim, as the slot itself is none of them.
             let mut busy = self.callbacks_of(&caller);
             let first = busy.next();
             // Before the claim: a thread that jumps away behind it has to find the slot.
             self.count_in(index, home);
-            let Some(held) = self.claim_slot(&caller, phase, slot, free, index / WAYS) else {
+            let Some(held) = Self::claim_slot(&caller, phase, slot, free) else {
                 self.count_out(index, home);
                 continue;
             };
@@ -198,20 +206,9 @@ impl OpenChanges {
         None
     }
 
-    /// Takes a slot of `home` that was found `free`, unless somebody is faster.
+    /// Takes a slot that was found `free`, unless somebody is faster. Its home is in use.
     #[inline(always)]
-    fn claim_slot<'a>(
-        &self,
-        caller: &Caller,
-        phase: Phase,
-        slot: &'a Slot,
-        free: State,
-        home: usize,
-    ) -> Option<Held<'a>> {
-        // Relaxed: only grows, and a scan that misses it has fenced before the claim below.
-        if home >= self.used.load(Ordering::Relaxed) {
-            self.use_home(home);
-        }
+    fn claim_slot<'a>(caller: &Caller, phase: Phase, slot: &'a Slot, free: State) -> Option<Held<'a>> {
         let state = free.next();
         // Acquire pairs with the Release in `free`: the fields of the last use are over.
         let claimed = state.in_phase(phase).0;
@@ -225,9 +222,18 @@ impl OpenChanges {
         Some(Held { slot, state })
     }
 
+    /// Lets others look at the slots of `home` from now on.
     #[cold]
     fn use_home(&self, home: usize) {
-        self.used.fetch_max(home + 1, Ordering::Relaxed);
+        let nested = &self.slots[home * WAYS].nested;
+        // Acquire pairs with the Release below.
+        if nested.load(Ordering::Acquire) == 0 {
+            // Relaxed: only grows. A scan that misses it has fenced before the fence of the claim that follows, in whichever
+            // thread, and so that claim comes behind the scan.
+            self.used.fetch_max(home + 1, Ordering::Relaxed);
+            // Release pairs with the Acquire above and in `claim_at_home`: whoever takes a slot here knows `used`.
+            let _ = nested.compare_exchange(0, 1, Ordering::Release, Ordering::Relaxed);
+        }
     }
 
     /// Takes a change out of phase `Changing` into `Ending`, if there is anybody to call; `None` if it has been ended
@@ -287,6 +293,7 @@ impl OpenChanges {
 
     /// A thread of `home` holds the slot at `index`.
     fn count_in(&self, index: usize, home: usize) {
+        self.use_home(home);
         // Relaxed, both: only the calling thread has to see it.
         if index != home * WAYS {
             self.slots[home * WAYS].nested.fetch_add(1, Ordering::Relaxed);
@@ -324,7 +331,7 @@ impl OpenChanges {
     pub(crate) fn may_have_open(&self, caller: &Caller) -> bool {
         let first = &self.slots[caller.home() % HOMES * WAYS];
         // Relaxed, both: the calling thread sees at least what it holds itself.
-        !State(first.state.load(Ordering::Relaxed)).is_free() || first.nested.load(Ordering::Relaxed) > 0
+        !State(first.state.load(Ordering::Relaxed)).is_free() || first.nested.load(Ordering::Relaxed) > 1
     }
 
     /// The slots that the calling thread holds, in any phase.
@@ -562,8 +569,8 @@ impl OpenChanges {
                 slot.forget_nesting();
                 slot.state.store(now.in_phase(Phase::Free).0, Ordering::Relaxed);
             }
-            if slot.nested.load(Ordering::Relaxed) > 0 {
-                slot.nested.store(0, Ordering::Relaxed);
+            if slot.nested.load(Ordering::Relaxed) > 1 {
+                slot.nested.store(1, Ordering::Relaxed);
             }
         }
         self.away.store(0, Ordering::Relaxed);
@@ -596,10 +603,10 @@ impl Held<'_> {
         (self.slot.state.load(Ordering::Relaxed) == self.in_phase(Phase::Changing)).then_some(self)
     }
 
-    /// How often the slot was used.
-    #[inline]
-    pub(crate) fn sequence(&self) -> u64 {
-        self.state.sequence()
+    /// Whether the number of this use of the slot has none of these bits.
+    #[inline(always)]
+    pub(crate) fn is_use_without(&self, bits: UseBits) -> bool {
+        bits.is_disjoint(self.state)
     }
 
     /// Makes the slot free, on which nothing is on record but who holds it.

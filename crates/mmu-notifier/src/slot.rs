@@ -8,8 +8,9 @@ use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
+use crate::event::What;
 use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use crate::{Blocking, Change, Event, Range};
+use crate::{Change, Event, Range};
 
 /// Open changes of one home: nested ones, and a neighbour's when its own set is full.
 pub(crate) const WAYS: usize = if cfg!(mmu_loom) { 2 } else { 4 };
@@ -106,6 +107,21 @@ impl State {
     }
 }
 
+/// Some bits of the number of a use, where they are in a [`State`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UseBits(u64);
+
+impl UseBits {
+    pub(crate) const fn new(bits: u64) -> UseBits {
+        UseBits(bits << 3)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is_disjoint(self, state: State) -> bool {
+        self.0 & state.0 == 0
+    }
+}
+
 /// What is on record of one holder. No two share a cache line, nor a pair of them that is fetched together.
 #[derive(Debug)]
 #[repr(C, align(256))]
@@ -129,7 +145,8 @@ pub(crate) struct Slot {
     pub(crate) calling: AtomicUsize,
 
     // The second line: looked at, and counted in.
-    /// In the first slot of a home: how many others are held by threads of this home.
+    /// In the first slot of a home: 0 if the home was never used, else 1 more than other slots are held by threads of this
+    /// home.
     pub(crate) nested: AtomicU32,
     /// See [`Nesting`]. 0 in a free slot.
     nesting: AtomicU32,
@@ -284,7 +301,7 @@ mod memory {
                 what: AtomicU32::new(0),
                 progress: AtomicU32::new(0),
                 calling: AtomicUsize::new(0),
-                nested: AtomicU32::new(0),
+                nested: AtomicU32::new(u32::from(cfg!(mmu_loom))),
                 nesting: AtomicU32::new(0),
                 owner: AtomicUsize::new(0),
                 era: AtomicU64::new(0),
@@ -325,11 +342,8 @@ impl Slot {
         // Relaxed, all: `list`, or a later phase, publishes it.
         self.start.store(change.range().start(), Ordering::Relaxed);
         self.end.store(change.range().end(), Ordering::Relaxed);
-        let may_wait = u32::from(change.blocking() == Blocking::Allowed);
-        let is_owned = change.owner() != 0;
-        let what = (change.event() as u32) << 2 | u32::from(is_owned) << 1 | may_wait;
-        self.what.store(what, Ordering::Relaxed);
-        if is_owned {
+        self.what.store(change.what().0, Ordering::Relaxed);
+        if change.what().is_owned() {
             self.owner.store(change.owner(), Ordering::Relaxed);
         }
     }
@@ -375,10 +389,9 @@ impl Slot {
     #[inline]
     pub(crate) fn change(&self) -> Change {
         // Relaxed, both: as in `range`.
-        let what = self.what.load(Ordering::Relaxed);
-        let blocking = if what & 1 != 0 { Blocking::Allowed } else { Blocking::Forbidden };
-        let owner = if what & 2 != 0 { self.owner.load(Ordering::Relaxed) } else { 0 };
-        Change::new(self.range(), Event::from_number(what >> 2), blocking).with_owner(owner)
+        let what = What(self.what.load(Ordering::Relaxed));
+        let owner = if what.is_owned() { self.owner.load(Ordering::Relaxed) } else { 0 };
+        Change::from_parts(self.range(), what, owner)
     }
 
     /// The list that is walked, if it is on record.

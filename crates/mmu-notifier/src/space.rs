@@ -13,7 +13,7 @@ use crate::interval::{name_of_interval, start_intervals};
 use crate::invalidation::Panic;
 use crate::list::{Entry, Kind, Published, Which};
 use crate::open::{Held, OpenChanges};
-use crate::slot::Phase;
+use crate::slot::{Phase, UseBits};
 use crate::stall::{Patience, Reports, Stall, Waiting};
 use crate::subscriber::{Paired, Refusing};
 use crate::sync::{Arc as SyncArc, AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
@@ -42,8 +42,8 @@ pub struct AddressSpace {
 #[repr(C, align(64))]
 pub(crate) struct Shared {
     // What every change reads comes first, and nothing that is often written shares a cache line with it.
-    /// Uses of a slot that are timed: those whose number has none of these bits.
-    untimed: u64,
+    /// Uses of a slot that are timed: those without these bits.
+    untimed: UseBits,
     /// `None`: [`Caller::current`].
     caller: Option<fn() -> Caller>,
     pub(crate) open: OpenChanges,
@@ -134,7 +134,7 @@ impl Shared {
     /// Whether the callbacks of this change are timed.
     #[inline(always)]
     pub(crate) fn is_timed(&self, held: Held<'_>) -> bool {
-        held.sequence() & self.untimed == 0
+        held.is_use_without(self.untimed)
     }
 
     /// How often this address space was forked away from its parent.
@@ -252,7 +252,9 @@ impl AddressSpace {
             tlbs: Published::new(),
             tree: Tree::new(),
             reports: Reports { after: options.stall_after, report: options.on_stall },
-            untimed: options.time_every.max(1).checked_next_power_of_two().unwrap_or(1 << 63) - 1,
+            untimed: UseBits::new(
+                options.time_every.max(1).checked_next_power_of_two().unwrap_or(1 << 60) - 1,
+            ),
             released: AtomicBool::new(false),
             releasing: AtomicUsize::new(0),
             fork: AtomicU64::new(0),

@@ -6,7 +6,7 @@ use crate::{AddressSpace, Caller, Change, Event};
 
 impl AddressSpace {
     /// Starts a change that nobody has to be told of: `None` if somebody is subscribed, if the calling thread is inside
-    /// another change, or if its place is taken. Then [`start`](AddressSpace::start) does it.
+    /// another change, or if its place is taken or was never used. Then [`start`](AddressSpace::start) does it.
     ///
     /// Calls nobody, so that all of it becomes a few dozen instructions of its caller.
     #[inline(always)]
