@@ -20,8 +20,8 @@
 //!
 //! # Writing
 //!
-//! Code that no thread can be running is written through `/proc/self/mem`, which needs no writable mapping. Code
-//! that is live is made writable for a moment; a jump that lies in one aligned word is one store, any other goes
+//! Code that no thread can be running is written through `/proc/self/mem`, which needs no writable mapping, many sites
+//! at a time (`crate::batch`). Code that is live is made writable for a moment; a jump that lies in one aligned word is one store, any other goes
 //! in by way of a two-byte jump to itself, with every processor told in between
 //! (`MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE`). Nobody can have stopped inside the replaced instruction but at its
 //! start, as only one instruction is replaced.
@@ -35,6 +35,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use mmu_notifier::{PAGE_SIZE, Range};
 
 use crate::Syscall;
+use crate::batch::Batch;
 use crate::entry::{Entries, Site};
 use crate::gate::{self, safe::File};
 use crate::maps;
@@ -65,6 +66,15 @@ struct Pool {
     used: usize,
 }
 
+/// When a site is rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patched {
+    /// It has been.
+    Now,
+    /// When the batch is written.
+    InBatch,
+}
+
 /// Whether other threads may be running the code that is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Live {
@@ -92,7 +102,7 @@ impl Writer {
     /// # Safety
     ///
     /// The bytes are the new code at `address`; no thread runs them.
-    unsafe fn quiet(&mut self, address: usize, bytes: &[u8]) -> Result<(), UnseenReason> {
+    pub(crate) unsafe fn quiet(&mut self, address: usize, bytes: &[u8]) -> Result<(), UnseenReason> {
         if let Some(memory) = &self.memory
             && memory.write_at(bytes, address) == Ok(bytes.len())
         {
@@ -226,6 +236,11 @@ impl Stubs {
         Stubs { entries, pools: [Pool::default(); POOLS], used: 0 }
     }
 
+    /// Most bytes that the pools grow by for one stub.
+    pub(crate) const fn longest() -> usize {
+        Code::MAX.next_multiple_of(16)
+    }
+
     /// Memory that the pools take, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.used * POOL
@@ -236,8 +251,9 @@ impl Stubs {
         self.pools[..self.used].iter().any(|pool| (pool.address..pool.address + POOL).contains(&address))
     }
 
-    /// Rewrites the site `found` of the file whose first byte is (or would be) mapped at `base`. `original` are
-    /// the file's bytes from the first replaced one to behind the `syscall`.
+    /// Rewrites the site `found` of the file whose first byte is (or would be) mapped at `base`, or keeps it in `batch`,
+    /// which has room for it and touches none of its [bytes](Found::bytes). `original` are the file's bytes from the
+    /// first replaced one to behind the `syscall`.
     ///
     /// # Safety
     ///
@@ -245,11 +261,12 @@ impl Stubs {
     pub(crate) unsafe fn patch(
         &mut self,
         writer: &mut Writer,
+        batch: &mut Batch,
         base: usize,
         found: &Found,
         shape: Shape,
         original: &[u8],
-    ) -> Result<(), UnseenReason> {
+    ) -> Result<Patched, UnseenReason> {
         let syscall = base + found.offset;
         let from = base + found.from;
         let replay = &original[..found.offset - found.from];
@@ -258,20 +275,13 @@ impl Stubs {
         if now != original {
             return Err(UnseenReason::ForeignPatch);
         }
+        let batch = if writer.live == Live::No { Some(batch) } else { None };
         let pool = self.pool_near(writer, syscall)?;
         let stub = self.pools[pool].address + self.pools[pool].used;
         let code = self.stub(stub, syscall, from, replay, found).ok_or(UnseenReason::Shape)?;
-        // SAFETY: the pool is ours and nobody jumps to this part of it yet.
-        unsafe { writer.quiet(stub, &code.bytes[..code.len])? };
-        self.pools[pool].used += code.len.next_multiple_of(16);
-        let mut long = [0xe9, 0, 0, 0, 0];
-        match shape {
-            Shape::T1 | Shape::T2 => {
-                long[1..].copy_from_slice(&(stub.wrapping_sub(from + 5) as i32).to_le_bytes());
-                // SAFETY: `search` found the first replaced instruction to have at least 5 bytes, and no branch
-                // into it.
-                unsafe { writer.jump(from, &long) }
-            }
+        let code = &code.bytes[..code.len];
+        let (near, cave, nop) = match shape {
+            Shape::T1 | Shape::T2 => (0, from, 0),
             Shape::T3 { cave, nop } => {
                 let cave = base + cave;
                 // SAFETY: mapped code of the same file.
@@ -279,20 +289,50 @@ impl Stubs {
                 if padding[0] == 0xe9 {
                     return Err(UnseenReason::Shape);
                 }
-                if nop > 0 {
-                    // SAFETY: `search` found one instruction of at least 7 bytes there, with no branch into it.
-                    unsafe { writer.jump(cave - 2, &[0xeb, nop - 2])? };
-                }
-                long[1..].copy_from_slice(&(stub.wrapping_sub(cave + 5) as i32).to_le_bytes());
-                // SAFETY: `search` found this to be padding that is never executed, or it is jumped over now.
-                unsafe { writer.quiet(cave, &long)? };
                 let Ok(near) = i8::try_from(cave as isize - (syscall + 2) as isize) else {
                     return Err(UnseenReason::Shape);
                 };
-                // SAFETY: the `syscall` instruction has 2 bytes.
-                unsafe { writer.jump(syscall, &[0xeb, near as u8]) }
+                (near, cave, nop)
+            }
+        };
+        let mut long = [0xe9, 0, 0, 0, 0];
+        long[1..].copy_from_slice(&(stub.wrapping_sub(cave + 5) as i32).to_le_bytes());
+        // In the order in which they can be made while somebody runs the code.
+        let over = (cave.wrapping_sub(2), &[0xeb, nop.wrapping_sub(2)][..]);
+        let long = (cave, &long[..]);
+        let short = (syscall, &[0xeb, near as u8][..]);
+        let places: &[_] = match shape {
+            Shape::T1 | Shape::T2 => &[long],
+            Shape::T3 { nop: 0, .. } => &[long, short],
+            Shape::T3 { .. } => &[over, long, short],
+        };
+        let (first, end) = found.bytes(base);
+        let one_page = first & !(PAGE_SIZE - 1) == (end - 1) & !(PAGE_SIZE - 1);
+        if let Some(batch) = batch
+            && (places.len() == 1 || one_page)
+        {
+            if !batch.stub(stub, code) {
+                // SAFETY: the pool is ours and nobody jumps to this part of it yet.
+                unsafe { writer.quiet(stub, code)? };
+            }
+            self.pools[pool].used += code.len().next_multiple_of(16);
+            batch.site(shape, found.number.known(), syscall, places);
+            return Ok(Patched::InBatch);
+        }
+        // SAFETY: the pool is ours and nobody jumps to this part of it yet.
+        unsafe { writer.quiet(stub, code)? };
+        self.pools[pool].used += code.len().next_multiple_of(16);
+        for &(address, bytes) in places {
+            if matches!(shape, Shape::T3 { .. }) && address == cave {
+                // SAFETY: `search` found this to be padding that is never executed, or it is jumped over now.
+                unsafe { writer.quiet(address, bytes)? };
+            } else {
+                // SAFETY: `search` found the first replaced instruction to have at least 5 bytes, the `nop` at least 7
+                // and the `syscall` 2, and no branch into any of them.
+                unsafe { writer.jump(address, bytes)? };
             }
         }
+        Ok(Patched::Now)
     }
 
     /// The machine code of a stub at `at`, its `Site` included.

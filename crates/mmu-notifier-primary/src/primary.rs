@@ -11,6 +11,7 @@ use std::fmt;
 use mmu_notifier::{AddressSpace, Caller, PAGE_SIZE, Range};
 
 use crate::Syscall;
+use crate::batch::{Batch, Waiting};
 use crate::children::Preload;
 use crate::entry;
 use crate::facts::Memory;
@@ -19,8 +20,8 @@ use crate::gate::{self, safe};
 use crate::hook;
 use crate::log::{Log, put_path, ticks};
 use crate::maps;
-use crate::patch::{Live, Stubs, Writer};
-use crate::search::{Found, Image, Number, Shape, Unfit, candidates, search};
+use crate::patch::{Live, Patched, Stubs, Writer};
+use crate::search::{Found, Image, Shape, Unfit, candidates, search};
 use crate::session::{self, Header, UnseenReason};
 use crate::sites::{self, Draft};
 use crate::thread::Threads;
@@ -101,9 +102,9 @@ struct Patching {
     state: UnsafeCell<PatchState>,
 }
 
-#[derive(Debug)]
 struct PatchState {
     stubs: Stubs,
+    batch: Batch,
     flow: Flow,
 }
 
@@ -127,6 +128,16 @@ impl Patching {
         let result = work(unsafe { &mut *self.state.get() });
         self.busy.store(false, Ordering::Release);
         Some(result)
+    }
+
+    /// In a forked child, by its only thread: who was at it in the parent does not go on here, and what was waiting to
+    /// be written may be somewhere else by the next time.
+    fn forked(&self) {
+        if self.busy.load(Ordering::Relaxed) {
+            // SAFETY: there is no other thread.
+            unsafe { (*self.state.get()).batch.forget() };
+            self.busy.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -172,7 +183,7 @@ impl Primary {
             pid: AtomicU32::new(safe::getpid()),
             patching: Patching {
                 busy: AtomicBool::new(false),
-                state: UnsafeCell::new(PatchState { stubs, flow: Flow::new() }),
+                state: UnsafeCell::new(PatchState { stubs, batch: Batch::new(), flow: Flow::new() }),
             },
             said_anonymous: AtomicBool::new(false),
             after_fork: options.after_fork,
@@ -266,11 +277,13 @@ impl Primary {
             if let Some(known) = sites::known(&self.log, &id, offset, range.len()) {
                 let base = range.start().wrapping_sub(offset);
                 sites::for_each(known, |site, code| self.patch(state, writer, base, &site, code, path));
+                self.write_batch(state, writer, path);
                 return;
             }
             let mut draft = Draft::new(&self.log, &id, offset, range);
             if candidates(readable_code(range)).next().is_some() {
                 self.search_file(state, writer, file, range, offset, path, &mut draft);
+                self.write_batch(state, writer, path);
             }
             draft.complete();
         });
@@ -328,24 +341,39 @@ impl Primary {
         if address == gate::address() || address == entry::address() || state.stubs.pool_around(address) {
             return;
         }
-        let number = match site.number {
-            Number::Known(number) => Some(number),
-            Number::Unknown => None,
-        };
+        let number = site.number.known();
+        let (start, end) = site.bytes(base);
+        if !state.batch.has_room(Stubs::longest()) || state.batch.touches(start, end) {
+            self.write_batch(state, writer, path);
+        }
+        let PatchState { stubs, batch, .. } = state;
         let patched = match site.shape {
-            // SAFETY: `search` found the instruction in this file, which is mapped here.
-            Ok(shape) => unsafe { state.stubs.patch(writer, base, site, shape, code) }.map(|()| shape),
+            Ok(shape) => {
+                // SAFETY: `search` found the instruction in this file, which is mapped here.
+                unsafe { stubs.patch(writer, batch, base, site, shape, code) }.map(|when| (when, shape))
+            }
             Err(Unfit::NoFunction) => Err(UnseenReason::NoFunction),
             Err(Unfit::Shape) => Err(UnseenReason::Shape),
             Err(Unfit::SmallStacks) => Err(UnseenReason::SmallStacks),
         };
         match patched {
-            Ok(shape) => self.patched(shape),
+            Ok((Patched::InBatch, _)) => {}
+            Ok((Patched::Now, shape)) => self.patched(shape),
             Err(UnseenReason::Shape) if number.is_none() => {
                 self.log.unseen(UnseenReason::UnknownNumber, None, address, path);
             }
             Err(reason) => self.log.unseen(reason, number, address, path),
         }
+    }
+
+    /// Rewrites the sites that are waiting for it, all of them in the file `path`.
+    fn write_batch(&self, state: &mut PatchState, writer: &mut Writer, path: &[u8]) {
+        let outcome = |site: &Waiting, written| match written {
+            Ok(()) => self.patched(site.shape),
+            Err(reason) => self.log.unseen(reason, site.number, site.address, path),
+        };
+        // SAFETY: only what nobody runs is kept there, and this belongs to the mapping that is being searched.
+        unsafe { state.batch.write(writer, outcome) };
     }
 
     fn patched(&self, shape: Shape) {
@@ -427,7 +455,7 @@ impl Primary {
     pub(crate) fn forked(&self) {
         self.pid.store(safe::getpid(), Ordering::Relaxed);
         self.threads.forked();
-        self.patching.busy.store(false, Ordering::Relaxed);
+        self.patching.forked();
         // SAFETY: by this function's promise; the hook has come back from the call, so this is no callback.
         unsafe { self.space.forked() };
         self.log.forked();
