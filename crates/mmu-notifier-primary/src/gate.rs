@@ -110,43 +110,52 @@ pub(crate) mod safe {
         unsafe { call(GETTID, &[0; 6]) as u32 }
     }
 
-    /// A file that is closed when dropped.
+    /// An open file, which is closed when dropped unless the descriptor is somebody else's.
     #[derive(Debug)]
-    pub(crate) struct File(usize);
+    pub(crate) struct File {
+        descriptor: usize,
+        ours: bool,
+    }
 
     impl File {
         /// Opens `path` with `flags` of open(2).
         pub(crate) fn open(path: &CStr, flags: usize) -> Result<File, Errno> {
             // SAFETY: the path is a zero-ended string that lives through the call.
             let fd = unsafe { call(OPEN, &[path.as_ptr() as usize, flags | O_CLOEXEC, 0, 0, 0, 0]) };
-            result(fd).map(File)
+            result(fd).map(|descriptor| File { descriptor, ours: true })
         }
 
         /// A descriptor of somebody else's, which is not closed.
-        pub(crate) fn borrowed(descriptor: usize) -> core::mem::ManuallyDrop<File> {
-            core::mem::ManuallyDrop::new(File(descriptor))
+        pub(crate) fn borrowed(descriptor: usize) -> File {
+            File { descriptor, ours: false }
         }
 
         pub(crate) fn descriptor(&self) -> usize {
-            self.0
+            self.descriptor
         }
 
         pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
             // SAFETY: the kernel writes into `buffer` only.
-            result(unsafe { call(READ, &[self.0, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0]) })
+            result(unsafe {
+                call(READ, &[self.descriptor, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0])
+            })
         }
 
         /// Writes to a file; on `/proc/self/mem` this changes memory, which the caller answers for.
         pub(crate) fn write_at(&self, buffer: &[u8], offset: usize) -> Result<usize, Errno> {
             // SAFETY: the kernel reads `buffer` only.
-            result(unsafe { call(PWRITE, &[self.0, buffer.as_ptr() as usize, buffer.len(), offset, 0, 0]) })
+            result(unsafe {
+                call(PWRITE, &[self.descriptor, buffer.as_ptr() as usize, buffer.len(), offset, 0, 0])
+            })
         }
     }
 
     impl Drop for File {
         fn drop(&mut self) {
-            // SAFETY: the descriptor is ours.
-            unsafe { call(CLOSE, &[self.0, 0, 0, 0, 0, 0]) };
+            if self.ours {
+                // SAFETY: the descriptor is ours.
+                unsafe { call(CLOSE, &[self.descriptor, 0, 0, 0, 0, 0]) };
+            }
         }
     }
 
@@ -181,6 +190,15 @@ pub(crate) mod safe {
         // SAFETY: 144 bytes are what the kernel writes; a bad path is EFAULT.
         let ret = unsafe { call(STAT, &[path, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
         file_id(ret, &stat)
+    }
+
+    /// How many names a file has, or how many folders a folder, with some more.
+    pub(crate) fn links(path: &CStr) -> Result<u64, Errno> {
+        let mut stat = [0u64; 18];
+        // SAFETY: the path is a zero-ended string; 144 bytes are what the kernel writes.
+        result(unsafe { call(STAT, &[path.as_ptr() as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) })?;
+        // The third word: see `file_id`.
+        Ok(stat[2])
     }
 
     /// The path of an open file, as far as it fits; empty if it cannot be found out.

@@ -58,6 +58,8 @@ pub(crate) struct Stubs {
     entries: Entries,
     pools: [Pool; POOLS],
     used: usize,
+    /// What else is mapped; empty: it has to be looked up.
+    mapped: Vec<Range>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -233,7 +235,12 @@ impl Code {
 
 impl Stubs {
     pub(crate) fn new(entries: Entries) -> Stubs {
-        Stubs { entries, pools: [Pool::default(); POOLS], used: 0 }
+        Stubs { entries, pools: [Pool::default(); POOLS], used: 0, mapped: Vec::new() }
+    }
+
+    /// What is mapped, ascending, for who has just read it anyway. Nothing: it is not known any more.
+    pub(crate) fn mapped_are(&mut self, mapped: Vec<Range>) {
+        self.mapped = mapped;
     }
 
     /// Most bytes that the pools grow by for one stub.
@@ -395,7 +402,7 @@ impl Stubs {
         if self.used == POOLS {
             return Err(UnseenReason::TableFull);
         }
-        let at = map_near(writer, address).ok_or(UnseenReason::NoPool)?;
+        let at = self.map_near(writer, address).ok_or(UnseenReason::NoPool)?;
         let mut header = [0; POOL_HEADER];
         header[..8].copy_from_slice(&self.entries.enter.to_ne_bytes());
         header[8..].copy_from_slice(&self.entries.after.to_ne_bytes());
@@ -405,47 +412,105 @@ impl Stubs {
         self.used += 1;
         Ok(self.used - 1)
     }
+    /// Maps executable memory for a pool within reach of `address`, aligned to its size.
+    fn map_near(&self, writer: &mut Writer, address: usize) -> Option<usize> {
+        const READ_EXECUTE: usize = 5;
+        const PRIVATE_ANONYMOUS_NOREPLACE: usize = 0x02 | 0x20 | 0x10_0000;
+        // A few tries: something may have taken the place between the look and the call.
+        for attempt in 0..5 {
+            let mut nearest = Nearest::to(address);
+            if attempt == 0 && !self.mapped.is_empty() {
+                let pools = self.pools[..self.used].iter();
+                let pools = pools.filter_map(|pool| Range::with_len(pool.address, POOL).ok());
+                nearest.among(self.mapped.iter().copied(), pools);
+            } else {
+                maps::for_each(|mapping| nearest.mapped(mapping.range)).ok()?;
+            }
+            let Some(at) = nearest.best else { continue };
+            let args = [at, POOL, READ_EXECUTE, PRIVATE_ANONYMOUS_NOREPLACE, usize::MAX, 0];
+            writer.own_calls += 1;
+            // SAFETY: new memory, nothing is replaced.
+            let got = unsafe { gate::call(Syscall::Mmap.number(), &args) };
+            if got == at as isize {
+                return Some(at);
+            }
+        }
+        None
+    }
 }
 
-/// Maps executable memory for a pool within reach of `address`, aligned to its size.
-fn map_near(writer: &mut Writer, address: usize) -> Option<usize> {
-    const READ_EXECUTE: usize = 5;
-    const PRIVATE_ANONYMOUS_NOREPLACE: usize = 0x02 | 0x20 | 0x10_0000;
-    // A few tries: another thread may take the place between the look and the call.
-    for _ in 0..4 {
-        let at = nearest_gap(address)?;
-        let args = [at, POOL, READ_EXECUTE, PRIVATE_ANONYMOUS_NOREPLACE, usize::MAX, 0];
-        writer.own_calls += 1;
-        // SAFETY: new memory, nothing is replaced.
-        let got = unsafe { gate::call(Syscall::Mmap.number(), &args) };
-        if got == at as isize {
-            return Some(at);
+/// The nearest place for a pool where nothing is mapped, with room to both sides.
+struct Nearest {
+    address: usize,
+    best: Option<usize>,
+    last_end: usize,
+}
+
+impl Nearest {
+    fn to(address: usize) -> Nearest {
+        Nearest { address, best: None, last_end: 16 * PAGE_SIZE }
+    }
+
+    /// What is mapped, in ascending order.
+    fn mapped(&mut self, range: Range) {
+        if let Ok(gap) = Range::new(self.last_end, range.start()) {
+            self.consider(gap);
+        }
+        self.last_end = range.end();
+    }
+
+    /// What is mapped, ascending, and some more in any order.
+    fn among(&mut self, mapped: impl Iterator<Item = Range>, more: impl Iterator<Item = Range> + Clone) {
+        let mut mapped = mapped.peekable();
+        loop {
+            let next = more.clone().filter(|range| range.start() >= self.last_end).min_by_key(Range::start);
+            let first = match (mapped.peek().copied(), next) {
+                (Some(range), Some(next)) if next.start() < range.start() => next,
+                (Some(range), _) => {
+                    mapped.next();
+                    range
+                }
+                (None, Some(next)) => next,
+                (None, None) => return,
+            };
+            self.mapped(first);
         }
     }
-    None
-}
 
-/// The nearest place to `address` where nothing is mapped, with room to both sides.
-fn nearest_gap(address: usize) -> Option<usize> {
-    const MARGIN: usize = 16 * PAGE_SIZE;
-    let mut best: Option<usize> = None;
-    let mut last_end = 16 * PAGE_SIZE;
-    let mut consider = |gap: Range| {
+    fn consider(&mut self, gap: Range) {
+        const MARGIN: usize = 16 * PAGE_SIZE;
         for place in [gap.start() + MARGIN, gap.end().saturating_sub(POOL + MARGIN)] {
             let place = place & !(POOL - 1);
             let fits = Range::with_len(place, POOL).is_ok_and(|pool| gap.contains(&pool));
-            let nearer = best.is_none_or(|best| place.abs_diff(address) < best.abs_diff(address));
-            if fits && nearer && place.abs_diff(address) < REACH - POOL {
-                best = Some(place);
+            let nearer =
+                self.best.is_none_or(|best| place.abs_diff(self.address) < best.abs_diff(self.address));
+            if fits && nearer && place.abs_diff(self.address) < REACH - POOL {
+                self.best = Some(place);
             }
         }
-    };
-    maps::for_each(|mapping| {
-        if let Ok(gap) = Range::new(last_end, mapping.range.start()) {
-            consider(gap);
-        }
-        last_end = mapping.range.end();
-    })
-    .ok()?;
-    best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_keeps_its_distance() {
+        let range = |start: usize, end: usize| Range::new(start << 20, end << 20).unwrap();
+        let mapped = [range(16, 32), range(33, 48), range(64, 96)];
+        let nearest = |address: usize, pools: &[Range]| {
+            let mut nearest = Nearest::to(address << 20);
+            nearest.among(mapped.iter().copied(), pools.iter().copied());
+            nearest.best
+        };
+        let margin = 16 * PAGE_SIZE;
+        assert_eq!(nearest(34, &[]), Some((33 << 20) - POOL - margin));
+        assert_eq!(nearest(50, &[]), Some((48 << 20) + margin));
+        // Where a pool is there is no room for another one.
+        let pool = Range::with_len((33 << 20) - POOL - margin, POOL).unwrap();
+        assert_eq!(nearest(34, &[pool]), Some(((33 << 20) - 2 * POOL - 2 * margin) & !(POOL - 1)));
+        assert_eq!(nearest(34, &[pool, range(32, 33)]), Some((48 << 20) + margin));
+        assert_eq!(nearest(1 << 14, &[]), None, "too far");
+    }
 }

@@ -16,7 +16,10 @@ use crate::children::Preload;
 use crate::entry;
 use crate::facts::Memory;
 use crate::flow::Flow;
-use crate::gate::{self, safe};
+use crate::gate::{
+    self,
+    safe::{self, FileId},
+};
 use crate::hook;
 use crate::log::{Log, put_path, ticks};
 use crate::maps;
@@ -190,7 +193,7 @@ impl Primary {
         }));
         // SAFETY: `brk(0)` only asks.
         let program_break = unsafe { gate::call(Syscall::Brk.number(), &[0; 6]) };
-        primary.memory.look_around(program_break as usize);
+        primary.memory.break_is(program_break as usize);
         hook::set_primary(primary);
         (options.before)(primary);
         primary.search_everything().map_err(|errno| InstallError::Maps { errno: errno.0 })?;
@@ -227,13 +230,18 @@ impl Primary {
         let began = ticks();
         let live = if one_thread() { Live::No } else { Live::Yes };
         let mut writer = Writer::new(live);
-        // The pools that are mapped meanwhile would change the list: first all, then one by one.
+        // The pools that are mapped meanwhile would change the list: first all, then one by one. The kernel writes it
+        // anew each time, so it is read once for all who want to know.
         let mut found = Vec::new();
+        let mut mapped = Vec::new();
         maps::for_each(|mapping| {
+            self.memory.look_at(mapping);
+            mapped.push(mapping.range);
             if mapping.executable && mapping.readable {
                 found.push((mapping.range, mapping.offset, mapping.inode, mapping.path.to_vec()));
             }
         })?;
+        self.patching.with(|state| state.stubs.mapped_are(mapped));
         for (range, offset, inode, path) in &found {
             if path.starts_with(b"[") {
                 continue;
@@ -243,18 +251,29 @@ impl Primary {
                 continue;
             }
             self.log.module(*range, *offset, path);
-            match path_to_c(path).and_then(|path| safe::File::open(path.as_c_str(), 0).ok()) {
-                Some(file) => self.search_mapping(&mut writer, &file, *range, *offset, path),
-                None if candidates(readable_code(*range)).next().is_some() => {
-                    self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
-                }
-                None => self.searched(),
+            let path_to_open = path_to_c(path);
+            let id = path_to_open.as_ref().and_then(|path| safe::stat(path.as_ptr() as usize).ok());
+            // Opened only if it has to be searched.
+            let open = || path_to_open.as_ref().and_then(|path| safe::File::open(path, 0).ok());
+            match id {
+                Some(id) => self.search_mapping(&mut writer, &id, open, *range, *offset, path),
+                None => self.no_file(*range, path),
             }
         }
+        self.patching.with(|state| state.stubs.mapped_are(Vec::new()));
         if let Some(process) = self.log.process() {
             process.search_ticks.fetch_add(ticks() - began, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// A mapping whose file is not to be had: whether there may be something in it can be seen all the same.
+    fn no_file(&self, range: Range, path: &[u8]) {
+        if candidates(readable_code(range)).next().is_some() {
+            self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
+        } else {
+            self.searched();
+        }
     }
 
     fn searched(&self) {
@@ -263,34 +282,44 @@ impl Primary {
         }
     }
 
-    /// Rewrites the call sites in the mapping `range` of a file, at file offset `offset`.
+    /// Rewrites the call sites in the mapping `range` of the file `id`, at file offset `offset`.
     fn search_mapping(
         &self,
         writer: &mut Writer,
-        file: &safe::File,
+        id: &FileId,
+        open: impl FnOnce() -> Option<safe::File>,
         range: Range,
         offset: usize,
         path: &[u8],
     ) {
         let done = self.patching.with(|state| {
-            let Ok(id) = safe::fstat(file.descriptor()) else { return };
-            if let Some(known) = sites::known(&self.log, &id, offset, range.len()) {
+            if let Some(known) = sites::known(&self.log, id, offset, range.len()) {
                 let base = range.start().wrapping_sub(offset);
                 sites::for_each(known, |site, code| self.patch(state, writer, base, &site, code, path));
                 self.write_batch(state, writer, path);
-                return;
+                return true;
             }
-            let mut draft = Draft::new(&self.log, &id, offset, range);
-            if candidates(readable_code(range)).next().is_some() {
-                self.search_file(state, writer, file, range, offset, path, &mut draft);
-                self.write_batch(state, writer, path);
+            if candidates(readable_code(range)).next().is_none() {
+                Draft::new(&self.log, id, offset, range).complete();
+                return true;
             }
+            // What has this name by now may be another file.
+            let file = open().filter(|file| safe::fstat(file.descriptor()).as_ref() == Ok(id));
+            let Some(file) = file else { return false };
+            let mut draft = Draft::new(&self.log, id, offset, range);
+            self.search_file(state, writer, &file, range, offset, path, &mut draft);
+            self.write_batch(state, writer, path);
             draft.complete();
+            true
         });
-        if done.is_none() {
-            self.log.unseen(UnseenReason::TableFull, None, range.start(), path);
+        match done {
+            Some(true) => self.searched(),
+            Some(false) => self.no_file(range, path),
+            None => {
+                self.log.unseen(UnseenReason::TableFull, None, range.start(), path);
+                self.searched();
+            }
         }
-        self.searched();
     }
 
     #[expect(clippy::too_many_arguments, reason = "a mapping is a file, a place and a path")]
@@ -433,7 +462,8 @@ impl Primary {
         let path = safe::descriptor_path(descriptor, &mut path);
         self.log.module(range, offset, path);
         let mut writer = Writer::new(Live::No);
-        self.search_mapping(&mut writer, &safe::File::borrowed(descriptor), range, offset, path);
+        let open = || Some(safe::File::borrowed(descriptor));
+        self.search_mapping(&mut writer, &id, open, range, offset, path);
         if let Some(process) = self.log.process() {
             process.own_calls.fetch_add(writer.own_calls, Ordering::Relaxed);
             process.search_ticks.fetch_add(ticks() - began, Ordering::Relaxed);
@@ -570,25 +600,18 @@ impl FileBytes {
 
 /// Whether this process has only one thread.
 fn one_thread() -> bool {
-    let mut text = [0; 512];
-    let Ok(file) = safe::File::open(c"/proc/self/stat", 0) else { return false };
-    let read = file.read(&mut text).unwrap_or(0);
-    // pid (name) state ...: the number of threads is the 18th word after the name, which may contain anything.
-    let after_name = text[..read].iter().rposition(|&byte| byte == b')').map_or(0, |at| at + 2);
-    text[after_name..read].split(|&byte| byte == b' ').nth(17) == Some(b"1")
+    // Two of every folder, and one for each thread.
+    safe::links(c"/proc/self/task") == Ok(3)
 }
 
 /// Whether user space may read the base of the `fs` segment.
 fn rdfsbase_works() -> bool {
     const AT_HWCAP2: usize = 26;
     const FSGSBASE: usize = 2;
-    let Ok(file) = safe::File::open(c"/proc/self/auxv", 0) else { return false };
-    let mut vector = [0; 1024];
-    let read = file.read(&mut vector).unwrap_or(0);
-    vector[..read].chunks_exact(16).any(|entry| {
-        let word = |half: &[u8]| half.try_into().map(usize::from_ne_bytes).unwrap_or(0);
-        word(&entry[..8]) == AT_HWCAP2 && word(&entry[8..]) & FSGSBASE != 0
-    })
+    unsafe extern "C" {
+        safe fn getauxval(kind: usize) -> usize;
+    }
+    getauxval(AT_HWCAP2) & FSGSBASE != 0
 }
 
 fn open_log(session: Option<&CStr>) -> Result<Log, InstallError> {
