@@ -9,6 +9,8 @@
 // UNSAFETY: writes code.
 #![expect(unsafe_code)]
 
+use core::ops::Range;
+
 use mmu_notifier::PAGE_SIZE;
 
 use crate::patch::Writer;
@@ -24,18 +26,17 @@ const STUBS: usize = 8192;
 /// Bytes of the longest jump.
 const JUMP: usize = 5;
 
-/// What is to be written.
+/// What is to be written. Nothing here ever grows beyond the room that it is made with: late libraries are searched in
+/// the hook, which must not allocate.
+#[derive(Debug)]
 pub(crate) struct Batch {
-    sites: [Waiting; SITES],
-    sites_used: usize,
-    edits: [Edit; EDITS],
-    edits_used: usize,
+    sites: Vec<Waiting>,
+    edits: Vec<Edit>,
     /// Where the stubs go, one behind the other.
     stubs_at: usize,
-    stubs_used: usize,
-    stubs: [u8; STUBS],
-    /// Room for a page on its way; the last jump may reach into the next one.
-    page: [u8; PAGE_SIZE + JUMP],
+    stubs: Vec<u8>,
+    /// A page on its way; the last jump may reach into the next one.
+    page: Vec<u8>,
 }
 
 /// A site that is rewritten as soon as the batch is written.
@@ -48,7 +49,7 @@ pub(crate) struct Waiting {
     last_edit: usize,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Edit {
     address: usize,
     len: usize,
@@ -63,42 +64,41 @@ impl Edit {
 
 impl Batch {
     pub(crate) fn new() -> Batch {
-        let site = Waiting { shape: Shape::T1, number: None, address: 0, last_edit: 0 };
         Batch {
-            sites: [site; SITES],
-            sites_used: 0,
-            edits: [Edit { address: 0, len: 0, bytes: [0; JUMP] }; EDITS],
-            edits_used: 0,
+            sites: Vec::with_capacity(SITES),
+            edits: Vec::with_capacity(EDITS),
             stubs_at: 0,
-            stubs_used: 0,
-            stubs: [0; STUBS],
-            page: [0; PAGE_SIZE + JUMP],
+            stubs: Vec::with_capacity(STUBS),
+            page: Vec::with_capacity(PAGE_SIZE + JUMP),
         }
+    }
+
+    /// Memory that it takes.
+    pub(crate) const fn bytes() -> usize {
+        SITES * size_of::<Waiting>() + EDITS * size_of::<Edit>() + STUBS + PAGE_SIZE + JUMP
     }
 
     /// Whether there is room for one more site, whatever its shape, with a stub of at most `stub` bytes.
     pub(crate) fn has_room(&self, stub: usize) -> bool {
-        self.sites_used < SITES && self.edits_used + 3 <= EDITS && self.stubs_used + stub <= STUBS
+        self.sites.len() < SITES && self.edits.len() + 3 <= EDITS && self.stubs.len() + stub <= STUBS
     }
 
     /// Whether anything is kept of the code in `start..end`: then what is in memory is not what will be there.
     pub(crate) fn touches(&self, start: usize, end: usize) -> bool {
-        self.edits[..self.edits_used].iter().any(|edit| edit.address < end && start < edit.end())
+        self.edits.iter().any(|edit| edit.address < end && start < edit.end())
     }
 
     /// Keeps a stub. False: it does not lie behind the last one; whoever has it writes it himself.
     pub(crate) fn stub(&mut self, address: usize, bytes: &[u8]) -> bool {
-        if self.stubs_used == 0 {
+        if self.stubs.is_empty() {
             self.stubs_at = address;
         }
-        let Some(from) = address.checked_sub(self.stubs_at).filter(|&from| from >= self.stubs_used) else {
+        let Some(from) = address.checked_sub(self.stubs_at) else { return false };
+        if from < self.stubs.len() || from + bytes.len() > STUBS {
             return false;
-        };
-        let Some(room) = self.stubs.get_mut(self.stubs_used..from + bytes.len()) else { return false };
-        let (gap, stub) = room.split_at_mut(from - self.stubs_used);
-        gap.fill(0);
-        stub.copy_from_slice(bytes);
-        self.stubs_used = from + bytes.len();
+        }
+        self.stubs.resize(from, 0);
+        self.stubs.extend_from_slice(bytes);
         true
     }
 
@@ -110,14 +110,12 @@ impl Batch {
         address: usize,
         places: &[(usize, &[u8])],
     ) {
-        for &(address, bytes) in places {
-            let edit = &mut self.edits[self.edits_used];
-            (edit.address, edit.len) = (address, bytes.len());
-            edit.bytes[..bytes.len()].copy_from_slice(bytes);
-            self.edits_used += 1;
+        for &(address, place) in places {
+            let mut bytes = [0; JUMP];
+            bytes[..place.len()].copy_from_slice(place);
+            self.edits.push(Edit { address, len: place.len(), bytes });
         }
-        self.sites[self.sites_used] = Waiting { shape, number, address, last_edit: self.edits_used - 1 };
-        self.sites_used += 1;
+        self.sites.push(Waiting { shape, number, address, last_edit: self.edits.len() - 1 });
     }
 
     /// Writes everything, and says of each site what has become of it.
@@ -130,21 +128,22 @@ impl Batch {
         writer: &mut Writer,
         mut outcome: impl FnMut(&Waiting, Result<(), UnseenReason>),
     ) {
-        let stubs = match &self.stubs[..self.stubs_used] {
-            [] => Ok(()),
+        let stubs = if self.stubs.is_empty() {
+            Ok(())
+        } else {
             // SAFETY: by the caller's promise.
-            stubs => unsafe { writer.quiet(self.stubs_at, stubs) },
+            unsafe { writer.quiet(self.stubs_at, &self.stubs) }
         };
         let (mut from, mut site) = (0, 0);
-        while from < self.edits_used {
+        while from < self.edits.len() {
             let page = self.edits[from].address & !(PAGE_SIZE - 1);
             let here = |edit: &Edit| edit.address & !(PAGE_SIZE - 1) == page;
-            let count = self.edits[from..self.edits_used].iter().take_while(|edit| here(edit)).count();
+            let to = from + self.edits[from..].iter().take_while(|edit| here(edit)).count();
             // SAFETY: by the caller's promise.
-            let written = stubs.and_then(|()| unsafe { self.write_page(from, count, writer) });
-            from += count;
-            while site < self.sites_used && self.sites[site].last_edit < from {
-                outcome(&self.sites[site], written);
+            let written = stubs.and_then(|()| unsafe { self.write_page(from..to, writer) });
+            from = to;
+            while let Some(done) = self.sites.get(site).filter(|site| site.last_edit < from) {
+                outcome(done, written);
                 site += 1;
             }
         }
@@ -153,32 +152,29 @@ impl Batch {
 
     /// Keeps nothing any more.
     pub(crate) fn forget(&mut self) {
-        (self.sites_used, self.edits_used, self.stubs_used) = (0, 0, 0);
+        self.sites.clear();
+        self.edits.clear();
+        self.stubs.clear();
     }
 
-    /// Writes `count` edits of one page, from the `from`th on, with the code that lies between.
+    /// Writes those edits, which are on one page, with the code that lies between.
     ///
     /// # Safety
     ///
     /// As for [`Writer::quiet`].
-    unsafe fn write_page(
-        &mut self,
-        from: usize,
-        count: usize,
-        writer: &mut Writer,
-    ) -> Result<(), UnseenReason> {
-        let edits = &self.edits[from..from + count];
+    unsafe fn write_page(&mut self, edits: Range<usize>, writer: &mut Writer) -> Result<(), UnseenReason> {
+        let edits = &self.edits[edits];
         let start = edits.iter().map(|edit| edit.address).min().unwrap_or(0);
         let end = edits.iter().map(Edit::end).max().unwrap_or(0);
-        let page = &mut self.page[..end - start];
+        self.page.clear();
         // SAFETY: mapped code, by the caller's promise.
-        page.copy_from_slice(unsafe { core::slice::from_raw_parts(start as *const u8, end - start) });
+        self.page.extend_from_slice(unsafe { core::slice::from_raw_parts(start as *const u8, end - start) });
         for edit in edits {
             let at = edit.address - start;
-            page[at..at + edit.len].copy_from_slice(&edit.bytes[..edit.len]);
+            self.page[at..at + edit.len].copy_from_slice(&edit.bytes[..edit.len]);
         }
         // SAFETY: by the caller's promise.
-        unsafe { writer.quiet(start, page) }
+        unsafe { writer.quiet(start, &self.page) }
     }
 }
 

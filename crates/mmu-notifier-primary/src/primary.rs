@@ -105,6 +105,7 @@ struct Patching {
     state: UnsafeCell<PatchState>,
 }
 
+#[derive(Debug)]
 struct PatchState {
     stubs: Stubs,
     batch: Batch,
@@ -418,7 +419,12 @@ impl Primary {
 
     /// Memory that is ours in this process, in bytes.
     fn own_bytes(&self, stubs: &Stubs) -> usize {
-        stubs.bytes() + size_of::<Primary>() + Threads::bytes() + Flow::bytes() + AddressSpace::BYTES
+        stubs.bytes()
+            + size_of::<Primary>()
+            + Threads::bytes()
+            + Flow::bytes()
+            + Batch::bytes()
+            + AddressSpace::BYTES
     }
 
     /// Executable memory without a file: there is nothing that says where its functions are.
