@@ -13,12 +13,10 @@ use crate::Syscall;
 /// Longest function that is followed; in longer ones the number is not known.
 const STEPS: usize = 1024;
 
-/// What an instruction does to the registers that matter, and where it leads.
+/// What an instruction does to the registers that matter, and whether it leads to the next one.
 #[derive(Clone, Copy, Debug)]
 struct Step {
     address: u64,
-    /// Where it may jump to; 0: nowhere.
-    target: u64,
     /// The next instruction may follow it.
     falls_through: bool,
     /// Does nothing: where nothing leads to it, it is padding.
@@ -41,6 +39,8 @@ enum Put {
 #[derive(Debug, Default)]
 pub(crate) struct Flow {
     steps: Vec<Step>,
+    /// Where steps jump to and which do, in ascending order: who comes to a step is looked up for each one of a path.
+    jumps: Vec<(u64, u32)>,
     /// Positions still to be followed, and those that were.
     pending: Vec<(u32, Register)>,
     seen: Vec<(u32, Register)>,
@@ -63,6 +63,7 @@ impl Flow {
     pub(crate) fn new() -> Flow {
         Flow {
             steps: Vec::with_capacity(STEPS),
+            jumps: Vec::with_capacity(STEPS),
             pending: Vec::with_capacity(STEPS),
             seen: Vec::with_capacity(STEPS),
         }
@@ -70,12 +71,13 @@ impl Flow {
 
     /// Memory that it takes.
     pub(crate) const fn bytes() -> usize {
-        STEPS * (size_of::<Step>() + 2 * size_of::<(u32, Register)>())
+        STEPS * (size_of::<Step>() + size_of::<(u64, u32)>() + 2 * size_of::<(u32, Register)>())
     }
 
     /// The numbers that the `syscall` at address `syscall` can get, in the function whose code is `code`.
     pub(crate) fn numbers(&mut self, code: &[u8], start: u64, syscall: u64) -> Numbers {
         self.steps.clear();
+        self.jumps.clear();
         let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
         let mut index = None;
@@ -86,6 +88,7 @@ impl Flow {
             }
             self.push(&instruction);
         }
+        self.jumps.sort_unstable();
         index.map_or(Numbers::Any, |index| self.number(index))
     }
 
@@ -109,13 +112,10 @@ impl Flow {
         // `hlt` is a trap in user space.
         let falls_through = falls_through && instruction.mnemonic() != Mnemonic::Hlt;
         let nop = instruction.mnemonic() == Mnemonic::Nop;
-        self.steps.push(Step {
-            address: instruction.ip(),
-            target,
-            falls_through,
-            nop,
-            put: put(instruction),
-        });
+        if target != 0 {
+            self.jumps.push((target, self.steps.len() as u32));
+        }
+        self.steps.push(Step { address: instruction.ip(), falls_through, nop, put: put(instruction) });
     }
 
     /// The numbers that the `syscall` at position `index` can get.
@@ -140,10 +140,10 @@ impl Flow {
             let address = self.steps[at as usize].address;
             let before = (at as usize).checked_sub(1).filter(|&before| self.steps[before].falls_through);
             let mut came_from_somewhere = false;
-            for from in 0..self.steps.len() {
-                if Some(from) != before && self.steps[from].target != address {
-                    continue;
-                }
+            let first = self.jumps.partition_point(|&(target, _)| target < address);
+            let jumps = self.jumps[first..].iter().take_while(|&&(target, _)| target == address);
+            // What falls through to it may jump to it, too: followed twice, which does no harm.
+            for from in before.into_iter().chain(jumps.map(|&(_, from)| from as usize)) {
                 came_from_somewhere = true;
                 let next = match self.steps[from].put {
                     Put::Constant(to, number) if to == register => {
