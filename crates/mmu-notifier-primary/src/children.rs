@@ -141,6 +141,8 @@ pub(crate) fn exit(primary: &Primary, caller: &Caller, frame: &mut Frame) {
     }
     // A vforked child ends alone; its parent's memory lives.
     if safe::getpid() == primary.pid() {
+        // What this thread has jumped out of: there is no next change that would find it.
+        primary.end_abandoned(caller);
         primary.space.release();
         primary.log.ending(ProcessState::Exited);
     }
