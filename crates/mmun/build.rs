@@ -52,7 +52,9 @@ fn main() {
     std::fs::copy(&built, out.join(OBJECT))
         .unwrap_or_else(|error| panic!("cannot copy {}: {error}", built.display()));
     let object = std::fs::read(&built).unwrap_or_else(|error| panic!("{}: {error}", built.display()));
-    println!("cargo::rustc-env=MMUN_OBJECT_HASH={:016x}", hash(&object));
+    let file = out.join("object-hash");
+    std::fs::write(&file, format!("{:016x}", hash(&object)))
+        .unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
 }
 
 /// FNV-1a: it tells versions apart; what is in a file of that name is compared anyway.

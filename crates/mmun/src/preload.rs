@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libmmu_notifier_capi.so"));
 /// Of its content, made when it was built.
-const HASH: &str = env!("MMUN_OBJECT_HASH");
+const HASH: &str = include_str!(concat!(env!("OUT_DIR"), "/object-hash"));
 
 /// The object's file, written if it is not there yet.
 pub fn object() -> Result<PathBuf> {
