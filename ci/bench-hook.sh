@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What the hook costs: per call, against UCX's hooks (Debian's libucx0), and for whole programs. About five minutes.
+# What the hook costs per call, against UCX's hooks (Debian's libucx0). About three minutes. For starts and whole programs
+# there is ci/bench-programs.sh.
 # Prints medians over rounds; the last lines are one `ratio <cell> <value>` each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=${1:-5}
 cargo build --quiet --profile preload -p mmu-notifier-capi
-cargo build --quiet --release -p mmun
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 gcc -O2 -pthread -I crates/mmu-notifier-capi/include benches/hook/hook.c -o "$work/hook" -ldl
@@ -32,29 +32,6 @@ for cell in "${cells[@]}"; do
     done
 done
 
-printf '\nwhole programs, user + system seconds\n'
-printf 'int main(void) { return 0; }\n' >"$work/empty.c"
-printf '#include <stdio.h>\n#include <stdlib.h>\nint main(void) { for (int i = 0; i < 9; i++) printf("%%d", rand()); }\n' >"$work/one.c"
-programs=(
-    "shell|for i in \$(seq 200); do /bin/true; done"
-    "numpy|exec /usr/bin/python3 -c 'import numpy as n; [n.ones((512, 512)) * i for i in range(400)]'"
-    "node|exec node -e 'let s = 0; for (let i = 0; i < 300; i++) s += Buffer.alloc(1 << 19).length'"
-    "gcc|for i in 1 2 3; do gcc -O2 -c $work/one.c -o $work/one.o; done"
-    "malloc|exec stress-ng --quiet --malloc 1 --malloc-ops 60000"
-)
-seconds() { local TIMEFORMAT='%U %S'; { time "$@" >/dev/null 2>&1; } 2>&1 | awk '{ print $1 + $2 }'; }
-for ((round = 0; round < rounds + 2; round++)); do
-    for program in "${programs[@]}"; do
-        echo "${program%%|*} plain $(seconds bash -c "${program#*|}")" >>"$work/programs"
-        echo "${program%%|*} mmun $(seconds target/release/mmun run --quiet -- bash -c "${program#*|}")" >>"$work/programs"
-    done
-done
-time_of() { awk -v name="$1" -v how="$2" '$1 == name && $2 == how { print $3 }' "$work/programs" | median; }
-for program in "${programs[@]}"; do
-    name=${program%%|*}
-    printf '%-8s plain %8s   under mmun run %8s\n' "$name" "$(time_of "$name" plain)" "$(time_of "$name" mmun)"
-done
-
 echo
 ratio() { awk -v cell="$1" -v a="$2" -v b="$3" 'BEGIN { if (b != "" && b != 0) printf "ratio %s %.3f\n", cell, a / b }'; }
 for kind in madvise pair touched; do
@@ -64,7 +41,4 @@ for kind in madvise pair touched; do
         done
         ratio "$kind/$threads-threads/added-ours-to-ucm" "$(column ours 1 $threads $kind 7)" "$(column ucm 1 $threads $kind 7)"
     done
-done
-for program in "${programs[@]}"; do
-    ratio "program/${program%%|*}/mmun-to-plain" "$(time_of "${program%%|*}" mmun)" "$(time_of "${program%%|*}" plain)"
 done

@@ -51,6 +51,17 @@ fn main() {
     let built = target_dir.join(&target).join("preload").join(OBJECT);
     std::fs::copy(&built, out.join(OBJECT))
         .unwrap_or_else(|error| panic!("cannot copy {}: {error}", built.display()));
+    let object = std::fs::read(&built).unwrap_or_else(|error| panic!("{}: {error}", built.display()));
+    let file = out.join("object-hash");
+    std::fs::write(&file, format!("{:016x}", hash(&object)))
+        .unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
+}
+
+/// FNV-1a: it tells versions apart; what is in a file of that name is compared anyway.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// Whether a variable describes the outer build in a way that must not reach the object: flags and

@@ -3,6 +3,9 @@
 //! Subscribing allocates. In a program's process that must not go through the program's allocator, whose
 //! locks may be held (a `fork` is under way, the program is inside `malloc`), and it must not show in what the
 //! program allocates.
+//!
+//! Large pieces are mappings of their own. They are tables of which hardly anything is used, in every process that is
+//! watched: a fresh mapping is zeroed by the kernel where it is touched, and nowhere else.
 
 // UNSAFETY: an allocator.
 #![expect(unsafe_code)]
@@ -19,6 +22,15 @@ struct Pages;
 
 /// What is asked for at least. Not more than what is needed once: it counts against the program's limits.
 const PIECE: usize = 256 << 10;
+
+/// What is as large as this is a mapping of its own, which its layout tells when it is given back.
+const LARGE: usize = 32 << 10;
+
+const PAGE: usize = 4096;
+
+fn is_large(layout: Layout) -> bool {
+    layout.size() >= LARGE && layout.align() <= PAGE
+}
 
 /// Where the pieces begin and end, the oldest first. A process whose subscribers take more of them is past
 /// caring about a leak after a fork.
@@ -73,7 +85,7 @@ unsafe impl Allocator for Pages {
     }
 
     fn page_size(&self) -> usize {
-        4096
+        PAGE
     }
 }
 
@@ -114,14 +126,32 @@ impl Heap {
     }
 }
 
-// SAFETY: a correct allocator behind a lock.
+// SAFETY: a correct allocator behind a lock, and the kernel's mappings.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if is_large(layout) {
+            return pages::map(layout.size().next_multiple_of(PAGE));
+        }
         // SAFETY: layouts have a size that is not zero and an alignment that is a power of two.
         self.with(|heap| unsafe { heap.malloc(layout.size(), layout.align()) })
     }
 
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout.
+        let memory = unsafe { self.alloc(layout) };
+        if !memory.is_null() && !is_large(layout) {
+            // SAFETY: allocated just now, of this size.
+            unsafe { memory.write_bytes(0, layout.size()) };
+        }
+        memory
+    }
+
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        if is_large(layout) {
+            // SAFETY: by the caller's promise it came from `alloc` with this layout, and nobody uses it any more.
+            unsafe { pages::unmap(pointer, layout.size().next_multiple_of(PAGE)) };
+            return;
+        }
         if is_lost(pointer) {
             return;
         }

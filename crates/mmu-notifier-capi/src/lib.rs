@@ -3,3 +3,5 @@
 mod heap;
 mod preload;
 pub mod subscribe;
+#[cfg(panic = "abort")]
+mod unwind;

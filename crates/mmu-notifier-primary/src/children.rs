@@ -14,7 +14,7 @@
 use core::ffi::CStr;
 use core::sync::atomic::Ordering;
 
-use mmu_notifier::{Caller, Event};
+use mmu_notifier::{Caller, Event, PAGE_SIZE};
 
 use crate::Syscall;
 use crate::decode::{decode, needs};
@@ -141,6 +141,8 @@ pub(crate) fn exit(primary: &Primary, caller: &Caller, frame: &mut Frame) {
     }
     // A vforked child ends alone; its parent's memory lives.
     if safe::getpid() == primary.pid() {
+        // What this thread has jumped out of: there is no next change that would find it.
+        primary.end_abandoned(caller);
         primary.space.release();
         primary.log.ending(ProcessState::Exited);
     }
@@ -262,7 +264,9 @@ struct Environment {
 impl Environment {
     /// Variables that are followed; a larger environment is left as it is.
     const ENTRIES: usize = 1000;
-    const NAME: &'static [u8] = b"LD_PRELOAD=";
+    /// Variables that are looked at with two system calls.
+    const AT_ONCE: usize = 64;
+    const NAME: &'static [u8; 11] = b"LD_PRELOAD=";
 
     fn new() -> Environment {
         Environment { pointers: [0; Environment::ENTRIES], preload: [0; 2048] }
@@ -274,20 +278,28 @@ impl Environment {
         let mut used = 2;
         let mut theirs = 0;
         let mut at = original;
-        'read: while at != 0 {
-            let mut words = [0u8; 64];
-            let read = safe::read_memory(at, &mut words).unwrap_or(0) / 8 * 8;
+        while at != 0 {
+            // Not beyond a page: the array may end at the last one that is mapped.
+            let mut words = [0u8; Environment::AT_ONCE * 8];
+            let room = (PAGE_SIZE - at % PAGE_SIZE) / 8 * 8;
+            let room = if room == 0 { 8 } else { room.min(words.len()) };
+            let read = safe::read_memory(at, &mut words[..room]).unwrap_or(0) / 8 * 8;
             if read == 0 {
                 return Some(original);
             }
-            for word in words[..read].chunks_exact(8) {
-                let pointer = word.try_into().map(usize::from_ne_bytes).unwrap_or(0);
-                if pointer == 0 {
-                    break 'read;
+            let mut variables = [0; Environment::AT_ONCE];
+            let mut count = 0;
+            for (variable, word) in variables.iter_mut().zip(words[..read].chunks_exact(8)) {
+                *variable = word.try_into().map(usize::from_ne_bytes).unwrap_or(0);
+                if *variable == 0 {
+                    break;
                 }
-                let mut start = [0; Environment::NAME.len()];
-                let _ = safe::read_memory(pointer, &mut start);
-                if start == Environment::NAME {
+                count += 1;
+            }
+            let mut starts = [[0; Environment::NAME.len()]; Environment::AT_ONCE];
+            safe::read_memories(&variables[..count], &mut starts[..count]);
+            for (&pointer, start) in variables[..count].iter().zip(&starts) {
+                if *start == *Environment::NAME {
                     theirs = pointer + start.len();
                     continue;
                 }
@@ -297,6 +309,9 @@ impl Environment {
                 }
                 self.pointers[used] = pointer;
                 used += 1;
+            }
+            if count < read / 8 {
+                break;
             }
             at += read;
         }

@@ -7,7 +7,7 @@ use mmu_notifier::Range;
 use crate::Syscall;
 use crate::decode::{Facts, File, Needs};
 use crate::gate::safe::{self, FileId};
-use crate::maps;
+use crate::maps::{self, Mapping};
 
 /// Ranges that are told apart; more become one range around them.
 pub(crate) const RANGES: usize = 8;
@@ -58,26 +58,19 @@ impl Memory {
         }
     }
 
-    /// Learns what is mapped already.
-    pub(crate) fn look_around(&self, program_break: usize) {
-        self.program_break.store(program_break, Ordering::Relaxed);
-        let all = maps::for_each(|mapping| {
-            if mapping.inode != 0 {
-                self.file_mapped(&FileId {
-                    device: mapping.device,
-                    inode: mapping.inode,
-                    size: 0,
-                    changed: 0,
-                });
-            }
-            if mapping.path.starts_with(b"/SYSV") {
-                self.segment_attached(mapping.range.start(), mapping.range.len());
-            }
-        });
-        if all.is_err() {
-            // Every file may be mapped.
-            self.mapped_files.iter().for_each(|bits| bits.store(u64::MAX, Ordering::Relaxed));
+    /// Learns of a mapping that was there before.
+    pub(crate) fn look_at(&self, mapping: &Mapping<'_>) {
+        if mapping.inode != 0 {
+            self.file_mapped(&FileId { device: mapping.device, inode: mapping.inode, size: 0, changed: 0 });
         }
+        if mapping.path.starts_with(b"/SYSV") {
+            self.segment_attached(mapping.range.start(), mapping.range.len());
+        }
+    }
+
+    /// Learns where the end of the heap is.
+    pub(crate) fn break_is(&self, program_break: usize) {
+        self.program_break.store(program_break, Ordering::Relaxed);
     }
 
     /// Finds out what `needs` says; `ranges` is room for the answer.

@@ -10,15 +10,13 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 
 use crate::Syscall;
 
-/// Longest function that is followed; in longer ones the number is not known.
+/// Longest function that is followed, and the most places to follow at a time; beyond that the number is not known.
 const STEPS: usize = 1024;
 
-/// What an instruction does to the registers that matter, and where it leads.
+/// What an instruction does to the registers that matter, and whether it leads to the next one.
 #[derive(Clone, Copy, Debug)]
 struct Step {
     address: u64,
-    /// Where it may jump to; 0: nowhere.
-    target: u64,
     /// The next instruction may follow it.
     falls_through: bool,
     /// Does nothing: where nothing leads to it, it is padding.
@@ -41,9 +39,12 @@ enum Put {
 #[derive(Debug, Default)]
 pub(crate) struct Flow {
     steps: Vec<Step>,
-    /// Positions still to be followed, and those that were.
+    /// Where steps jump to and which do, in ascending order: who comes to a step is looked up for each one of a path.
+    jumps: Vec<(u64, u32)>,
+    /// Positions still to be followed.
     pending: Vec<(u32, Register)>,
-    seen: Vec<(u32, Register)>,
+    /// For each step the registers that were followed from there.
+    seen: Vec<u16>,
 }
 
 /// What numbers a site can get.
@@ -63,6 +64,7 @@ impl Flow {
     pub(crate) fn new() -> Flow {
         Flow {
             steps: Vec::with_capacity(STEPS),
+            jumps: Vec::with_capacity(STEPS),
             pending: Vec::with_capacity(STEPS),
             seen: Vec::with_capacity(STEPS),
         }
@@ -70,12 +72,14 @@ impl Flow {
 
     /// Memory that it takes.
     pub(crate) const fn bytes() -> usize {
-        STEPS * (size_of::<Step>() + 2 * size_of::<(u32, Register)>())
+        STEPS
+            * (size_of::<Step>() + size_of::<(u64, u32)>() + size_of::<(u32, Register)>() + size_of::<u16>())
     }
 
     /// The numbers that the `syscall` at address `syscall` can get, in the function whose code is `code`.
     pub(crate) fn numbers(&mut self, code: &[u8], start: u64, syscall: u64) -> Numbers {
         self.steps.clear();
+        self.jumps.clear();
         let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
         let mut index = None;
@@ -86,6 +90,7 @@ impl Flow {
             }
             self.push(&instruction);
         }
+        self.jumps.sort_unstable();
         index.map_or(Numbers::Any, |index| self.number(index))
     }
 
@@ -109,13 +114,10 @@ impl Flow {
         // `hlt` is a trap in user space.
         let falls_through = falls_through && instruction.mnemonic() != Mnemonic::Hlt;
         let nop = instruction.mnemonic() == Mnemonic::Nop;
-        self.steps.push(Step {
-            address: instruction.ip(),
-            target,
-            falls_through,
-            nop,
-            put: put(instruction),
-        });
+        if target != 0 {
+            self.jumps.push((target, self.steps.len() as u32));
+        }
+        self.steps.push(Step { address: instruction.ip(), falls_through, nop, put: put(instruction) });
     }
 
     /// The numbers that the `syscall` at position `index` can get.
@@ -128,22 +130,23 @@ impl Flow {
         let mut memory_call = false;
         self.pending.clear();
         self.seen.clear();
+        self.seen.resize(self.steps.len(), 0);
         self.pending.push((index as u32, Register::RAX));
         while let Some((at, register)) = self.pending.pop() {
-            if self.seen.contains(&(at, register)) {
+            // Another kind of register: a segment's, say.
+            let Some(bit) = general(register) else { return Numbers::Any };
+            let seen = &mut self.seen[at as usize];
+            if *seen & bit != 0 {
                 continue;
             }
-            if self.seen.len() == self.seen.capacity() {
-                return Numbers::Any;
-            }
-            self.seen.push((at, register));
+            *seen |= bit;
             let address = self.steps[at as usize].address;
             let before = (at as usize).checked_sub(1).filter(|&before| self.steps[before].falls_through);
             let mut came_from_somewhere = false;
-            for from in 0..self.steps.len() {
-                if Some(from) != before && self.steps[from].target != address {
-                    continue;
-                }
+            let first = self.jumps.partition_point(|&(target, _)| target < address);
+            let jumps = self.jumps[first..].iter().take_while(|&&(target, _)| target == address);
+            // What falls through to it may jump to it, too: followed twice, which does no harm.
+            for from in before.into_iter().chain(jumps.map(|&(_, from)| from as usize)) {
                 came_from_somewhere = true;
                 let next = match self.steps[from].put {
                     Put::Constant(to, number) if to == register => {
@@ -175,6 +178,12 @@ impl Flow {
             Some(number) => Numbers::One(number as usize),
         }
     }
+}
+
+/// A bit for each general register.
+fn general(register: Register) -> Option<u16> {
+    let index = (register as usize).checked_sub(Register::RAX as usize)?;
+    (index < 16).then(|| 1 << index)
 }
 
 fn changed_by_callee(register: Register) -> bool {
@@ -245,5 +254,45 @@ fn implicit(instruction: &Instruction) -> Put {
         | Mnemonic::Lodsd
         | Mnemonic::Lodsq => Put::Something(Register::RAX),
         _ => Put::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(code: &[u8]) -> Numbers {
+        let syscall = code.windows(2).position(|two| two == [0x0f, 0x05]).unwrap();
+        Flow::new().numbers(code, 0x1000, 0x1000 + syscall as u64)
+    }
+
+    #[test]
+    fn general_registers_have_a_bit_each() {
+        let all = [Register::RAX, Register::RCX, Register::RSP, Register::R8, Register::R15];
+        let bits: Vec<_> = all.iter().map(|&register| general(register).unwrap()).collect();
+        assert_eq!(bits, [1 << 0, 1 << 1, 1 << 4, 1 << 8, 1 << 15]);
+        assert_eq!([Register::EAX, Register::FS, Register::XMM0, Register::None].map(general), [None; 4]);
+    }
+
+    #[test]
+    fn every_way_to_it_is_followed() {
+        // mov eax, 11; syscall
+        assert_eq!(numbers(&[0xb8, 11, 0, 0, 0, 0x0f, 0x05]), Numbers::One(11));
+        // mov eax, 39; syscall
+        assert_eq!(numbers(&[0xb8, 39, 0, 0, 0, 0x0f, 0x05]), Numbers::NoMemoryCall);
+        // mov ebx, 11; mov eax, ebx; syscall
+        assert_eq!(numbers(&[0xbb, 11, 0, 0, 0, 0x89, 0xd8, 0x0f, 0x05]), Numbers::One(11));
+        // mov eax, fs; syscall
+        assert_eq!(numbers(&[0x8c, 0xe0, 0x0f, 0x05]), Numbers::Any);
+        // mov eax, 39; 1: syscall; mov eax, 11; jmp 1b
+        let back = [0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xb8, 11, 0, 0, 0, 0xeb, 0xf7];
+        assert_eq!(numbers(&back), Numbers::Several);
+        // mov eax, 39; jz 1f; mov eax, 11; 1: syscall
+        let over = [0xb8, 39, 0, 0, 0, 0x74, 5, 0xb8, 11, 0, 0, 0, 0x0f, 0x05];
+        assert_eq!(numbers(&over), Numbers::Several);
+        // jz 1f; mov eax, 11; 1: syscall
+        assert_eq!(numbers(&[0x74, 5, 0xb8, 11, 0, 0, 0, 0x0f, 0x05]), Numbers::Any);
+        // mov eax, 11; 1: syscall; jmp 1b: the result of the call is a number, too
+        assert_eq!(numbers(&[0xb8, 11, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xfc]), Numbers::Any);
     }
 }

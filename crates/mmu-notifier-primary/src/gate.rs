@@ -110,43 +110,52 @@ pub(crate) mod safe {
         unsafe { call(GETTID, &[0; 6]) as u32 }
     }
 
-    /// A file that is closed when dropped.
+    /// An open file, which is closed when dropped unless the descriptor is somebody else's.
     #[derive(Debug)]
-    pub(crate) struct File(usize);
+    pub(crate) struct File {
+        descriptor: usize,
+        ours: bool,
+    }
 
     impl File {
         /// Opens `path` with `flags` of open(2).
         pub(crate) fn open(path: &CStr, flags: usize) -> Result<File, Errno> {
             // SAFETY: the path is a zero-ended string that lives through the call.
             let fd = unsafe { call(OPEN, &[path.as_ptr() as usize, flags | O_CLOEXEC, 0, 0, 0, 0]) };
-            result(fd).map(File)
+            result(fd).map(|descriptor| File { descriptor, ours: true })
         }
 
         /// A descriptor of somebody else's, which is not closed.
-        pub(crate) fn borrowed(descriptor: usize) -> core::mem::ManuallyDrop<File> {
-            core::mem::ManuallyDrop::new(File(descriptor))
+        pub(crate) fn borrowed(descriptor: usize) -> File {
+            File { descriptor, ours: false }
         }
 
         pub(crate) fn descriptor(&self) -> usize {
-            self.0
+            self.descriptor
         }
 
         pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
             // SAFETY: the kernel writes into `buffer` only.
-            result(unsafe { call(READ, &[self.0, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0]) })
+            result(unsafe {
+                call(READ, &[self.descriptor, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0])
+            })
         }
 
         /// Writes to a file; on `/proc/self/mem` this changes memory, which the caller answers for.
         pub(crate) fn write_at(&self, buffer: &[u8], offset: usize) -> Result<usize, Errno> {
             // SAFETY: the kernel reads `buffer` only.
-            result(unsafe { call(PWRITE, &[self.0, buffer.as_ptr() as usize, buffer.len(), offset, 0, 0]) })
+            result(unsafe {
+                call(PWRITE, &[self.descriptor, buffer.as_ptr() as usize, buffer.len(), offset, 0, 0])
+            })
         }
     }
 
     impl Drop for File {
         fn drop(&mut self) {
-            // SAFETY: the descriptor is ours.
-            unsafe { call(CLOSE, &[self.0, 0, 0, 0, 0, 0]) };
+            if self.ours {
+                // SAFETY: the descriptor is ours.
+                unsafe { call(CLOSE, &[self.descriptor, 0, 0, 0, 0, 0]) };
+            }
         }
     }
 
@@ -181,6 +190,15 @@ pub(crate) mod safe {
         // SAFETY: 144 bytes are what the kernel writes; a bad path is EFAULT.
         let ret = unsafe { call(STAT, &[path, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
         file_id(ret, &stat)
+    }
+
+    /// How many names a file has, or how many folders a folder, with some more.
+    pub(crate) fn links(path: &CStr) -> Result<u64, Errno> {
+        let mut stat = [0u64; 18];
+        // SAFETY: the path is a zero-ended string; 144 bytes are what the kernel writes.
+        result(unsafe { call(STAT, &[path.as_ptr() as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) })?;
+        // The third word: see `file_id`.
+        Ok(stat[2])
     }
 
     /// The path of an open file, as far as it fits; empty if it cannot be found out.
@@ -222,6 +240,32 @@ pub(crate) mod safe {
         result(unsafe { call(PROCESS_VM_READV, &args) })
     }
 
+    /// Reads the beginnings of things of this process's own that may not be mapped, one after the other: as much of
+    /// each as is there; the rest is left as it is.
+    pub(crate) fn read_memories<const LEN: usize>(addresses: &[usize], buffers: &mut [[u8; LEN]]) {
+        const AT_ONCE: usize = 64;
+        let own = getpid() as usize;
+        let mut done = 0;
+        while done < addresses.len().min(buffers.len()) {
+            let some = &addresses[done..addresses.len().min(buffers.len()).min(done + AT_ONCE)];
+            let mut remote = [[0; 2]; AT_ONCE];
+            for (entry, &address) in remote.iter_mut().zip(some) {
+                *entry = [address, LEN];
+            }
+            let buffer = &mut buffers[done..done + some.len()];
+            let local = [buffer.as_mut_ptr() as usize, some.len() * LEN];
+            let args = [own, local.as_ptr() as usize, 1, remote.as_ptr() as usize, some.len(), 0];
+            // SAFETY: the kernel writes into `buffer` only; it stops at the first source that is not mapped.
+            let read = result(unsafe { call(PROCESS_VM_READV, &args) }).unwrap_or(0);
+            done += read / LEN;
+            if read < some.len() * LEN {
+                // That one ends before its length is through, or is nowhere.
+                let _ = read_memory(addresses[done], &mut buffers[done]);
+                done += 1;
+            }
+        }
+    }
+
     /// The alternate signal stack, if the thread is running on it.
     pub(crate) fn on_signal_stack() -> Option<core::ops::Range<usize>> {
         const SS_ONSTACK: usize = 1;
@@ -249,5 +293,30 @@ pub(crate) mod safe {
         result(unsafe { call(MEMBARRIER, &[REGISTER, 0, 0, 0, 0, 0]) })?;
         // SAFETY: touches no memory.
         result(unsafe { call(MEMBARRIER, &[PRIVATE_EXPEDITED_SYNC_CORE, 0, 0, 0, 0, 0]) }).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::safe::read_memories;
+    use crate::pages;
+
+    #[test]
+    fn what_is_mapped_is_read_between_what_is_not() {
+        let page = pages::map(8192);
+        // SAFETY: two pages that were mapped just now.
+        unsafe { page.write_bytes(7, 4096) };
+        // SAFETY: the second of them, which nobody uses.
+        assert!(unsafe { pages::unmap(page.add(4096), 4096) });
+        let at = page as usize;
+        let addresses: Vec<_> = [at, 0, at + 4093, at + 4096, at + 1].into_iter().cycle().take(500).collect();
+        let mut read = vec![[0; 8]; addresses.len()];
+        read_memories(&addresses, &mut read);
+        let (all, some, none) = ([7; 8], [7, 7, 7, 0, 0, 0, 0, 0], [0; 8]);
+        for five in read.chunks(5) {
+            assert_eq!(five, [all, none, some, none, all]);
+        }
+        // SAFETY: the first of them.
+        assert!(unsafe { pages::unmap(page, 4096) });
     }
 }

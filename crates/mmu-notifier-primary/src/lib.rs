@@ -29,7 +29,7 @@
 //! | --- | --- |
 //! | `call`, `decode`, `facts` | which calls there are, what they change, what their arguments do not say |
 //! | `search`, `flow`, `sites` | finding call sites in files |
-//! | `patch`, `entry`, `gate` | rewriting them; the way into Rust and back; the one `syscall` instruction |
+//! | `patch`, `batch`, `entry`, `gate` | rewriting them; many at a time; the way into Rust and back; the one `syscall` instruction |
 //! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
@@ -37,6 +37,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
 
+mod batch;
 mod call;
 mod children;
 pub mod decode;

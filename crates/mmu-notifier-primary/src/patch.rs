@@ -20,8 +20,8 @@
 //!
 //! # Writing
 //!
-//! Code that no thread can be running is written through `/proc/self/mem`, which needs no writable mapping. Code
-//! that is live is made writable for a moment; a jump that lies in one aligned word is one store, any other goes
+//! Code that no thread can be running is written through `/proc/self/mem`, which needs no writable mapping, many sites
+//! at a time (`crate::batch`). Code that is live is made writable for a moment; a jump that lies in one aligned word is one store, any other goes
 //! in by way of a two-byte jump to itself, with every processor told in between
 //! (`MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE`). Nobody can have stopped inside the replaced instruction but at its
 //! start, as only one instruction is replaced.
@@ -35,6 +35,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use mmu_notifier::{PAGE_SIZE, Range};
 
 use crate::Syscall;
+use crate::batch::Batch;
 use crate::entry::{Entries, Site};
 use crate::gate::{self, safe::File};
 use crate::maps;
@@ -57,12 +58,23 @@ pub(crate) struct Stubs {
     entries: Entries,
     pools: [Pool; POOLS],
     used: usize,
+    /// What else is mapped; empty: it has to be looked up.
+    mapped: Vec<Range>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Pool {
     address: usize,
     used: usize,
+}
+
+/// When a site is rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patched {
+    /// It has been.
+    Now,
+    /// When the batch is written.
+    InBatch,
 }
 
 /// Whether other threads may be running the code that is written.
@@ -92,7 +104,7 @@ impl Writer {
     /// # Safety
     ///
     /// The bytes are the new code at `address`; no thread runs them.
-    unsafe fn quiet(&mut self, address: usize, bytes: &[u8]) -> Result<(), UnseenReason> {
+    pub(crate) unsafe fn quiet(&mut self, address: usize, bytes: &[u8]) -> Result<(), UnseenReason> {
         if let Some(memory) = &self.memory
             && memory.write_at(bytes, address) == Ok(bytes.len())
         {
@@ -223,7 +235,17 @@ impl Code {
 
 impl Stubs {
     pub(crate) fn new(entries: Entries) -> Stubs {
-        Stubs { entries, pools: [Pool::default(); POOLS], used: 0 }
+        Stubs { entries, pools: [Pool::default(); POOLS], used: 0, mapped: Vec::new() }
+    }
+
+    /// What is mapped, ascending, for who has just read it anyway. Nothing: it is not known any more.
+    pub(crate) fn mapped_are(&mut self, mapped: Vec<Range>) {
+        self.mapped = mapped;
+    }
+
+    /// Most bytes that the pools grow by for one stub.
+    pub(crate) const fn longest() -> usize {
+        Code::MAX.next_multiple_of(16)
     }
 
     /// Memory that the pools take, in bytes.
@@ -236,8 +258,9 @@ impl Stubs {
         self.pools[..self.used].iter().any(|pool| (pool.address..pool.address + POOL).contains(&address))
     }
 
-    /// Rewrites the site `found` of the file whose first byte is (or would be) mapped at `base`. `original` are
-    /// the file's bytes from the first replaced one to behind the `syscall`.
+    /// Rewrites the site `found` of the file whose first byte is (or would be) mapped at `base`, or keeps it in `batch`,
+    /// which has room for it and touches none of its [bytes](Found::bytes). `original` are the file's bytes from the
+    /// first replaced one to behind the `syscall`.
     ///
     /// # Safety
     ///
@@ -245,11 +268,12 @@ impl Stubs {
     pub(crate) unsafe fn patch(
         &mut self,
         writer: &mut Writer,
+        batch: &mut Batch,
         base: usize,
         found: &Found,
         shape: Shape,
         original: &[u8],
-    ) -> Result<(), UnseenReason> {
+    ) -> Result<Patched, UnseenReason> {
         let syscall = base + found.offset;
         let from = base + found.from;
         let replay = &original[..found.offset - found.from];
@@ -258,20 +282,13 @@ impl Stubs {
         if now != original {
             return Err(UnseenReason::ForeignPatch);
         }
+        let batch = if writer.live == Live::No { Some(batch) } else { None };
         let pool = self.pool_near(writer, syscall)?;
         let stub = self.pools[pool].address + self.pools[pool].used;
         let code = self.stub(stub, syscall, from, replay, found).ok_or(UnseenReason::Shape)?;
-        // SAFETY: the pool is ours and nobody jumps to this part of it yet.
-        unsafe { writer.quiet(stub, &code.bytes[..code.len])? };
-        self.pools[pool].used += code.len.next_multiple_of(16);
-        let mut long = [0xe9, 0, 0, 0, 0];
-        match shape {
-            Shape::T1 | Shape::T2 => {
-                long[1..].copy_from_slice(&(stub.wrapping_sub(from + 5) as i32).to_le_bytes());
-                // SAFETY: `search` found the first replaced instruction to have at least 5 bytes, and no branch
-                // into it.
-                unsafe { writer.jump(from, &long) }
-            }
+        let code = &code.bytes[..code.len];
+        let (near, cave, nop) = match shape {
+            Shape::T1 | Shape::T2 => (0, from, 0),
             Shape::T3 { cave, nop } => {
                 let cave = base + cave;
                 // SAFETY: mapped code of the same file.
@@ -279,20 +296,50 @@ impl Stubs {
                 if padding[0] == 0xe9 {
                     return Err(UnseenReason::Shape);
                 }
-                if nop > 0 {
-                    // SAFETY: `search` found one instruction of at least 7 bytes there, with no branch into it.
-                    unsafe { writer.jump(cave - 2, &[0xeb, nop - 2])? };
-                }
-                long[1..].copy_from_slice(&(stub.wrapping_sub(cave + 5) as i32).to_le_bytes());
-                // SAFETY: `search` found this to be padding that is never executed, or it is jumped over now.
-                unsafe { writer.quiet(cave, &long)? };
                 let Ok(near) = i8::try_from(cave as isize - (syscall + 2) as isize) else {
                     return Err(UnseenReason::Shape);
                 };
-                // SAFETY: the `syscall` instruction has 2 bytes.
-                unsafe { writer.jump(syscall, &[0xeb, near as u8]) }
+                (near, cave, nop)
+            }
+        };
+        let mut long = [0xe9, 0, 0, 0, 0];
+        long[1..].copy_from_slice(&(stub.wrapping_sub(cave + 5) as i32).to_le_bytes());
+        // In the order in which they can be made while somebody runs the code.
+        let over = (cave.wrapping_sub(2), &[0xeb, nop.wrapping_sub(2)][..]);
+        let long = (cave, &long[..]);
+        let short = (syscall, &[0xeb, near as u8][..]);
+        let places: &[_] = match shape {
+            Shape::T1 | Shape::T2 => &[long],
+            Shape::T3 { nop: 0, .. } => &[long, short],
+            Shape::T3 { .. } => &[over, long, short],
+        };
+        let (first, end) = found.bytes(base);
+        let one_page = first & !(PAGE_SIZE - 1) == (end - 1) & !(PAGE_SIZE - 1);
+        if let Some(batch) = batch
+            && (places.len() == 1 || one_page)
+        {
+            if !batch.stub(stub, code) {
+                // SAFETY: the pool is ours and nobody jumps to this part of it yet.
+                unsafe { writer.quiet(stub, code)? };
+            }
+            self.pools[pool].used += code.len().next_multiple_of(16);
+            batch.site(shape, found.number.known(), syscall, places);
+            return Ok(Patched::InBatch);
+        }
+        // SAFETY: the pool is ours and nobody jumps to this part of it yet.
+        unsafe { writer.quiet(stub, code)? };
+        self.pools[pool].used += code.len().next_multiple_of(16);
+        for &(address, bytes) in places {
+            if matches!(shape, Shape::T3 { .. }) && address == cave {
+                // SAFETY: `search` found this to be padding that is never executed, or it is jumped over now.
+                unsafe { writer.quiet(address, bytes)? };
+            } else {
+                // SAFETY: `search` found the first replaced instruction to have at least 5 bytes, the `nop` at least 7
+                // and the `syscall` 2, and no branch into any of them.
+                unsafe { writer.jump(address, bytes)? };
             }
         }
+        Ok(Patched::Now)
     }
 
     /// The machine code of a stub at `at`, its `Site` included.
@@ -355,7 +402,7 @@ impl Stubs {
         if self.used == POOLS {
             return Err(UnseenReason::TableFull);
         }
-        let at = map_near(writer, address).ok_or(UnseenReason::NoPool)?;
+        let at = self.map_near(writer, address).ok_or(UnseenReason::NoPool)?;
         let mut header = [0; POOL_HEADER];
         header[..8].copy_from_slice(&self.entries.enter.to_ne_bytes());
         header[8..].copy_from_slice(&self.entries.after.to_ne_bytes());
@@ -365,47 +412,105 @@ impl Stubs {
         self.used += 1;
         Ok(self.used - 1)
     }
+    /// Maps executable memory for a pool within reach of `address`, aligned to its size.
+    fn map_near(&self, writer: &mut Writer, address: usize) -> Option<usize> {
+        const READ_EXECUTE: usize = 5;
+        const PRIVATE_ANONYMOUS_NOREPLACE: usize = 0x02 | 0x20 | 0x10_0000;
+        // A few tries: something may have taken the place between the look and the call.
+        for attempt in 0..5 {
+            let mut nearest = Nearest::to(address);
+            if attempt == 0 && !self.mapped.is_empty() {
+                let pools = self.pools[..self.used].iter();
+                let pools = pools.filter_map(|pool| Range::with_len(pool.address, POOL).ok());
+                nearest.among(self.mapped.iter().copied(), pools);
+            } else {
+                maps::for_each(|mapping| nearest.mapped(mapping.range)).ok()?;
+            }
+            let Some(at) = nearest.best else { continue };
+            let args = [at, POOL, READ_EXECUTE, PRIVATE_ANONYMOUS_NOREPLACE, usize::MAX, 0];
+            writer.own_calls += 1;
+            // SAFETY: new memory, nothing is replaced.
+            let got = unsafe { gate::call(Syscall::Mmap.number(), &args) };
+            if got == at as isize {
+                return Some(at);
+            }
+        }
+        None
+    }
 }
 
-/// Maps executable memory for a pool within reach of `address`, aligned to its size.
-fn map_near(writer: &mut Writer, address: usize) -> Option<usize> {
-    const READ_EXECUTE: usize = 5;
-    const PRIVATE_ANONYMOUS_NOREPLACE: usize = 0x02 | 0x20 | 0x10_0000;
-    // A few tries: another thread may take the place between the look and the call.
-    for _ in 0..4 {
-        let at = nearest_gap(address)?;
-        let args = [at, POOL, READ_EXECUTE, PRIVATE_ANONYMOUS_NOREPLACE, usize::MAX, 0];
-        writer.own_calls += 1;
-        // SAFETY: new memory, nothing is replaced.
-        let got = unsafe { gate::call(Syscall::Mmap.number(), &args) };
-        if got == at as isize {
-            return Some(at);
+/// The nearest place for a pool where nothing is mapped, with room to both sides.
+struct Nearest {
+    address: usize,
+    best: Option<usize>,
+    last_end: usize,
+}
+
+impl Nearest {
+    fn to(address: usize) -> Nearest {
+        Nearest { address, best: None, last_end: 16 * PAGE_SIZE }
+    }
+
+    /// What is mapped, in ascending order.
+    fn mapped(&mut self, range: Range) {
+        if let Ok(gap) = Range::new(self.last_end, range.start()) {
+            self.consider(gap);
+        }
+        self.last_end = range.end();
+    }
+
+    /// What is mapped, ascending, and some more in any order.
+    fn among(&mut self, mapped: impl Iterator<Item = Range>, more: impl Iterator<Item = Range> + Clone) {
+        let mut mapped = mapped.peekable();
+        loop {
+            let next = more.clone().filter(|range| range.start() >= self.last_end).min_by_key(Range::start);
+            let first = match (mapped.peek().copied(), next) {
+                (Some(range), Some(next)) if next.start() < range.start() => next,
+                (Some(range), _) => {
+                    mapped.next();
+                    range
+                }
+                (None, Some(next)) => next,
+                (None, None) => return,
+            };
+            self.mapped(first);
         }
     }
-    None
-}
 
-/// The nearest place to `address` where nothing is mapped, with room to both sides.
-fn nearest_gap(address: usize) -> Option<usize> {
-    const MARGIN: usize = 16 * PAGE_SIZE;
-    let mut best: Option<usize> = None;
-    let mut last_end = 16 * PAGE_SIZE;
-    let mut consider = |gap: Range| {
+    fn consider(&mut self, gap: Range) {
+        const MARGIN: usize = 16 * PAGE_SIZE;
         for place in [gap.start() + MARGIN, gap.end().saturating_sub(POOL + MARGIN)] {
             let place = place & !(POOL - 1);
             let fits = Range::with_len(place, POOL).is_ok_and(|pool| gap.contains(&pool));
-            let nearer = best.is_none_or(|best| place.abs_diff(address) < best.abs_diff(address));
-            if fits && nearer && place.abs_diff(address) < REACH - POOL {
-                best = Some(place);
+            let nearer =
+                self.best.is_none_or(|best| place.abs_diff(self.address) < best.abs_diff(self.address));
+            if fits && nearer && place.abs_diff(self.address) < REACH - POOL {
+                self.best = Some(place);
             }
         }
-    };
-    maps::for_each(|mapping| {
-        if let Ok(gap) = Range::new(last_end, mapping.range.start()) {
-            consider(gap);
-        }
-        last_end = mapping.range.end();
-    })
-    .ok()?;
-    best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_keeps_its_distance() {
+        let range = |start: usize, end: usize| Range::new(start << 20, end << 20).unwrap();
+        let mapped = [range(16, 32), range(33, 48), range(64, 96)];
+        let nearest = |address: usize, pools: &[Range]| {
+            let mut nearest = Nearest::to(address << 20);
+            nearest.among(mapped.iter().copied(), pools.iter().copied());
+            nearest.best
+        };
+        let margin = 16 * PAGE_SIZE;
+        assert_eq!(nearest(34, &[]), Some((33 << 20) - POOL - margin));
+        assert_eq!(nearest(50, &[]), Some((48 << 20) + margin));
+        // Where a pool is there is no room for another one.
+        let pool = Range::with_len((33 << 20) - POOL - margin, POOL).unwrap();
+        assert_eq!(nearest(34, &[pool]), Some(((33 << 20) - 2 * POOL - 2 * margin) & !(POOL - 1)));
+        assert_eq!(nearest(34, &[pool, range(32, 33)]), Some((48 << 20) + margin));
+        assert_eq!(nearest(1 << 14, &[]), None, "too far");
+    }
 }

@@ -11,16 +11,20 @@ use std::fmt;
 use mmu_notifier::{AddressSpace, Caller, PAGE_SIZE, Range};
 
 use crate::Syscall;
+use crate::batch::{Batch, Waiting};
 use crate::children::Preload;
 use crate::entry;
 use crate::facts::Memory;
 use crate::flow::Flow;
-use crate::gate::{self, safe};
+use crate::gate::{
+    self,
+    safe::{self, FileId},
+};
 use crate::hook;
 use crate::log::{Log, put_path, ticks};
 use crate::maps;
-use crate::patch::{Live, Stubs, Writer};
-use crate::search::{Found, Image, Number, Shape, Unfit, candidates, search};
+use crate::patch::{Live, Patched, Stubs, Writer};
+use crate::search::{Found, Image, Shape, Unfit, candidates, search};
 use crate::session::{self, Header, UnseenReason};
 use crate::sites::{self, Draft};
 use crate::thread::Threads;
@@ -104,6 +108,7 @@ struct Patching {
 #[derive(Debug)]
 struct PatchState {
     stubs: Stubs,
+    batch: Batch,
     flow: Flow,
 }
 
@@ -127,6 +132,16 @@ impl Patching {
         let result = work(unsafe { &mut *self.state.get() });
         self.busy.store(false, Ordering::Release);
         Some(result)
+    }
+
+    /// In a forked child, by its only thread: who was at it in the parent does not go on here, and what was waiting to
+    /// be written may be somewhere else by the next time.
+    fn forked(&self) {
+        if self.busy.load(Ordering::Relaxed) {
+            // SAFETY: there is no other thread.
+            unsafe { (*self.state.get()).batch.forget() };
+            self.busy.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -172,14 +187,14 @@ impl Primary {
             pid: AtomicU32::new(safe::getpid()),
             patching: Patching {
                 busy: AtomicBool::new(false),
-                state: UnsafeCell::new(PatchState { stubs, flow: Flow::new() }),
+                state: UnsafeCell::new(PatchState { stubs, batch: Batch::new(), flow: Flow::new() }),
             },
             said_anonymous: AtomicBool::new(false),
             after_fork: options.after_fork,
         }));
         // SAFETY: `brk(0)` only asks.
         let program_break = unsafe { gate::call(Syscall::Brk.number(), &[0; 6]) };
-        primary.memory.look_around(program_break as usize);
+        primary.memory.break_is(program_break as usize);
         hook::set_primary(primary);
         (options.before)(primary);
         primary.search_everything().map_err(|errno| InstallError::Maps { errno: errno.0 })?;
@@ -216,13 +231,18 @@ impl Primary {
         let began = ticks();
         let live = if one_thread() { Live::No } else { Live::Yes };
         let mut writer = Writer::new(live);
-        // The pools that are mapped meanwhile would change the list: first all, then one by one.
+        // The pools that are mapped meanwhile would change the list: first all, then one by one. The kernel writes it
+        // anew each time, so it is read once for all who want to know.
         let mut found = Vec::new();
+        let mut mapped = Vec::new();
         maps::for_each(|mapping| {
+            self.memory.look_at(mapping);
+            mapped.push(mapping.range);
             if mapping.executable && mapping.readable {
                 found.push((mapping.range, mapping.offset, mapping.inode, mapping.path.to_vec()));
             }
         })?;
+        self.patching.with(|state| state.stubs.mapped_are(mapped));
         for (range, offset, inode, path) in &found {
             if path.starts_with(b"[") {
                 continue;
@@ -232,18 +252,29 @@ impl Primary {
                 continue;
             }
             self.log.module(*range, *offset, path);
-            match path_to_c(path).and_then(|path| safe::File::open(path.as_c_str(), 0).ok()) {
-                Some(file) => self.search_mapping(&mut writer, &file, *range, *offset, path),
-                None if candidates(readable_code(*range)).next().is_some() => {
-                    self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
-                }
-                None => self.searched(),
+            let path_to_open = path_to_c(path);
+            let id = path_to_open.as_ref().and_then(|path| safe::stat(path.as_ptr() as usize).ok());
+            // Opened only if it has to be searched.
+            let open = || path_to_open.as_ref().and_then(|path| safe::File::open(path, 0).ok());
+            match id {
+                Some(id) => self.search_mapping(&mut writer, &id, open, *range, *offset, path),
+                None => self.no_file(*range, path),
             }
         }
+        self.patching.with(|state| state.stubs.mapped_are(Vec::new()));
         if let Some(process) = self.log.process() {
             process.search_ticks.fetch_add(ticks() - began, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// A mapping whose file is not to be had: whether there may be something in it can be seen all the same.
+    fn no_file(&self, range: Range, path: &[u8]) {
+        if candidates(readable_code(range)).next().is_some() {
+            self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
+        } else {
+            self.searched();
+        }
     }
 
     fn searched(&self) {
@@ -252,32 +283,44 @@ impl Primary {
         }
     }
 
-    /// Rewrites the call sites in the mapping `range` of a file, at file offset `offset`.
+    /// Rewrites the call sites in the mapping `range` of the file `id`, at file offset `offset`.
     fn search_mapping(
         &self,
         writer: &mut Writer,
-        file: &safe::File,
+        id: &FileId,
+        open: impl FnOnce() -> Option<safe::File>,
         range: Range,
         offset: usize,
         path: &[u8],
     ) {
         let done = self.patching.with(|state| {
-            let Ok(id) = safe::fstat(file.descriptor()) else { return };
-            if let Some(known) = sites::known(&self.log, &id, offset, range.len()) {
+            if let Some(known) = sites::known(&self.log, id, offset, range.len()) {
                 let base = range.start().wrapping_sub(offset);
                 sites::for_each(known, |site, code| self.patch(state, writer, base, &site, code, path));
-                return;
+                self.write_batch(state, writer, path);
+                return true;
             }
-            let mut draft = Draft::new(&self.log, &id, offset, range);
-            if candidates(readable_code(range)).next().is_some() {
-                self.search_file(state, writer, file, range, offset, path, &mut draft);
+            if candidates(readable_code(range)).next().is_none() {
+                Draft::new(&self.log, id, offset, range).complete();
+                return true;
             }
+            // What has this name by now may be another file.
+            let file = open().filter(|file| safe::fstat(file.descriptor()).as_ref() == Ok(id));
+            let Some(file) = file else { return false };
+            let mut draft = Draft::new(&self.log, id, offset, range);
+            self.search_file(state, writer, &file, range, offset, path, &mut draft);
+            self.write_batch(state, writer, path);
             draft.complete();
+            true
         });
-        if done.is_none() {
-            self.log.unseen(UnseenReason::TableFull, None, range.start(), path);
+        match done {
+            Some(true) => self.searched(),
+            Some(false) => self.no_file(range, path),
+            None => {
+                self.log.unseen(UnseenReason::TableFull, None, range.start(), path);
+                self.searched();
+            }
         }
-        self.searched();
     }
 
     #[expect(clippy::too_many_arguments, reason = "a mapping is a file, a place and a path")]
@@ -328,24 +371,39 @@ impl Primary {
         if address == gate::address() || address == entry::address() || state.stubs.pool_around(address) {
             return;
         }
-        let number = match site.number {
-            Number::Known(number) => Some(number),
-            Number::Unknown => None,
-        };
+        let number = site.number.known();
+        let (start, end) = site.bytes(base);
+        if !state.batch.has_room(Stubs::longest()) || state.batch.touches(start, end) {
+            self.write_batch(state, writer, path);
+        }
+        let PatchState { stubs, batch, .. } = state;
         let patched = match site.shape {
-            // SAFETY: `search` found the instruction in this file, which is mapped here.
-            Ok(shape) => unsafe { state.stubs.patch(writer, base, site, shape, code) }.map(|()| shape),
+            Ok(shape) => {
+                // SAFETY: `search` found the instruction in this file, which is mapped here.
+                unsafe { stubs.patch(writer, batch, base, site, shape, code) }.map(|when| (when, shape))
+            }
             Err(Unfit::NoFunction) => Err(UnseenReason::NoFunction),
             Err(Unfit::Shape) => Err(UnseenReason::Shape),
             Err(Unfit::SmallStacks) => Err(UnseenReason::SmallStacks),
         };
         match patched {
-            Ok(shape) => self.patched(shape),
+            Ok((Patched::InBatch, _)) => {}
+            Ok((Patched::Now, shape)) => self.patched(shape),
             Err(UnseenReason::Shape) if number.is_none() => {
                 self.log.unseen(UnseenReason::UnknownNumber, None, address, path);
             }
             Err(reason) => self.log.unseen(reason, number, address, path),
         }
+    }
+
+    /// Rewrites the sites that are waiting for it, all of them in the file `path`.
+    fn write_batch(&self, state: &mut PatchState, writer: &mut Writer, path: &[u8]) {
+        let outcome = |site: &Waiting, written| match written {
+            Ok(()) => self.patched(site.shape),
+            Err(reason) => self.log.unseen(reason, site.number, site.address, path),
+        };
+        // SAFETY: only what nobody runs is kept there, and this belongs to the mapping that is being searched.
+        unsafe { state.batch.write(writer, outcome) };
     }
 
     fn patched(&self, shape: Shape) {
@@ -361,7 +419,12 @@ impl Primary {
 
     /// Memory that is ours in this process, in bytes.
     fn own_bytes(&self, stubs: &Stubs) -> usize {
-        stubs.bytes() + size_of::<Primary>() + Threads::bytes() + Flow::bytes() + AddressSpace::BYTES
+        stubs.bytes()
+            + size_of::<Primary>()
+            + Threads::bytes()
+            + Flow::bytes()
+            + Batch::bytes()
+            + AddressSpace::BYTES
     }
 
     /// Executable memory without a file: there is nothing that says where its functions are.
@@ -405,7 +468,8 @@ impl Primary {
         let path = safe::descriptor_path(descriptor, &mut path);
         self.log.module(range, offset, path);
         let mut writer = Writer::new(Live::No);
-        self.search_mapping(&mut writer, &safe::File::borrowed(descriptor), range, offset, path);
+        let open = || Some(safe::File::borrowed(descriptor));
+        self.search_mapping(&mut writer, &id, open, range, offset, path);
         if let Some(process) = self.log.process() {
             process.own_calls.fetch_add(writer.own_calls, Ordering::Relaxed);
             process.search_ticks.fetch_add(ticks() - began, Ordering::Relaxed);
@@ -427,7 +491,7 @@ impl Primary {
     pub(crate) fn forked(&self) {
         self.pid.store(safe::getpid(), Ordering::Relaxed);
         self.threads.forked();
-        self.patching.busy.store(false, Ordering::Relaxed);
+        self.patching.forked();
         // SAFETY: by this function's promise; the hook has come back from the call, so this is no callback.
         unsafe { self.space.forked() };
         self.log.forked();
@@ -542,25 +606,18 @@ impl FileBytes {
 
 /// Whether this process has only one thread.
 fn one_thread() -> bool {
-    let mut text = [0; 512];
-    let Ok(file) = safe::File::open(c"/proc/self/stat", 0) else { return false };
-    let read = file.read(&mut text).unwrap_or(0);
-    // pid (name) state ...: the number of threads is the 18th word after the name, which may contain anything.
-    let after_name = text[..read].iter().rposition(|&byte| byte == b')').map_or(0, |at| at + 2);
-    text[after_name..read].split(|&byte| byte == b' ').nth(17) == Some(b"1")
+    // Two of every folder, and one for each thread.
+    safe::links(c"/proc/self/task") == Ok(3)
 }
 
 /// Whether user space may read the base of the `fs` segment.
 fn rdfsbase_works() -> bool {
     const AT_HWCAP2: usize = 26;
     const FSGSBASE: usize = 2;
-    let Ok(file) = safe::File::open(c"/proc/self/auxv", 0) else { return false };
-    let mut vector = [0; 1024];
-    let read = file.read(&mut vector).unwrap_or(0);
-    vector[..read].chunks_exact(16).any(|entry| {
-        let word = |half: &[u8]| half.try_into().map(usize::from_ne_bytes).unwrap_or(0);
-        word(&entry[..8]) == AT_HWCAP2 && word(&entry[8..]) & FSGSBASE != 0
-    })
+    unsafe extern "C" {
+        safe fn getauxval(kind: usize) -> usize;
+    }
+    getauxval(AT_HWCAP2) & FSGSBASE != 0
 }
 
 fn open_log(session: Option<&CStr>) -> Result<Log, InstallError> {

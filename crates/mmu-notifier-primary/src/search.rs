@@ -61,6 +61,15 @@ pub(crate) enum Number {
     Unknown,
 }
 
+impl Number {
+    pub(crate) fn known(self) -> Option<usize> {
+        match self {
+            Number::Known(number) => Some(number),
+            Number::Unknown => None,
+        }
+    }
+}
+
 /// A `syscall` instruction that makes, or may make, a memory system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
@@ -76,6 +85,17 @@ pub(crate) struct Found {
     pub(crate) caller: Option<usize>,
     /// Operands in the replayed code that are relative to the instruction pointer.
     pub(crate) relative: Relative,
+}
+
+impl Found {
+    /// Between which addresses the bytes lie that rewriting it reads or writes, if the file's first byte is at `base`.
+    pub(crate) fn bytes(&self, base: usize) -> (usize, usize) {
+        let (mut start, mut end) = (self.from, self.offset + 2);
+        if let Ok(Shape::T3 { cave, .. }) = self.shape {
+            (start, end) = (start.min(cave.saturating_sub(2)), end.max(cave + 5));
+        }
+        (base.wrapping_add(start), base.wrapping_add(end))
+    }
 }
 
 /// Where code between the first replaced byte and the `syscall` must be adjusted when it moves.

@@ -27,7 +27,7 @@ use crate::Syscall;
 /// First word of a session.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"mmun-ses");
 /// Layout version: both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Processes that a session can hold at one time.
 pub const PROCESSES: usize = 4096;
 /// Sets of counters in a process; threads are spread over them.
@@ -215,9 +215,9 @@ pub struct Process {
     pub modules: [Module; MODULES],
 }
 
-/// Counters of some of a process's threads.
+/// Counters of some of a process's threads. On one page: what no thread touches is never allocated.
 #[derive(Debug)]
-#[repr(C, align(128))]
+#[repr(C, align(2048))]
 pub struct Shard {
     /// By [`Syscall`].
     pub calls: [CallCount; Syscall::ALL.len()],
@@ -238,6 +238,8 @@ pub struct Shard {
     /// How long all ends of a call took together.
     pub ends: Histogram,
 }
+
+const _: () = assert!(size_of::<Shard>() == 2048);
 
 /// How often a system call was made.
 #[derive(Debug)]

@@ -8,7 +8,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,12 +16,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libmmu_notifier_capi.so"));
+/// Of its content, made when it was built.
+const HASH: &str = include_str!(concat!(env!("OUT_DIR"), "/object-hash"));
 
 /// The object's file, written if it is not there yet.
 pub fn object() -> Result<PathBuf> {
     let mut failures = Vec::new();
     for folder in folders() {
-        match install(&folder, OBJECT) {
+        match install(&folder, OBJECT, HASH) {
             Ok(file) => return Ok(file),
             Err(error) => failures.push(format!("\n  {}: {error:#}", folder.display())),
         }
@@ -42,8 +44,8 @@ fn folders() -> Vec<PathBuf> {
     cache.map(|cache| cache.join("mmun")).into_iter().chain([format!("/tmp/mmun-{user}").into()]).collect()
 }
 
-fn install(folder: &Path, object: &[u8]) -> Result<PathBuf> {
-    let name = format!("libmmu_notifier_capi-{:016x}.so", hash(object));
+fn install(folder: &Path, object: &[u8], hash: &str) -> Result<PathBuf> {
+    let name = format!("libmmu_notifier_capi-{hash}.so");
     let file = folder.join(name);
     // LD_PRELOAD is a list, and `$` begins a variable of the dynamic linker's in it.
     let awkward = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b':' | b'$');
@@ -52,7 +54,7 @@ fn install(folder: &Path, object: &[u8]) -> Result<PathBuf> {
         "a path with a space, a colon or a dollar sign cannot be preloaded"
     );
     prepare(folder)?;
-    if fs::read(&file).is_ok_and(|found| found == object) {
+    if holds(&file, object).unwrap_or(false) {
         return Ok(file);
     }
     let temporary = folder.join(format!(".{}.tmp", std::process::id()));
@@ -62,6 +64,23 @@ fn install(folder: &Path, object: &[u8]) -> Result<PathBuf> {
     }
     written.context("cannot write")?;
     Ok(file)
+}
+
+/// Whether a file is these bytes, without memory for all of it: this is done at every start.
+fn holds(file: &Path, bytes: &[u8]) -> std::io::Result<bool> {
+    let mut file = File::open(file)?;
+    if file.metadata()?.len() != bytes.len() as u64 {
+        return Ok(false);
+    }
+    let mut buffer = [0; 16 << 10];
+    for expected in bytes.chunks(buffer.len()) {
+        let found = &mut buffer[..expected.len()];
+        file.read_exact(found)?;
+        if found != expected {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Makes the folder, and refuses one that others could put something into.
@@ -103,13 +122,6 @@ fn mounted_noexec(folder: &Path) -> Result<bool> {
     Ok(mount.f_flag & libc::ST_NOEXEC != 0)
 }
 
-/// FNV-1a: it tells versions apart; what is in the file is compared anyway.
-fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,23 +131,25 @@ mod tests {
     fn is_written_once_and_checked() {
         let folder = std::env::temp_dir().join(format!("mmun-preload-{}", std::process::id()));
         let cache = folder.join("a/mmun");
-        let file = install(&cache, b"object").unwrap();
+        let file = install(&cache, b"object", "1").unwrap();
         let first = fs::metadata(&file).unwrap().ino();
         assert_eq!(fs::metadata(&cache).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(install(&cache, b"object").unwrap(), file);
+        assert_eq!(install(&cache, b"object", "1").unwrap(), file);
         assert_eq!(fs::metadata(&file).unwrap().ino(), first, "not written again");
-        fs::write(&file, b"torn").unwrap();
-        install(&cache, b"object").unwrap();
-        assert_eq!(fs::read(&file).unwrap(), b"object", "repaired");
-        assert_ne!(install(&cache, b"other").unwrap(), file);
+        for torn in ["torn", "objekt", "object, and more"] {
+            fs::write(&file, torn).unwrap();
+            install(&cache, b"object", "1").unwrap();
+            assert_eq!(fs::read(&file).unwrap(), b"object", "{torn} is repaired");
+        }
+        assert_ne!(install(&cache, b"other!", "2").unwrap(), file);
         assert_eq!(fs::read_dir(&cache).unwrap().count(), 2, "nothing temporary left");
 
         fs::set_permissions(&cache, fs::Permissions::from_mode(0o777)).unwrap();
-        let open = install(&cache, b"object").unwrap_err();
+        let open = install(&cache, b"object", "1").unwrap_err();
         assert!(open.to_string().contains("others may write"), "{open}");
-        let spaced = install(&folder.join("my cache/mmun"), b"object").unwrap_err();
+        let spaced = install(&folder.join("my cache/mmun"), b"object", "1").unwrap_err();
         assert!(spaced.to_string().contains("cannot be preloaded"), "{spaced}");
-        assert!(install(Path::new("/proc/mmun"), b"object").is_err());
+        assert!(install(Path::new("/proc/mmun"), b"object", "1").is_err());
         fs::remove_dir_all(&folder).unwrap();
     }
 

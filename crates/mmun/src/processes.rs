@@ -132,7 +132,7 @@ impl Processes {
     /// Sums up who is gone and gives the entries back.
     pub fn fold(&mut self, session: &Session, gone: Gone) {
         for (index, fate) in gone.0 {
-            self.totals.add(session.process(index), fate);
+            self.totals.add(session.process(index), session.shards(index), fate);
             self.tracks.remove(&index);
             session.free(index);
         }
@@ -155,7 +155,7 @@ impl Processes {
                 ProcessState::Starting | ProcessState::Running | ProcessState::Exec => Fate::Running,
             };
             left += u64::from(fate == Fate::Running);
-            self.totals.add(process, fate);
+            self.totals.add(process, session.shards(index), fate);
         }
         left
     }
@@ -174,7 +174,7 @@ impl Processes {
     pub fn progress(&self, session: &Session) -> Progress {
         let mut progress = self.totals.progress();
         for entry in entries(session) {
-            progress.add(session.process(entry.index));
+            progress.add(session.shards(entry.index));
         }
         progress
     }

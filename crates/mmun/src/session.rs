@@ -12,14 +12,15 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 use mmu_notifier_primary::session::{
-    Header, MAGIC, PROCESSES, Process, ProcessState, Record, RingHead, VERSION, process_offset, ring_offset,
-    session_bytes,
+    Header, MAGIC, PROCESSES, Process, ProcessState, Record, RingHead, SHARDS, Shard, VERSION,
+    process_offset, ring_offset, session_bytes,
 };
 
 /// Fewer records than this in a ring and one burst fills it.
@@ -145,6 +146,29 @@ impl Session {
         entries
     }
 
+    /// The counters of process entry `index` that were ever touched. To read the others would make the kernel allocate
+    /// them: a program of one thread has one set of eight.
+    pub fn shards(&self, index: usize) -> impl Iterator<Item = &Shard> + Clone {
+        let start = process_offset(index) + offset_of!(Process, shards);
+        let end = start + size_of::<[Shard; SHARDS]>();
+        // Where data begins at or behind an offset, or where it ends.
+        let seek = |offset: usize, whence| {
+            // SAFETY: as in `entries`.
+            let found = unsafe { libc::lseek(self.file.as_raw_fd(), offset as i64, whence) };
+            usize::try_from(found).unwrap_or(end)
+        };
+        let mut touched = [false; SHARDS];
+        let mut data = seek(start, libc::SEEK_DATA);
+        while data < end {
+            let hole = seek(data, libc::SEEK_HOLE).max(data + 1);
+            let shard = |offset: usize| (offset.min(end) - start) / size_of::<Shard>();
+            touched[shard(data)..=shard(hole - 1).min(SHARDS - 1)].fill(true);
+            data = seek(hole, libc::SEEK_DATA);
+        }
+        let shards = self.process(index).shards.iter();
+        shards.zip(touched).filter(|(_, touched)| *touched).map(|(shard, _)| shard)
+    }
+
     /// Zeroes process entry `index` and gives it back; the state goes to `Free` last, so that nobody can
     /// claim it before it is empty.
     pub fn free(&self, index: usize) {
@@ -264,6 +288,23 @@ mod tests {
         assert_eq!(session.process(0).modules[9].start.load(Ordering::Relaxed), 5);
         let (_, records) = session.ring(1);
         records.last().unwrap().time.store(1, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn only_touched_counters_are_read() {
+        let session = Session::create(Wanted { refuse_every: 0, buffer: None }, 1).unwrap();
+        let blocks = || std::os::unix::fs::MetadataExt::blocks(&session.file.metadata().unwrap());
+        assert_eq!(session.shards(5).count(), 0);
+        for touched in [&[0][..], &[7], &[3, 4], &[0, 7], &[0, 1, 2, 3, 4, 5, 6, 7]] {
+            for &shard in touched {
+                session.process(5).shards[shard].balance_starts.store(1, Ordering::Relaxed);
+            }
+            let before = blocks();
+            let sum: u64 = session.shards(5).map(|shard| shard.balance_starts.load(Ordering::Relaxed)).sum();
+            assert_eq!(sum, touched.len() as u64, "{touched:?}");
+            assert_eq!(blocks(), before, "to look at them has allocated memory");
+            session.free(5);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use mmu_notifier::Event;
 use mmu_notifier_primary::Syscall;
-use mmu_notifier_primary::session::{self, BUCKETS, EVENTS, Process, UNSEEN, UnseenReason};
+use mmu_notifier_primary::session::{self, BUCKETS, EVENTS, Process, Shard, UNSEEN, UnseenReason};
 
 use crate::clock::Scale;
 use crate::summary::{Calls, Events, Summary, Times, Unseen};
@@ -91,8 +91,8 @@ pub struct Progress {
 
 impl Progress {
     /// Adds the counters of a process.
-    pub fn add(&mut self, process: &Process) {
-        for shard in &process.shards {
+    pub fn add<'a>(&mut self, shards: impl Iterator<Item = &'a Shard>) {
+        for shard in shards {
             shard.calls.iter().for_each(|call| add(&mut self.calls, &call.count));
             for event in &shard.events {
                 add(&mut self.changes, &event.changes);
@@ -104,18 +104,22 @@ impl Progress {
 }
 
 impl Totals {
-    /// Adds what a process counted.
-    pub fn add(&mut self, process: &Process, fate: Fate) {
-        for shard in &process.shards {
+    /// Adds what a process counted, in those of its shards that were touched.
+    pub fn add<'a>(
+        &mut self,
+        process: &Process,
+        shards: impl Iterator<Item = &'a Shard> + Clone,
+        fate: Fate,
+    ) {
+        for shard in shards.clone() {
             self.add_shard(shard);
         }
         add(&mut self.threads, &process.threads);
         // The first thread of a program that was exec'ed was counted before, except for the first program.
         self.execs += u64::from(process.forked.load(Relaxed) == 0 && get(&process.threads) > 0);
         // Ends first: a bracket that opens and closes in between must not look open.
-        let ends = process.shards.iter().map(|shard| get(&shard.balance_ends)).fold(0, u64::saturating_add);
-        let starts =
-            process.shards.iter().map(|shard| get(&shard.balance_starts)).fold(0, u64::saturating_add);
+        let ends = shards.clone().map(|shard| get(&shard.balance_ends)).fold(0, u64::saturating_add);
+        let starts = shards.map(|shard| get(&shard.balance_starts)).fold(0, u64::saturating_add);
         self.balance_starts = self.balance_starts.saturating_add(starts);
         self.balance_ends = self.balance_ends.saturating_add(ends);
         let unended = starts.saturating_sub(ends);
@@ -139,7 +143,7 @@ impl Totals {
         self.add_unseen(process);
     }
 
-    fn add_shard(&mut self, shard: &session::Shard) {
+    fn add_shard(&mut self, shard: &Shard) {
         for (sum, call) in self.calls.iter_mut().zip(&shard.calls) {
             add(&mut sum.count, &call.count);
             add(&mut sum.failed, &call.failed);

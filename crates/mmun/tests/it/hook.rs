@@ -56,6 +56,15 @@ fn signal_handlers_may_interrupt_and_jump() {
 }
 
 #[test]
+fn a_bracket_that_was_jumped_out_of_is_ended_at_the_exit() {
+    let dir = workshop("a_bracket_that_was_jumped_out_of_is_ended_at_the_exit");
+    let program = compile(&dir, "jumpexit").display().to_string();
+    let report = assert_well(&dir, &[&program, "20"], "jumpexit ok");
+    let abandoned = report.number("balance.abandoned");
+    assert!(abandoned > 0, "20 signals have all come outside a call: {}", report.line());
+}
+
+#[test]
 fn cancelled_threads_leave_no_open_bracket() {
     let dir = workshop("cancelled_threads_leave_no_open_bracket");
     let program = compile(&dir, "cancel").display().to_string();
