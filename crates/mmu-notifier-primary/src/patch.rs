@@ -21,8 +21,8 @@
 //! # Writing
 //!
 //! Code that no thread can be running is written through `/proc/self/mem`, which needs no writable mapping, many sites
-//! at a time (`crate::batch`). Code that is live is made writable for a moment; a jump that lies in one aligned word is one store, any other goes
-//! in by way of a two-byte jump to itself, with every processor told in between
+//! at a time (`crate::batch`). Code that is live is made writable for a moment; a jump that lies in one aligned word is
+//! one store, any other goes in by way of a two-byte jump to itself, with every processor told in between
 //! (`MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE`). Nobody can have stopped inside the replaced instruction but at its
 //! start, as only one instruction is replaced.
 
@@ -412,6 +412,7 @@ impl Stubs {
         self.used += 1;
         Ok(self.used - 1)
     }
+
     /// Maps executable memory for a pool within reach of `address`, aligned to its size.
     fn map_near(&self, writer: &mut Writer, address: usize) -> Option<usize> {
         const READ_EXECUTE: usize = 5;
