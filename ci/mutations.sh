@@ -79,7 +79,7 @@ rows=(
 'G7 who has not put his range on record is waited for|open.rs|s/slot\.list\(\)\.is_none\(\) \|\| (slot\.range\(\)\.overlaps\(range\) && !ignored)/slot.list().is_some() \&\& $1/|loom:nothing_stale_is_live_inside_a_change'
 # Memory.
 'lists: the slot is looked at before the list|open.rs|s/(Acquire pairs with the claim and, through it.*?Ordering::)Acquire/$1Relaxed/s|loom:a_walked_list'
-'lists: who replaces one is on record with none|space.rs|s/shared\.open\.free\(held\);\n(\s+\/\/ A place of its own[^\n]*\n)\s+let held = shared\.claim\(&caller, Phase::Editing\);/$1/|loom:lists_that_are_released'
+'lists: who replaces one is on record with none|space.rs|s/shared\.open\.free\(held\);\n(\s+\/\/ A place of its own[^\n]*\n)\s+let held = shared\.claim\(&caller, Phase::Editing\);/$1/|it'
 'lists: a list is published|list.rs|s/compare_exchange\(old, new, Ordering::AcqRel, Ordering::Relaxed\)/compare_exchange(old, new, Ordering::Acquire, Ordering::Relaxed)/|loom:subscribing'
 'lists: and acquired|list.rs|s/(Acquire pairs with the Release in `replace`.*?Ordering::)Acquire/$1Relaxed/s|loom:subscribing'
 'lists: and acquired by who frees|list.rs|s/self\.retired\.swap\(std::ptr::null_mut\(\), Ordering::Acquire\)/self.retired.swap(std::ptr::null_mut(), Ordering::Relaxed)/|loom:who_was_put_is_gone'

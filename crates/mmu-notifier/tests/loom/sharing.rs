@@ -111,14 +111,20 @@ fn who_was_put_is_gone_after_synchronizing_whoever_retires_it() {
         let space = space();
         let witnesses = [Witness::new(), Witness::new()];
         let last = get(&space, &witnesses[0]);
-        let coming = {
-            let (space, witness) = (space.clone(), witnesses[1].clone());
-            thread::spawn(move || space.subscribe(Told(witness)))
+        let putting = {
+            let (space, witness) = (space.clone(), witnesses[0].clone());
+            thread::spawn(move || {
+                drop(last);
+                assert!(space.synchronize());
+                witness.state.take_away();
+                // This one, and the one of the test.
+                assert_eq!(Arc::strong_count(&witness), 2, "dropped");
+            })
         };
-        drop(last);
-        assert!(space.synchronize());
-        witnesses[0].state.take_away();
-        drop(coming.join().unwrap());
+        // Here and not there: then one preemption fewer finds what goes wrong.
+        let comes = space.subscribe(Told(witnesses[1].clone()));
+        putting.join().unwrap();
+        drop(comes);
     });
 }
 
@@ -136,6 +142,7 @@ fn who_was_put_is_gone_after_synchronizing_whoever_frees_it() {
         drop(last);
         assert!(space.synchronize());
         witness.state.take_away();
+        assert_eq!(Arc::strong_count(&witness), 1, "dropped");
         drop(coming.join().unwrap());
     });
 }
