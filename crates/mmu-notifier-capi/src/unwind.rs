@@ -4,6 +4,10 @@
 //! one. To link the compiler's unwinder for that would load its library into every process that is watched, which takes
 //! longer than to load this object. The names are hidden: a program's own calls never get here.
 //!
+//! But a program's unwinder comes through here: when a thread is cancelled inside the hook, its frames are left one by one,
+//! and for some of ours the standard library is asked what is to be cleaned up. It looks at a table that is asked for
+//! below: there is none, so that nothing is cleaned up and the frame is left. (The frames of the hook have no destructors.)
+//!
 //! A build that unwinds (a test) has the real one.
 
 // UNSAFETY: defines symbols that the standard library links to.
@@ -11,7 +15,6 @@
 
 use core::arch::global_asm;
 
-// Those that look into a frame are called by nobody who has found no frame. So is the one that goes on unwinding.
 global_asm!(
     ".pushsection .text.mmu_notifier_unwind, \"ax\", @progbits",
     ".macro mmu_notifier_no_unwinder name",
@@ -23,15 +26,19 @@ global_asm!(
     "mmu_notifier_no_unwinder _Unwind_Backtrace",
     "mov eax, 5", // _URC_END_OF_STACK
     "ret",
-    "mmu_notifier_no_unwinder _Unwind_GetDataRelBase",
+    // Of a frame that is being left: nothing is known.
+    "mmu_notifier_no_unwinder _Unwind_GetLanguageSpecificData",
     "mmu_notifier_no_unwinder _Unwind_GetIP",
     "mmu_notifier_no_unwinder _Unwind_GetIPInfo",
-    "mmu_notifier_no_unwinder _Unwind_GetLanguageSpecificData",
     "mmu_notifier_no_unwinder _Unwind_GetRegionStart",
+    "mmu_notifier_no_unwinder _Unwind_GetDataRelBase",
     "mmu_notifier_no_unwinder _Unwind_GetTextRelBase",
-    "mmu_notifier_no_unwinder _Unwind_Resume",
+    "xor eax, eax",
+    "ret",
+    // Called by who has found something to clean up: nobody.
     "mmu_notifier_no_unwinder _Unwind_SetGR",
     "mmu_notifier_no_unwinder _Unwind_SetIP",
+    "mmu_notifier_no_unwinder _Unwind_Resume",
     "ud2",
     ".purgem mmu_notifier_no_unwinder",
     ".popsection",

@@ -73,6 +73,13 @@ fn cancelled_threads_leave_no_open_bracket() {
 }
 
 #[test]
+fn a_thread_may_be_cancelled_inside_a_callback() {
+    let dir = workshop("a_thread_may_be_cancelled_inside_a_callback");
+    let program = compile(&dir, "cancelcallback").display().to_string();
+    assert_well(&dir, &[&program], "cancelcallback ok");
+}
+
+#[test]
 fn programs_may_be_started_in_every_way_while_threads_run() {
     let dir = workshop("programs_may_be_started_in_every_way_while_threads_run");
     let program = compile(&dir, "vfork").display().to_string();
