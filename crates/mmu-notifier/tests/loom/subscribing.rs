@@ -95,6 +95,43 @@ fn no_end_after_unsubscribing() {
     });
 }
 
+/// The same when the change is made in one frame.
+#[test]
+fn no_end_in_one_frame_after_unsubscribing() {
+    explore(|| {
+        let space = space();
+        let witness = Witness::new();
+        let subscription = space.subscribe(Told(witness.clone()));
+        let mut leaving = None;
+        space.invalidate(PAGES, Event::Unmap, || {
+            let witness = witness.clone();
+            leaving = Some(thread::spawn(move || {
+                drop(subscription);
+                witness.state.take_away();
+            }));
+        });
+        leaving.unwrap().join().unwrap();
+    });
+}
+
+/// The same when another thread ends it than has started it.
+#[test]
+fn no_end_by_another_thread_after_unsubscribing() {
+    explore(|| {
+        let space = space();
+        let witness = Witness::new();
+        let subscription = space.subscribe(Told(witness.clone()));
+        let open = space.start(&space.caller(), CHANGE).expect("blocking");
+        let ending = {
+            let space = space.clone();
+            thread::spawn(move || assert!(space.end(&space.caller(), open)))
+        };
+        drop(subscription);
+        witness.state.take_away();
+        ending.join().unwrap();
+    });
+}
+
 /// Two who subscribe at the same time are both on the list.
 #[test]
 fn nobody_is_lost_when_two_subscribe() {
