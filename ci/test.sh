@@ -27,4 +27,7 @@ else
 fi
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --quiet
 step ci/mutations.sh check
-step cargo test --workspace
+# The tests send signals, which whoever runs this in the background may have had ignored.
+defaults=(env --default-signal)
+"${defaults[@]}" true 2>/dev/null || defaults=()
+step "${defaults[@]}" cargo test --workspace
