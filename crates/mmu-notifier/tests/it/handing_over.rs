@@ -79,17 +79,21 @@ fn a_change_made_in_a_callback_can_be_handed_over_too() {
     let _a = space.subscribe(witness);
     change(&space, &log);
     assert_eq!(log.take(), "A+ B+ B+ B+ B+ B+ B+ B+ * A- B-");
-    let ending = space.clone();
-    let ends = Task::new(move || {
-        let caller = ending.caller();
-        left.lock().unwrap().drain(..).for_each(|open| assert!(ending.end(&caller, open)));
-    });
-    ends.finish();
+    let end_all = {
+        let space = space.clone();
+        move || {
+            let caller = space.caller();
+            left.lock().unwrap().drain(..).for_each(|open| assert!(space.end(&caller, open)));
+        }
+    };
+    Task::new(end_all.clone()).finish();
     assert_eq!(log.take(), "B- B- B- B- B- B-", "whom the start skipped the end skips");
     for _ in 0..3 {
         change(&space, &log);
         let told = log.take();
         assert_eq!(told.matches("B+").count(), 7, "{told}");
+        end_all();
+        log.take();
     }
 }
 
