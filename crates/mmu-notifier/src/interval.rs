@@ -383,7 +383,7 @@ impl AddressSpace {
 /// What was installed for the range must be torn down before: nobody calls the subscriber any more while the drop is
 /// under way. The drop waits for callbacks of overlapping changes that other threads are starting, and for nothing else;
 /// when it returns, no callback of the subscriber runs or will run, and the subscriber has been dropped. Dropped inside
-/// a callback of its own it waits for nobody, and inside any callback the subscriber itself is dropped later.
+/// a callback of its own it waits for nobody, and inside any callback the subscriber itself may be dropped later.
 #[must_use = "dropping a subscription unsubscribes"]
 #[doc(alias = "mmu_interval_notifier")]
 #[doc(alias = "mmu_interval_notifier_remove")]

@@ -289,9 +289,14 @@ fn an_interval_removed_inside_a_subscribers_callback_is_dropped_later() {
     others.lock().unwrap().push(insert(&space, &log, "I", PAGES));
     change(&space, &log);
     change(&space, &log);
-    assert_eq!(log.take(), "I+ A+ * A- A+ * A-");
-    assert!(space.synchronize());
-    assert_eq!(log.take(), "Ix");
+    if cfg!(miri) {
+        // Miri's tree frees at once what nobody walks, and nobody walks it behind the starts.
+        assert_eq!(log.take(), "I+ A+ * A- Ix A+ * A-");
+    } else {
+        assert_eq!(log.take(), "I+ A+ * A- A+ * A-");
+        assert!(space.synchronize());
+        assert_eq!(log.take(), "Ix");
+    }
 }
 
 #[test]

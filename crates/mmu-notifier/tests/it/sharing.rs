@@ -339,6 +339,10 @@ fn synchronize_comes_to_an_end_while_others_come_and_go() {
 }
 
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "Miri's tree frees at once, so that one drop panics in the callback, and another in the unwinding"
+)]
 fn a_drop_that_panics_loses_nothing_else() {
     struct Numbered<const N: u32>(Log);
     impl<const N: u32> Subscriber for Numbered<N> {
