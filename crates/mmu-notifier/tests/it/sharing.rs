@@ -278,6 +278,43 @@ fn synchronize_does_not_wait_for_changes_that_hold_nothing() {
 }
 
 #[test]
+fn synchronize_does_not_wait_for_a_start_that_walks_no_intervals() {
+    let log = Log::default();
+    let space = AddressSpace::new();
+    let (inside, gate) = meeting();
+    let _a = space.subscribe(Witness::new("A", &log).on_start(move |change| {
+        if change.event() == Event::Migrate {
+            inside.stop();
+        }
+    }));
+    // If something fails, it goes before the subscription, which waits for the callback.
+    let gate = gate;
+    // Its place in the record has been one of an editor.
+    let (edited, has_edited) = meeting();
+    let (changing, changing_log) = (space.clone(), log.clone());
+    let changing = Task::new(move || {
+        drop(changing.insert(PAGES, Mirror::new("I", &changing_log)));
+        edited.stop();
+        changing.invalidate(PAGES, Event::Migrate, || ());
+    });
+    has_edited.await_other();
+    // The last interval, which the callback that removes it leaves to who synchronizes.
+    let own = Arc::new(Mutex::new(None));
+    let take = own.clone();
+    let mirror = Mirror::new("J", &log).on_start(move |_| drop(take.lock().unwrap().take()));
+    *own.lock().unwrap() = Some(space.insert(PAGES, mirror).unwrap());
+    change(&space, &log);
+    assert_eq!(log.take(), "Ix J+ A+ * A-");
+    has_edited.let_go();
+    gate.await_other();
+    let other = space.clone();
+    assert!(Task::new(move || other.synchronize()).finish());
+    assert_eq!(log.take(), "A+ Jx");
+    gate.let_go();
+    changing.finish();
+}
+
+#[test]
 fn synchronize_waits_for_what_another_thread_is_dropping() {
     let log = Log::default();
     let space = AddressSpace::new();

@@ -98,6 +98,11 @@ fn mirror(space: &AddressSpace, page: &Arc<Page>, range: Range) -> (IntervalSubs
     (space.insert(range, mirror).unwrap(), state)
 }
 
+/// The same for the page at `at`, which is none of [`PAGES`].
+fn elsewhere(space: &AddressSpace, page: &Arc<Page>, at: usize) -> IntervalSubscription {
+    mirror(space, page, Range::with_len(at, 0x1000).unwrap()).0
+}
+
 fn change(space: &AddressSpace, page: &Arc<Page>, by: usize) -> thread::JoinHandle<()> {
     let (space, page) = (space.clone(), page.clone());
     thread::spawn(move || space.invalidate(PAGES, Event::Unmap, || page.replace(by)))
@@ -262,7 +267,84 @@ fn walked_nodes_are_not_freed_by_who_inserts() {
     });
 }
 
-/// The same in a slot that was used before, in which another era was on record.
+/// In its callback it waits until somebody has edited the tree, which is in no order with the walk.
+#[derive(Default)]
+struct Slow {
+    is_inside: AtomicUsize,
+    is_edited: AtomicUsize,
+}
+
+fn wait_for(flag: &AtomicUsize) {
+    while flag.load(Relaxed) == 0 {
+        thread::yield_now();
+    }
+}
+
+impl IntervalSubscriber for Slow {
+    fn invalidate(&self, _: &Change) -> Pass {
+        self.is_inside.store(1, Relaxed);
+        wait_for(&self.is_edited);
+        Pass::Done
+    }
+
+    fn try_invalidate(&self, change: &Change) -> Result<Pass, WouldBlock> {
+        Ok(self.invalidate(change))
+    }
+}
+
+/// Lets it go on, also when something fails: who removes it waits for its callback.
+struct LetGo(std::sync::Arc<Slow>);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        self.0.is_edited.store(1, Relaxed);
+    }
+}
+
+/// The same by who inserts a second one at once: the nodes of the first are as young as can be.
+#[test]
+fn walked_nodes_are_not_freed_by_who_inserts_twice() {
+    explore_with(1, || {
+        let space = space();
+        let (page, slow) = (Page::new(), std::sync::Arc::new(Slow::default()));
+        let stays = space.insert(PAGES, slow.clone()).unwrap();
+        let slow = LetGo(slow);
+        let changing = {
+            let space = space.clone();
+            thread::spawn(move || space.invalidate(PAGES, Event::Clear, || ()))
+        };
+        let come = [0x5000, 0x6000].map(|at| elsewhere(&space, &page, at));
+        drop(slow);
+        changing.join().unwrap();
+        drop((stays, come));
+    });
+}
+
+/// The same by who has inserted others since the walk was put on record, and does it again while it is under way.
+#[test]
+fn walked_nodes_are_not_freed_however_late_they_were_made() {
+    explore_with(1, || {
+        let space = space();
+        let (page, slow) = (Page::new(), std::sync::Arc::new(Slow::default()));
+        let stays = space.insert(PAGES, slow.clone()).unwrap();
+        // The walk is here and not there: then one preemption finds what goes wrong.
+        let inserting = {
+            let space = space.clone();
+            thread::spawn(move || {
+                let slow = LetGo(slow);
+                let came = [0x5000, 0x6000].map(|at| elsewhere(&space, &page, at));
+                wait_for(&slow.0.is_inside);
+                let comes = elsewhere(&space, &page, 0x7000);
+                drop(slow);
+                (came, comes)
+            })
+        };
+        space.invalidate(PAGES, Event::Clear, || ());
+        drop((stays, inserting.join().unwrap()));
+    });
+}
+
+/// The same in a slot that was used before, in which other eras were on record: older ones than those of the nodes.
 #[test]
 fn walked_nodes_are_not_freed_when_a_slot_is_used_again() {
     explore(|| {
@@ -270,6 +352,7 @@ fn walked_nodes_are_not_freed_when_a_slot_is_used_again() {
         let (page, other) = (Page::new(), Page::new());
         let (stays, _) = mirror(&space, &page, PAGES);
         space.invalidate(PAGES, Event::Clear, || ());
+        let came = [0x3000, 0x4000].map(|at| elsewhere(&space, &other, at));
         let changing = {
             let space = space.clone();
             thread::spawn(move || space.invalidate(PAGES, Event::Clear, || ()))
@@ -277,7 +360,7 @@ fn walked_nodes_are_not_freed_when_a_slot_is_used_again() {
         let (comes, _) = mirror(&space, &other, Range::new(0x5000, 0x6000).unwrap());
         changing.join().unwrap();
         assert_eq!(page.told.load(Relaxed), 2);
-        drop((stays, comes));
+        drop((stays, came, comes));
     });
 }
 

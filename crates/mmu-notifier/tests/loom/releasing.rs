@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::*};
 use loom::thread;
-use mmu_notifier::{Aging, Change, Event, IntervalSubscriber, Pass, Range, WouldBlock};
+use mmu_notifier::{Aging, Change, Event, IntervalSubscriber, Pass, Range, Subscriber, WouldBlock};
 
 use crate::{PAGES, Told, Watched, Witness, explore_for_a_minute, explore_with, space};
 
@@ -133,6 +133,36 @@ fn who_unsubscribes_meanwhile_is_released_once() {
         assert_eq!(witness.releases.load(Relaxed), 1, "released, whoever did it");
         leaving.join().unwrap();
         assert_eq!(witness.releases.load(Relaxed), 1, "and once");
+    });
+}
+
+/// What a `release` has done happened before the end of the one that waited for it.
+#[test]
+fn what_who_unsubscribes_meanwhile_did_has_happened() {
+    struct Does(Arc<Watched>);
+    impl Subscriber for Does {
+        fn start(&self, _: &Change) {}
+
+        fn end(&self, _: &Change) {}
+
+        fn release(&self) {
+            self.0.take_away();
+        }
+    }
+    explore_for_a_minute(|| {
+        let space = space();
+        let state = Arc::new(Watched::default());
+        let subscription = space.subscribe(Does(state.clone()));
+        // There and not here: then one preemption fewer finds what goes wrong.
+        let releasing = {
+            let space = space.clone();
+            thread::spawn(move || {
+                space.release();
+                state.take_away();
+            })
+        };
+        drop(subscription);
+        releasing.join().unwrap();
     });
 }
 
