@@ -108,10 +108,12 @@ impl AddressSpace {
         let begun = Begun { space: self, held: started.held };
         let result = make();
         forget(begun);
+        // In a child that was forked inside, the change is forgotten already.
         if started.entries.is_empty() {
-            self.shared.open.free(started.held);
-        } else {
-            started.held.finish();
+            if started.held.is_changing() {
+                self.shared.open.free(started.held);
+            }
+        } else if started.held.finish() {
             self.end_all(started, &change);
         }
         Ok(result)
@@ -393,10 +395,10 @@ impl AddressSpace {
     /// What changes the address space has panicked: the change is over.
     #[cold]
     fn end_unwinding(&self, held: Held<'_>) {
-        if held.list() != 0 {
-            held.finish();
+        let is_open = if held.list() != 0 { held.finish() } else { held.is_changing() };
+        if is_open {
+            self.end_special(held, &held.change());
         }
-        self.end_special(held, &held.change());
     }
 
     /// Ends the calling thread's open changes of which `gone` says, by the stack position they were started
@@ -513,7 +515,9 @@ struct Unheard<'a> {
 impl Drop for Unheard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.held.leave_unheard();
+        if self.held.is_changing() {
+            self.held.leave_unheard();
+        }
     }
 }
 

@@ -254,7 +254,7 @@ impl OpenChanges {
         }
         // Acquire, in `list`: if somebody else has ended the change and cleared the list, the phase is seen to be another.
         if slot.list().unwrap_or(0) == 0 {
-            return held.is_changing();
+            return held.is_changing().then_some(held);
         }
         // Release pairs with the Acquire in `scan`: who waited for the change sees what it did.
         let [changing, ending] = [Phase::Changing, Phase::Ending].map(|phase| held.in_phase(phase));
@@ -595,12 +595,12 @@ impl Held<'_> {
         self.state.0 | phase as u64
     }
 
-    /// Itself, unless the change has been ended already. For a change that has nobody to call, in the thread that started
-    /// it: the phase need not be seen by anybody, so there is no exchange. The change can be used once, and only this thread
-    /// itself may find it abandoned.
-    #[cold]
-    fn is_changing(self) -> Option<Self> {
-        (self.slot.state.load(Ordering::Relaxed) == self.in_phase(Phase::Changing)).then_some(self)
+    /// Whether the change has not been ended yet. For a change that has nobody to call, in the thread that started it: the
+    /// phase need not be seen by anybody, so there is no exchange. The change can be used once, and only this thread
+    /// itself may find it abandoned, or forget it in a forked child.
+    #[inline(always)]
+    pub(crate) fn is_changing(&self) -> bool {
+        self.slot.state.load(Ordering::Relaxed) == self.in_phase(Phase::Changing)
     }
 
     /// Whether the number of this use of the slot has none of these bits.
@@ -725,13 +725,17 @@ impl Held<'_> {
     }
 
     /// The change is done: from `Changing` to `Ending`, as there is somebody to call. For who has started it and has given
-    /// it to nobody else.
+    /// it to nobody else; false if it was forgotten, in a forked child.
     #[inline(always)]
-    pub(crate) fn finish(&self) {
+    pub(crate) fn finish(&self) -> bool {
+        let [changing, ending] = [Phase::Changing, Phase::Ending].map(|phase| self.in_phase(phase));
         // Release pairs with the Acquire in `scan`: who waited for the change sees what it did.
-        self.slot.state.swap(self.in_phase(Phase::Ending), Ordering::Release);
+        if self.slot.state.compare_exchange(changing, ending, Ordering::Release, Ordering::Relaxed).is_err() {
+            return false;
+        }
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
+        true
     }
 
     /// All callbacks of the start have returned: to phase `Changing`.

@@ -310,3 +310,23 @@ fn many_who_synchronize_do_not_hide_from_each_other_what_is_left() {
         assert!(dropped.load(Relaxed));
     }
 }
+
+#[test]
+fn a_change_in_which_the_process_was_forked_is_over_in_the_child() {
+    for parents in [&["P"][..], &[]] {
+        let log = Log::default();
+        let (space, _parents) = space_with(&log, parents);
+        space.invalidate(PAGES, Event::Clear, || ());
+        log.take();
+        let inner = space.clone();
+        let (child, open) = space.invalidate(PAGES, Event::ProtectionPage, || {
+            forked(&inner);
+            let child = inner.subscribe(Witness::new("C", &log));
+            let caller = inner.caller();
+            (child, inner.start(&caller, Change::new(PAGES, Event::Clear, Blocking::Allowed)).unwrap())
+        });
+        assert!(space.end(&space.caller(), open), "it is another change");
+        assert_eq!(log.take(), if parents.is_empty() { "C+ C-" } else { "P+ C+ C-" });
+        drop(child);
+    }
+}
