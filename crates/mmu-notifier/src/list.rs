@@ -231,9 +231,9 @@ impl fmt::Debug for Entry {
 struct List {
     entries: Box<[Arc<Entry>]>,
     /// Which of all retired lists this is. Written, as the next, only by who owns this list exclusively.
-    retirement: u64,
+    retirement: UnsafeCell<u64>,
     /// The next list that waits to be freed.
-    next_retired: *mut List,
+    next_retired: UnsafeCell<*mut List>,
     alive: Alive,
 }
 
@@ -328,8 +328,8 @@ impl Published {
             } else {
                 Box::into_raw(Box::new(List {
                     entries,
-                    retirement: 0,
-                    next_retired: std::ptr::null_mut(),
+                    retirement: UnsafeCell::new(0),
+                    next_retired: UnsafeCell::new(std::ptr::null_mut()),
                     alive: Alive::default(),
                 }))
             };
@@ -340,7 +340,7 @@ impl Published {
                     let retirement = self.retirements.fetch_add(1, Ordering::Relaxed);
                     // SAFETY: who takes a list out of force is the only one who writes this, and nobody reads it before
                     // `retire` publishes it.
-                    unsafe { (&raw mut (*old).retirement).write(retirement) };
+                    unsafe { (*old).retirement.with_mut(|place| *place = retirement) };
                     self.retire(old);
                 }
                 return Some(new as usize);
@@ -358,7 +358,7 @@ impl Published {
         loop {
             // SAFETY: whoever took `list` out of force (or off the retired stack) is the only one who writes
             // `next_retired`, and nobody reads it before the exchange below publishes it.
-            unsafe { (&raw mut (*list).next_retired).write(head) };
+            unsafe { (*list).next_retired.with_mut(|next| *next = head) };
             // Release pairs with the Acquire in `collect`.
             match self.retired.compare_exchange_weak(head, list, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
@@ -383,7 +383,7 @@ impl Published {
         for list in rest {
             if open.holds(list as usize) {
                 // SAFETY: the list is ours, by the swap.
-                oldest = oldest.min(unsafe { (&raw const (*list).retirement).read() });
+                oldest = oldest.min(unsafe { (*list).retirement.with(|number| *number) });
                 self.retire(list);
             } else {
                 // SAFETY: it came from `Box::into_raw`, was taken out of force before the fence in `holds`, and
@@ -454,7 +454,7 @@ impl Iterator for Rest<'_> {
             return None;
         }
         // SAFETY: all of these were taken off the stack by who made this, and are nobody else's.
-        self.list = unsafe { (&raw const (*list).next_retired).read() };
+        self.list = unsafe { (*list).next_retired.with(|next| *next) };
         Some(list)
     }
 }
@@ -479,7 +479,8 @@ impl Drop for Published {
         while !list.is_null() {
             // SAFETY: see above.
             let owned = unsafe { Box::from_raw(list) };
-            list = owned.next_retired;
+            // SAFETY: see above.
+            list = owned.next_retired.with(|next| unsafe { *next });
         }
     }
 }
