@@ -87,6 +87,8 @@ rows=(
 'lists: who is not on record with one holds any|open.rs|s/None => matches!\(state\.phase\(\), Phase::Starting \| Phase::Calling \| Phase::Editing\),/None => false,/|loom:a_list_that_is_asked'
 'lists: a list is published|list.rs|s/compare_exchange\(old, new, Ordering::AcqRel, Ordering::Relaxed\)/compare_exchange(old, new, Ordering::Acquire, Ordering::Relaxed)/|loom:subscribing'
 'lists: and acquired|list.rs|s/(Acquire pairs with the Release in `replace`.*?Ordering::)Acquire/$1Relaxed/s|loom:subscribing'
+'lists: what is retired is published|list.rs|s/compare_exchange_weak\(head, list, Ordering::Release,/compare_exchange_weak(head, list, Ordering::Relaxed,/|loom:who_was_put'
+'lists: and acquired by who frees|list.rs|s/self\.retired\.swap\(std::ptr::null_mut\(\), Ordering::Acquire\)/self.retired.swap(std::ptr::null_mut(), Ordering::Relaxed)/|loom:who_was_put'
 'tree: the era is on record|tree.rs|s/held\.walks_since\(since\);/held.walks_since(u64::MAX);/|loom:walked_nodes'
 'tree: and before the list is|invalidation.rs|s/(if has_intervals \{\n\s+shared\.tree\.enter\(&held\);\n\s+\}\n)(\s+let entries = shared\.list\.walk\(held\);\n)/$2$1/|loom:walked_nodes'
 'tree: until the walk is over|interval.rs|s/    held\.walks_no_more\(\);\n//;s/(let mut unfinished = )/held.walks_no_more();\n    $1/|loom:walked_nodes'
