@@ -1,4 +1,4 @@
-/* The record of open changes: slots, and who waits for which (crates/mmu-notifier/src/open.rs).
+/* The record of open changes: slots, and who waits for which (open.rs and held.rs in crates/mmu-notifier/src).
  *
  * To be defined before: SLOTS, and OTHERS as 5 * SLOTS: the first place that is not of a slot. Each thread has the locals of `record_locals`.
  */

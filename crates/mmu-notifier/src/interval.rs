@@ -42,8 +42,8 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 
+use crate::held::Held;
 use crate::invalidation::Panic;
-use crate::open::Held;
 use crate::slot::Phase;
 use crate::space::AddressSpace;
 use crate::stall::{Patience, Waiting};

@@ -20,9 +20,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
 use crate::caller::Caller;
+use crate::held::{Held, OpenChange, Progress};
 use crate::interval::start_intervals;
 use crate::list::{Entry, Timed, Told};
-use crate::open::{Held, OpenChange, Progress};
 use crate::slot::{Phase, count};
 use crate::sync::Arc;
 use crate::{AddressSpace, Blocking, Change, Event, Range, WouldBlock};

@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use crate::aging::Aging;
 use crate::caller::Caller;
-use crate::open::{Held, OpenChanges};
+use crate::held::Held;
+use crate::open::OpenChanges;
 use crate::slot::Slot;
 use crate::stall::Patience;
 use crate::sync::{Alive, Arc, AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell};

@@ -139,7 +139,7 @@ pub(crate) struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
     what: AtomicU32,
-    /// See [`Progress`](crate::open::Progress).
+    /// See [`Progress`](crate::held::Progress).
     pub(crate) progress: AtomicU32,
     /// The subscriber that the holder is calling, 0 if none.
     pub(crate) calling: AtomicUsize,

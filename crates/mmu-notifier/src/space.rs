@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::caller::Caller;
+use crate::held::Held;
 use crate::interval::{name_of_interval, start_intervals};
 use crate::invalidation::Panic;
 use crate::list::{Entry, Kind, Published, Which};
-use crate::open::{Held, OpenChanges};
+use crate::open::OpenChanges;
 use crate::slot::{Phase, UseBits};
 use crate::stall::{Patience, Reports, Stall, Waiting};
 use crate::subscriber::{Paired, Refusing};

@@ -39,8 +39,9 @@ use std::ops::ControlFlow;
 use std::ptr::null_mut;
 
 use crate::Range;
+use crate::held::Held;
 use crate::interval::Kept;
-use crate::open::{Held, OpenChanges};
+use crate::open::OpenChanges;
 use crate::sync::{Alive, AtomicPtr, AtomicU64, AtomicUsize, Ordering, UnsafeCell};
 
 /// Entries of a node at most; and at least, but for the root.

@@ -1,6 +1,6 @@
 //! A change that nobody hears of, for code that has time for nothing else: the hook of a system call.
 
-use crate::open::{Held, OpenChange};
+use crate::held::{Held, OpenChange};
 use crate::slot::Phase;
 use crate::{AddressSpace, Caller, Change, Event};
 
