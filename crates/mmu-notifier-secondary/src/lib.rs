@@ -7,3 +7,6 @@
 compile_error!("mmu-notifier-secondary knows Linux only");
 
 pub mod cache;
+
+mod memory;
+mod sync;

@@ -343,6 +343,33 @@ impl AddressSpace {
         self.shared.released.load(Ordering::Relaxed)
     }
 
+    /// Waits until every change of `range` that another thread had begun is over. Whether the calling thread has none
+    /// open itself, which would be to wait for itself: then the range is still changing.
+    ///
+    /// For who is told of *every* change and reads the page table now and then, as a cache that registers memory on demand:
+    /// write down, where [`try_start`](Refuser::try_start) looks for it, what is going to be read; wait; read; and see
+    /// whether a start has come meanwhile. A change that this does not wait for makes its calls later, and they see
+    /// whatever was written before this was called. (Who is told of one range only has
+    /// [`read`](crate::IntervalSubscription::read).)
+    ///
+    /// ```
+    /// use mmu_notifier::{AddressSpace, Event, Range};
+    ///
+    /// let space = AddressSpace::new();
+    /// let pages = Range::new(0x1000, 0x2000)?;
+    /// space.invalidate(pages, Event::Unmap, || {
+    ///     assert!(!space.wait_for_changes(pages), "this thread is changing them");
+    /// });
+    /// assert!(space.wait_for_changes(pages));
+    /// # Ok::<(), mmu_notifier::RangeError>(())
+    /// ```
+    #[doc(alias = "mmu_interval_read_begin")]
+    pub fn wait_for_changes(&self, range: Range) -> bool {
+        let caller = self.caller();
+        let mut patience = Patience::new(&self.shared, caller.thread(), Waiting::ToRead);
+        self.shared.open.wait_for_changes(&caller, &range, |_| false, &mut patience)
+    }
+
     /// The address space is going: tells every interval by a change with [`Event::Release`], and every subscriber once
     /// by `release`, then nobody on a list of anything. Intervals stay, and hear of the unmapping that follows.
     ///

@@ -159,6 +159,24 @@ pub trait Registrar: Send + Sync + 'static {
     }
 }
 
+/// Registers memory with nothing: for who wants to know by a [token](super::Registration::token) whether memory has changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unregistered;
+
+impl Registrar for Unregistered {
+    type Handle = ();
+
+    fn register(&self, _: Range, _: Access) -> Result<(), RegisterError> {
+        Ok(())
+    }
+
+    fn deregister(&self, _: Range, (): ()) {}
+
+    fn try_deregister(&self, _: Range, (): ()) -> Result<(), ()> {
+        Ok(())
+    }
+}
+
 /// Memory was not registered.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
