@@ -66,6 +66,8 @@ impl<R: Registrar> Store<R> {
             return;
         }
         let range = change.range();
+        self.with_books(|_| ());
+        self.bury();
         // What somebody else is deregistering right now is waited for in any case.
         let concerns = |id: Id| self.wait == Wait::UntilUnused || !self.table.entry(id).has_users();
         let (mut began, mut deadline) = (None, self.options.patience);

@@ -131,6 +131,8 @@ impl<R: Registrar> Store<R> {
             if !std::mem::replace(&mut is_counted, true) {
                 self.counters().misses.add_one();
             }
+            // What others have left behind takes up what this one may need.
+            self.bury();
             let (id, range, access) = (miss.id, miss.range, miss.access);
             if !self.space.wait_for_changes(range) {
                 self.give_back(&miss);
@@ -165,7 +167,11 @@ impl<R: Registrar> Store<R> {
             }
             self.counters().registered.add_one();
             match self.with_books(|books| self.commit(books, &miss, handle)) {
-                Ok(registration) => return Ok(registration),
+                Ok(registration) => {
+                    drop(miss);
+                    self.bury();
+                    return Ok(registration);
+                }
                 Err(undone) => {
                     drop(miss);
                     self.bury();

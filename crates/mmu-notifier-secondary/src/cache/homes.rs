@@ -91,7 +91,7 @@ impl Pin {
     pub(super) fn unpin(&self) -> Option<Id> {
         // AcqRel: what was done with the entry is before its burial, and the next holder counts on.
         let word = self.word.swap(0, Ordering::AcqRel);
-        (word & Pin::MARKED != 0).then_some((word & !Pin::MARKED) as u32 - 1)
+        (word & Pin::MARKED != 0).then(|| (word & !Pin::MARKED) as u32 - 1)
     }
 }
 

@@ -122,8 +122,8 @@ impl<R: Registrar> Store<R> {
             if killed >= entries.max(1) && freed >= bytes {
                 break;
             }
-            books.hand = if books.hand + 1 < used { books.hand + 1 } else { 0 };
             let id = books.hand;
+            books.hand = if id + 1 < used { id + 1 } else { 0 };
             let entry = self.table.entry(id);
             let is_idle = entry.state().is_live() && !entry.has_users() && !self.homes.is_pinned(id);
             if is_idle && !entry.was_visited() && self.kill_one(id, &victims) {

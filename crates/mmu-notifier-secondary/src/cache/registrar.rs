@@ -1,6 +1,7 @@
 //! What memory is registered with: the one trait that an adapter writes.
 
 use std::io;
+use std::sync::Arc;
 
 use mmu_notifier::{Event, PAGE_SIZE, Range};
 
@@ -156,6 +157,42 @@ pub trait Registrar: Send + Sync + 'static {
     /// The longest registration, in bytes. Asked once, when the cache is made.
     fn max_len(&self) -> usize {
         usize::MAX
+    }
+}
+
+impl<R: Registrar> Registrar for Arc<R> {
+    type Handle = R::Handle;
+
+    fn register(&self, range: Range, access: Access) -> Result<R::Handle, RegisterError> {
+        (**self).register(range, access)
+    }
+
+    fn deregister(&self, range: Range, handle: R::Handle) {
+        (**self).deregister(range, handle);
+    }
+
+    fn try_deregister(&self, range: Range, handle: R::Handle) -> Result<(), R::Handle> {
+        (**self).try_deregister(range, handle)
+    }
+
+    fn wait(&self) -> Wait {
+        (**self).wait()
+    }
+
+    fn hurry(&self, range: Range, handle: &R::Handle) {
+        (**self).hurry(range, handle);
+    }
+
+    fn survives(&self, event: Event) -> bool {
+        (**self).survives(event)
+    }
+
+    fn alignment(&self) -> usize {
+        (**self).alignment()
+    }
+
+    fn max_len(&self) -> usize {
+        (**self).max_len()
     }
 }
 

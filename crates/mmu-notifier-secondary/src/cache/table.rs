@@ -164,7 +164,7 @@ impl<H> Entry<H> {
         // Relaxed: published by the state.
         self.start.store(range.start() as u64, Ordering::Relaxed);
         self.end.store(range.end() as u64, Ordering::Relaxed);
-        self.visited.store(1, Ordering::Relaxed);
+        self.visited.store(0, Ordering::Relaxed);
         // SAFETY: in phase Free, and handed out to the caller, nobody else reads or writes the handle.
         self.handle.with_mut(|cell| unsafe { (*cell).write(handle) });
         // Relaxed: nobody else writes it in phase Free.

@@ -1,0 +1,192 @@
+//! Real memory: locked pages, and the self-check that compares page frames.
+
+// UNSAFETY: maps memory of its own, to which nothing refers, and changes it by system calls. Said once here, for all
+// of them.
+#![expect(unsafe_code)]
+#![expect(clippy::undocumented_unsafe_blocks, reason = "said once, above")]
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use mmu_notifier::{AddressSpace, Event, Range};
+use mmu_notifier_secondary::cache::{Access, Cache, GetError, Options, RegisterError, Registrar};
+
+/// Anonymous pages of this process.
+pub(crate) struct Pages(Range);
+
+impl Pages {
+    pub(crate) fn map(count: usize) -> Pages {
+        let start = map_at(0, count * 4096, 0);
+        Pages(Range::with_len(start, count * 4096).unwrap())
+    }
+
+    pub(crate) fn range(&self) -> Range {
+        self.0
+    }
+
+    pub(crate) fn part(&self, pages: std::ops::Range<usize>) -> Range {
+        Range::with_len(self.0.start() + pages.start * 4096, pages.len() * 4096).unwrap()
+    }
+
+    pub(crate) fn unmap(&self) {
+        unmap(self.0);
+    }
+
+    pub(crate) fn map_again(&self) {
+        map_at(self.0.start(), self.0.len(), libc::MAP_FIXED);
+    }
+
+    pub(crate) fn discard(&self) {
+        let rc = unsafe { libc::madvise(self.0.start() as *mut _, self.0.len(), libc::MADV_DONTNEED) };
+        assert_eq!(rc, 0);
+    }
+
+    pub(crate) fn protect(&self, protection: i32) {
+        protect(self.0, protection);
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.unmap();
+    }
+}
+
+fn map_at(start: usize, len: usize, flags: i32) -> usize {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let mapped = unsafe { libc::mmap(start as *mut _, len, protection, flags, -1, 0) };
+    assert_ne!(mapped, libc::MAP_FAILED);
+    mapped as usize
+}
+
+fn unmap(range: Range) {
+    assert_eq!(unsafe { libc::munmap(range.start() as *mut _, range.len()) }, 0);
+}
+
+fn protect(range: Range, protection: i32) {
+    assert_eq!(unsafe { libc::mprotect(range.start() as *mut _, range.len(), protection) }, 0);
+}
+
+/// Makes pages present with the rights that are asked for, and locks them.
+struct Populated;
+
+impl Registrar for Populated {
+    type Handle = ();
+
+    fn register(&self, range: Range, access: Access) -> Result<(), RegisterError> {
+        const POPULATE_READ: i32 = 22;
+        const POPULATE_WRITE: i32 = 23;
+        let advice = if access.includes(Access::Write) { POPULATE_WRITE } else { POPULATE_READ };
+        for rc in [unsafe { libc::madvise(range.start() as *mut _, range.len(), advice) }, unsafe {
+            libc::mlock(range.start() as *const _, range.len())
+        }] {
+            if rc != 0 {
+                return Err(RegisterError::Failed(std::io::Error::last_os_error()));
+            }
+        }
+        Ok(())
+    }
+
+    fn deregister(&self, range: Range, (): ()) {
+        unsafe { libc::munlock(range.start() as *const _, range.len()) };
+    }
+}
+
+#[test]
+fn unmapped_memory_is_named() {
+    let space = AddressSpace::new();
+    let cache = Cache::new(&space, Populated, Options::default());
+    let pages = Pages::map(8);
+    let hole = pages.part(5..6);
+    unmap(hole);
+    let error = cache.get(pages.range(), Access::Read).unwrap_err();
+    assert!(matches!(error, GetError::NotMapped { hole: at, .. } if at == hole.start()), "{error}");
+    drop(cache.get(pages.part(0..5), Access::ReadWrite).unwrap());
+    map_at(hole.start(), hole.len(), libc::MAP_FIXED);
+    drop(cache.get(pages.range(), Access::Read).unwrap());
+}
+
+#[test]
+fn missing_rights_are_named() {
+    let space = AddressSpace::new();
+    let cache = Cache::new(&space, Populated, Options::default());
+    let pages = Pages::map(8);
+    protect(pages.part(3..5), libc::PROT_READ);
+    protect(pages.part(6..7), libc::PROT_NONE);
+    let error = cache.get(pages.part(0..6), Access::Write).unwrap_err().to_string();
+    assert!(error.contains("is r--, and that takes -w-"), "{error}");
+    let error = cache.get(pages.part(6..7), Access::Read).unwrap_err().to_string();
+    assert!(error.contains("is ---, and that takes r--"), "{error}");
+    drop(cache.get(pages.part(0..6), Access::Read).unwrap());
+    drop(cache.get(pages.part(0..3), Access::Write).unwrap());
+}
+
+fn checked(space: &AddressSpace) -> Option<Cache<Populated>> {
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("SKIPPED: only root can see page frames");
+        return None;
+    }
+    Some(Cache::new(space, Populated, Options { self_check: true, ..Options::default() }))
+}
+
+#[test]
+fn the_self_check_finds_a_change_that_nobody_announced() {
+    let space = AddressSpace::new();
+    let Some(cache) = checked(&space) else { return };
+    let pages = Pages::map(8);
+    drop(cache.get(pages.range(), Access::Write).unwrap());
+    drop(cache.get(pages.range(), Access::Write).unwrap());
+    assert_eq!(cache.stats().stale, 0);
+    // Not announced.
+    let part = pages.part(2..3);
+    unmap(part);
+    map_at(part.start(), part.len(), libc::MAP_FIXED | libc::MAP_POPULATE);
+    drop(cache.get(pages.range(), Access::Write).unwrap());
+    assert_eq!(cache.stats().stale, 1);
+}
+
+/// Threads that use memory beside threads that unmap, remap and discard it, all of it announced: not one stale hit.
+#[test]
+fn under_load_the_self_check_finds_nothing() {
+    let space = AddressSpace::new();
+    let Some(cache) = checked(&space) else { return };
+    const BUFFERS: usize = 8;
+    let buffers: Vec<Pages> = (0..BUFFERS).map(|_| Pages::map(4)).collect();
+    let running = AtomicUsize::new(2);
+    std::thread::scope(|scope| {
+        for thread in 0..2_usize {
+            let (space, buffers, running) = (&space, &buffers, &running);
+            scope.spawn(move || {
+                for round in 0..1500_usize {
+                    // Each thread has buffers of its own, so that no two map the same at the same time.
+                    let pages = &buffers[(round * 2 + thread) % BUFFERS];
+                    match round % 3 {
+                        0 => space.invalidate(pages.range(), Event::Unmap, || pages.map_again()),
+                        1 => space.invalidate(pages.range(), Event::Clear, || pages.discard()),
+                        _ => space
+                            .try_invalidate(pages.range(), Event::Unmap, || pages.map_again())
+                            .expect("nobody refuses"),
+                    }
+                }
+                running.fetch_sub(1, SeqCst);
+            });
+        }
+        for thread in 0..2 {
+            let (cache, buffers, running) = (&cache, &buffers, &running);
+            scope.spawn(move || {
+                let mut at = thread;
+                while running.load(SeqCst) > 0 {
+                    at += 1;
+                    match cache.get(buffers[at % BUFFERS].range(), Access::Write) {
+                        Ok(_) | Err(GetError::Unsettled { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+    });
+    let stats = cache.stats();
+    assert!(stats.hits > 0 && stats.retries + stats.invalidated.iter().sum::<u64>() > 0, "{stats}");
+    assert_eq!(stats.stale, 0, "{stats}");
+}
