@@ -3,7 +3,7 @@
 use mmu_notifier::Range;
 
 use super::index::Writer;
-use super::table::{Id, Phase, Table};
+use super::table::{Id, Phase, State, Table};
 // Everywhere here: the lock orders it.
 use crate::sync::Ordering::Relaxed;
 
@@ -74,24 +74,25 @@ impl Books {
         }
     }
 
-    /// One that overlaps `range` and may still be registered.
+    /// One that overlaps `range` and is still registered, as it is now.
     pub(super) fn dying_in<H>(
         &self,
         table: &Table<H>,
         range: Range,
-        concerns: impl Fn(Id) -> bool,
-    ) -> Option<Id> {
+        concerns: impl Fn(State) -> bool,
+    ) -> Option<(Id, State)> {
         let mut next = self.dying;
         std::iter::from_fn(|| {
             let id = next.checked_sub(1)?;
             next = table.entry(id).older.load(Relaxed);
             Some(id)
         })
-        .find(|&id| {
+        .find_map(|id| {
             let entry = table.entry(id);
-            entry.state().phase() == Phase::Dead
-                && entry.range().is_some_and(|it| it.overlaps(&range))
-                && concerns(id)
+            // Once: it may be buried at any moment.
+            let state = entry.state();
+            let is_there = entry.range().is_some_and(|it| it.overlaps(&range));
+            (is_there && state.phase() == Phase::Dead && concerns(state)).then_some((id, state))
         })
     }
 }

@@ -11,7 +11,7 @@ use mmu_notifier::{Change, Range, WouldBlock};
 use super::options::{Overdue, WhenOverdue};
 use super::registrar::{Registrar, Wait};
 use super::store::Store;
-use super::table::{Chain, Id, Phase};
+use super::table::{Chain, Id, Phase, State};
 use crate::sync::{Backoff, Ordering};
 
 impl<R: Registrar> Store<R> {
@@ -69,12 +69,11 @@ impl<R: Registrar> Store<R> {
         self.with_books(|_| ());
         self.bury();
         // What somebody else is deregistering right now is waited for in any case.
-        let concerns = |id: Id| self.wait == Wait::UntilUnused || !self.table.entry(id).has_users();
+        let concerns = |state: State| self.wait == Wait::UntilUnused || state.users() == 0;
         let (mut began, mut deadline) = (None, self.options.patience);
         loop {
             let dying = self.with_books(|books| {
-                let id = books.dying_in(&self.table, range, concerns)?;
-                let state = self.table.entry(id).state();
+                let (id, state) = books.dying_in(&self.table, range, concerns)?;
                 Some((id, state, self.table.entry(id).add_user(state)))
             });
             self.bury();
@@ -140,7 +139,7 @@ impl<R: Registrar> Store<R> {
             }
             let Some(mut books) = written.books.try_lock(self.thread()) else { return true };
             self.settle(&mut books);
-            books.dying_in(&self.table, change.range(), |id| self.table.entry(id).has_users()).is_some()
+            books.dying_in(&self.table, change.range(), |state| state.users() > 0).is_some()
         };
         if is_too_much || must_wait() {
             self.counters().refused.add_one();

@@ -227,8 +227,7 @@ impl<R: Registrar> Store<R> {
             let is_hopeless = range.len() > self.options.bytes;
             let evicted = if is_hopeless { 0 } else { self.evict(books, 1, missing) };
             // What is being deregistered already makes room, too.
-            let is_coming =
-                || books.dying_in(&self.table, Range::EVERYTHING, |id| !self.table.entry(id).has_users());
+            let is_coming = || books.dying_in(&self.table, Range::EVERYTHING, |state| state.users() == 0);
             return match evicted > 0 || !is_hopeless && is_coming().is_some() {
                 true => Plan::MakeRoom,
                 false if is_full(books) => Plan::Fail(GetError::Full { range, entries: self.table.len() }),

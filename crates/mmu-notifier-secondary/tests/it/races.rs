@@ -92,7 +92,7 @@ fn requests_for_the_same_memory_register_once() {
 fn requests_for_other_memory_register_at_the_same_time() {
     let rig = Rig::new();
     let together = Arc::new(Barrier::new(2));
-    rig.device.on_register(move |_| drop(together.wait()));
+    rig.device.on_register(move |_| _ = together.wait());
     std::thread::scope(|scope| {
         scope.spawn(|| rig.get(0..2));
         scope.spawn(|| rig.get(1..3));
