@@ -75,6 +75,8 @@ mod homes;
 mod index;
 mod kill;
 mod lock;
+#[cfg(all(test, mmu_loom))]
+mod loom;
 mod mappings;
 mod misses;
 mod options;

@@ -1,10 +1,16 @@
 //! The synchronisation primitives, from the standard library or, under `--cfg mmu_loom`, from loom.
 
 #[cfg(not(mmu_loom))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+pub(crate) use std::sync::{
+    Condvar, Mutex,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
 
 #[cfg(mmu_loom)]
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+pub(crate) use loom::sync::{
+    Condvar, Mutex,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
 
 /// A cell whose accesses loom checks.
 #[cfg(mmu_loom)]

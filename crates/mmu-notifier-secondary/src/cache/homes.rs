@@ -142,6 +142,7 @@ impl Homes {
         // Pairs with the pin: see the module documentation.
         fence(Ordering::SeqCst);
         for pin in self.used().iter().flat_map(|home| &home.pins) {
+            // Acquire pairs with `unpin`, as below.
             let word = pin.word.load(Ordering::Acquire);
             if word == 0 || word & Pin::MARKED != 0 {
                 continue;
@@ -176,12 +177,14 @@ impl Homes {
 }
 
 /// The calling thread's number, in the order of first calls.
+#[cfg(not(mmu_loom))]
 #[inline(always)]
 fn number() -> usize {
     let number = NUMBER.get();
     if number == 0 { first() } else { number as usize }
 }
 
+#[cfg(not(mmu_loom))]
 #[cold]
 fn first() -> usize {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -192,6 +195,18 @@ fn first() -> usize {
     number as usize
 }
 
+#[cfg(not(mmu_loom))]
 std::thread_local! {
     static NUMBER: Cell<u32> = const { Cell::new(0) };
+}
+
+/// loom's threads share the thread-locals of the standard library; a test says which one it is.
+#[cfg(mmu_loom)]
+fn number() -> usize {
+    NUMBER.with(Cell::get)
+}
+
+#[cfg(mmu_loom)]
+loom::thread_local! {
+    pub(super) static NUMBER: Cell<usize> = Cell::new(0);
 }

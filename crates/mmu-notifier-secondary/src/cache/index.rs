@@ -166,7 +166,7 @@ impl Index {
     /// For so many entries.
     pub(super) fn new(entries: usize) -> (Index, Writer) {
         // Two neighbours have more than `MERGED` pairs, or neither has few, when a pair was last taken away from either.
-        let count = entries / 2 + 64;
+        let count = entries / 2 + if cfg!(mmu_loom) { 4 } else { 64 };
         let nodes: Box<[Node]> = zeroed(count);
         nodes[0].clear();
         let index = Index { root: AtomicU64::new(0), sequence: AtomicU64::new(0), nodes };

@@ -18,12 +18,12 @@
 //! Either the miss waits for the change, or the change sees the claim. And then either the miss sees the mark, or the
 //! change sees the entry.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use mmu_notifier::Range;
 
 use super::Access;
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, fence, fence_after_rmw};
 
 /// How much can be registered at the same time; who comes then waits.
 pub(super) const MISSES: usize = if cfg!(mmu_loom) { 2 } else { 64 };
@@ -59,7 +59,7 @@ impl Default for Misses {
         Misses {
             claimed: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
-            lock: Mutex::default(),
+            lock: Mutex::new(()),
             over: Condvar::new(),
             misses: std::array::from_fn(|_| Miss::default()),
         }
@@ -88,9 +88,9 @@ impl Misses {
         };
         let is_full = self.claimed().count() == MISSES;
         self.misses.iter().enumerate().find_map(|(at, miss)| {
-            // The turn before the claim: if it is claimed still, this is its turn. SeqCst pairs with the drop of a claim.
-            let turn = miss.turn.load(Ordering::SeqCst);
-            let is_claimed = self.claimed.load(Ordering::SeqCst) >> at & 1 != 0;
+            // The turn before the claim: if it is claimed still, this is its turn. Acquire pairs with the drop of a claim.
+            let turn = miss.turn.load(Ordering::Acquire);
+            let is_claimed = self.claimed.load(Ordering::Acquire) >> at & 1 != 0;
             (is_claimed && (is_full || includes(miss))).then_some(Other { at, turn })
         })
     }
@@ -98,11 +98,13 @@ impl Misses {
     /// Waits until it is over.
     pub(super) fn wait_for(&self, other: &Other) {
         let miss = &self.misses[other.at];
-        // SeqCst, four times, here and in `release`: either the one who is waited for sees that somebody waits, or that one
-        // sees that it is over.
-        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        // Pairs with the fence in the drop of a claim: either who is waited for sees that somebody waits, or that one sees
+        // that it is over.
+        fence_after_rmw();
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        while miss.turn.load(Ordering::SeqCst) == other.turn {
+        // Acquire pairs with the Release there: what was committed is in the index.
+        while miss.turn.load(Ordering::Acquire) == other.turn {
             guard = self.over.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         drop(guard);
@@ -159,10 +161,12 @@ impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let misses = self.misses;
         let miss = &misses.misses[self.at];
-        // Release pairs with the Acquire in `claimed`: what was committed is in the index.
-        misses.claimed.fetch_and(!(1 << self.at), Ordering::SeqCst);
-        miss.turn.fetch_add(1, Ordering::SeqCst);
-        if misses.waiting.load(Ordering::SeqCst) > 0 {
+        // Release, both, pairs with the Acquires in `claimed`, `other` and `wait_for`.
+        misses.claimed.fetch_and(!(1 << self.at), Ordering::Release);
+        miss.turn.fetch_add(1, Ordering::Release);
+        // Pairs with the fence in `wait_for`.
+        fence_after_rmw();
+        if misses.waiting.load(Ordering::Relaxed) > 0 {
             drop(misses.lock.lock().unwrap_or_else(PoisonError::into_inner));
             misses.over.notify_all();
         }

@@ -78,6 +78,10 @@ impl State {
         (self.0 ^ then.0) & !State::USERS == 0
     }
 
+    fn is_same_life(self, then: State) -> bool {
+        self.0 / State::LIFE == then.0 / State::LIFE
+    }
+
     #[inline(always)]
     pub(super) fn is_live(self) -> bool {
         self.0 & State::PHASE == Phase::Live as u64
@@ -182,16 +186,18 @@ impl<H> Entry<H> {
     /// New or Live -> Dead, with the killer as one more user: it is not buried before he lets go. Whether the caller is he.
     pub(super) fn kill(&self, seen: State) -> bool {
         let mut seen = seen;
-        loop {
+        while seen.can_die() {
             if self.exchange(seen, State(seen.with_phase(Phase::Dead).0 + State::USER)) {
                 return true;
             }
+            // It may have come to life meanwhile, or another user may have come or gone.
             let now = self.state();
-            if !now.is_still(seen) {
+            if !now.is_same_life(seen) {
                 return false;
             }
             seen = now;
         }
+        false
     }
 
     /// One more user of a Live entry of that life; or of a Dead one that is not being buried.
