@@ -55,7 +55,8 @@ impl<R: Registrar> Store<R> {
 
     fn buried(&self, id: Id, range: Range) {
         self.counters().deregistered.add_one();
-        self.written.unreleased.fetch_sub(range.len(), Ordering::Relaxed);
+        // Release pairs with the Acquire in `unreleased`: a change that finds nothing to wait for is behind this.
+        self.written.unreleased.fetch_sub(range.len(), Ordering::Release);
         self.table.entry(id).bury();
         self.written.buried.push(&self.table, id);
     }
