@@ -21,7 +21,7 @@
 use std::cell::Cell;
 
 use super::table::{Id, Table};
-use crate::memory::{WipedOnFork, Zeroed};
+use crate::memory::{Zeroed, Zeroes};
 use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 /// How many threads have a home of their own; more share.
@@ -97,14 +97,14 @@ impl Pin {
 
 /// All pins of a cache.
 pub(super) struct Homes {
-    homes: WipedOnFork<Home>,
+    homes: Zeroes<Home>,
     /// Homes that were ever used: the pins of those behind are all free.
     used: AtomicUsize,
 }
 
 impl Homes {
     pub(super) fn new() -> Homes {
-        let homes = Homes { homes: WipedOnFork::new(HOMES + 1), used: AtomicUsize::new(0) };
+        let homes = Homes { homes: Zeroes::wiped_on_fork(HOMES + 1), used: AtomicUsize::new(0) };
         // The last one is nobody's: it says whether this is still the process that made it.
         homes.homes[HOMES].open.store(1, Ordering::Relaxed);
         homes

@@ -21,11 +21,14 @@
 use mmu_notifier::Range;
 
 use super::table::{Id, Table};
-use crate::memory::{Zeroed, zeroed};
+use crate::memory::{Zeroed, Zeroes};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Pairs in a node: three cache lines.
-const FANOUT: usize = if cfg!(mmu_loom) { 4 } else { 15 };
+const FANOUT: usize = 2 * HALF + 1;
+
+/// The place of the key in the middle.
+const HALF: usize = if cfg!(mmu_loom) { 1 } else { 7 };
 
 /// A node with fewer is put together with its neighbour, if both fit into [`MERGED`].
 const FEW: usize = FANOUT / 3;
@@ -82,10 +85,18 @@ impl Node {
         self.values[at].store(value, Ordering::Relaxed);
     }
 
-    /// How many pairs have a key of at most `key`. No branch depends on what is read.
+    /// How many pairs have a key of at most `key`: which half it is, and then all of that half at once. No branch depends on
+    /// what is read.
     #[inline(always)]
     fn up_to(&self, key: u64) -> usize {
-        self.keys.iter().map(|it| usize::from(it.load(Ordering::Relaxed) <= key)).sum()
+        let is_up_to = |at: usize| usize::from(self.key(at) <= key);
+        let half = is_up_to(HALF) * (HALF + 1);
+        // Two sums, so that no addition waits for all the others.
+        let (even, odd) = (0..HALF).fold((0, 0), |(even, odd), at| match at % 2 {
+            0 => (even + is_up_to(half + at), odd),
+            _ => (even, odd + is_up_to(half + at)),
+        });
+        half + even + odd
     }
 
     /// The child that `key` would be in.
@@ -141,7 +152,7 @@ pub(super) struct Index {
     root: AtomicU64,
     /// Odd while it is being changed.
     sequence: AtomicU64,
-    nodes: Box<[Node]>,
+    nodes: Zeroes<Node>,
 }
 
 /// What only who changes the tree knows. To have it is to be the one.
@@ -167,7 +178,7 @@ impl Index {
     pub(super) fn new(entries: usize) -> (Index, Writer) {
         // Two neighbours have more than `MERGED` pairs, or neither has few, when a pair was last taken away from either.
         let count = entries / 2 + if cfg!(mmu_loom) { 4 } else { 64 };
-        let nodes: Box<[Node]> = zeroed(count);
+        let nodes: Zeroes<Node> = Zeroes::new(count);
         nodes[0].clear();
         let index = Index { root: AtomicU64::new(0), sequence: AtomicU64::new(0), nodes };
         (index, Writer { free: 0, used: 1, available: count - 1, entries: 0 })

@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 use mmu_notifier::Range;
 
 use super::Access;
-use crate::memory::{Zeroed, zeroed};
+use crate::memory::{Zeroed, Zeroes};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
 
 /// Number of an entry in its table.
@@ -298,14 +298,14 @@ impl<H> Entry<H> {
 
 /// All entries of a cache.
 pub(super) struct Table<H> {
-    entries: Box<[Entry<H>]>,
+    entries: Zeroes<Entry<H>>,
     /// Entries that were ever used: those behind are all Free.
     used: AtomicU32,
 }
 
 impl<H> Table<H> {
     pub(super) fn new(entries: usize) -> Table<H> {
-        Table { entries: zeroed(entries), used: AtomicU32::new(0) }
+        Table { entries: Zeroes::new(entries), used: AtomicU32::new(0) }
     }
 
     pub(super) fn len(&self) -> usize {
