@@ -198,13 +198,8 @@ impl<C: Contender> Cells<C> {
             hit(contender, place);
         });
         self.beside("hit/same/beside-unmaps", [same.clone(), middle.clone()], unmap, SYSTEM_CALL, None);
-        self.beside(
-            "hit/same/beside-unmap-each-10-us",
-            [same.clone(), middle.clone()],
-            unmap,
-            NOW_AND_THEN,
-            None,
-        );
+        let both = [same.clone(), middle.clone()];
+        self.beside("hit/same/beside-unmap-each-10-us", both, unmap, NOW_AND_THEN, None);
         if layout.count > 1 {
             self.beside("hit/random/beside-unmaps", [random, middle], unmap, SYSTEM_CALL, None);
         }
@@ -212,13 +207,10 @@ impl<C: Contender> Cells<C> {
         let extra = (layout.count == 1).then(|| layout.entry(1));
         let (reader, writer) = (layout.half(0), layout.half(1));
         self.beside("hit/same/beside-writer", [same, writer.clone()], replace, Duration::ZERO, extra);
-        self.beside(
-            "hit/random/beside-writer",
-            [reader.clone(), writer.clone()],
-            replace,
-            Duration::ZERO,
-            extra,
-        );
+        if layout.count > 1 {
+            let both = [reader.clone(), writer.clone()];
+            self.beside("hit/random/beside-writer", both, replace, Duration::ZERO, None);
+        }
         self.beside("hit/random/beside-write-each-10-us", [reader, writer], replace, NOW_AND_THEN, extra);
     }
 

@@ -16,6 +16,7 @@ use crate::cells::{Cell, cells};
 use crate::contenders::Contender;
 use crate::contenders::floor::{Count, Fence};
 use crate::contenders::maps::{Ranges, Skip, Tree};
+use crate::contenders::ours::Ours;
 #[cfg(ucx)]
 use crate::contenders::ucx::{Ucx, version, without_hooks};
 use crate::layout::Layout;
@@ -51,6 +52,7 @@ impl Peer {
 
 fn peers() -> Vec<Peer> {
     vec![
+        Peer::of::<Ours>(),
         #[cfg(ucx)]
         Peer::of::<Ucx>(),
         Peer::of::<Tree>(),

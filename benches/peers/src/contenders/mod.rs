@@ -4,6 +4,7 @@ use crate::layout::Layout;
 
 pub(crate) mod floor;
 pub(crate) mod maps;
+pub(crate) mod ours;
 #[cfg(ucx)]
 pub(crate) mod ucx;
 
