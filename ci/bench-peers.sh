@@ -11,5 +11,6 @@ missing
 cargo build --quiet --release --locked --manifest-path benches/peers/Cargo.toml
 run=(benches/peers/target/release/mmu-notifier-bench-peers)
 [ -z "${FIRST:-}" ] || run=(chrt -f 20 "${run[@]}")
-"${run[@]}" "$@"
+# A thread that waits for ever must not keep the machine.
+timeout 600 "${run[@]}" "$@"
 missing

@@ -33,9 +33,9 @@ const ROUNDS: usize = 60;
 const COUNTS: [usize; 4] = [1, 1_000, 100_000, 1_000_000];
 
 /// Rounds end when a table has taken so long: where other work runs most of it is waiting.
-const LIMIT: Duration = Duration::from_secs(25);
-/// Windows without which a cell of two threads says nothing.
-const ENOUGH: usize = 6;
+const LIMIT: Duration = Duration::from_secs(16);
+/// Undisturbed windows without which a figure says nothing.
+const ENOUGH: usize = 5;
 
 /// One contender, whatever its type.
 struct Peer {
@@ -79,9 +79,10 @@ fn bytes<C: Contender>(layout: &Layout) -> Result<f64, Box<dyn Error>> {
     Ok((after.saturating_sub(before)) as f64 / layout.count as f64)
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// Nothing if there are too few to say anything.
+fn median(mut values: Vec<f64>, enough: usize) -> Option<f64> {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+    if values.len() < enough { None } else { values.get(values.len() / 2).copied() }
 }
 
 /// Figures by cell, in the order of the cells, and by contender.
@@ -102,7 +103,7 @@ fn measure(
     let mut seen: BTreeMap<(usize, usize, Distance), Vec<Vec<f64>>> = BTreeMap::new();
     let began = Instant::now();
     for round in 0..rounds {
-        if round >= 2 * ENOUGH && began.elapsed() > LIMIT {
+        if round >= ENOUGH && began.elapsed() > LIMIT {
             println!("{round} rounds instead of {rounds}, for lack of time");
             break;
         }
@@ -122,20 +123,18 @@ fn measure(
             }
         }
     }
-    let able: Vec<Vec<bool>> =
-        (0..names.len()).map(|at| all.iter().map(|cells| cells[at].run.is_some()).collect()).collect();
     let mut table = Table::new();
     for ((at, figure, distance), row) in seen {
         let name = &names[at][figure];
-        let enough =
-            row.iter().zip(&able[at]).all(|(values, able)| !able || values.len() >= ENOUGH.min(rounds));
         let name = match distance {
-            _ if !enough => continue,
             Distance::None => name.clone(),
             Distance::Near => format!("{name}/near"),
             Distance::Far => format!("{name}/far"),
         };
-        table.push((name, row.into_iter().map(median).collect()));
+        let row: Vec<_> = row.into_iter().map(|values| median(values, ENOUGH.min(rounds))).collect();
+        if row.iter().any(Option::is_some) {
+            table.push((name, row));
+        }
     }
     table
 }
