@@ -34,6 +34,8 @@ const COUNTS: [usize; 4] = [1, 1_000, 100_000, 1_000_000];
 
 /// Rounds end when a table has taken so long: where other work runs most of it is waiting.
 const LIMIT: Duration = Duration::from_secs(16);
+/// No further table is begun after that.
+const WHOLE: Duration = Duration::from_secs(240);
 /// Undisturbed windows without which a figure says nothing.
 const ENOUGH: usize = 5;
 
@@ -239,9 +241,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("SKIPPED: all cells of two threads, as there is one processor");
     }
     println!("nanoseconds an operation, of a thread; medians of {rounds} windows\n");
+    let began = Instant::now();
     let mut whole = Table::new();
     for (size, len) in [("4-KiB", 4 << 10), ("2-MiB", 2 << 20)] {
         for &count in &counts {
+            if began.elapsed() > WHOLE {
+                println!("SKIPPED: {size}/{count}, for lack of time");
+                continue;
+            }
             let layout = Layout::new(len, 2 * len, count);
             let mut table = measure(&peers, &layout, helper.as_ref(), threads, rounds);
             table.iter_mut().for_each(|(name, _)| *name = format!("{size}/{count}/{name}"));
