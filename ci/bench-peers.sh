@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 ucx=/usr/include/ucs/memory/rcache.h
 missing() { [ -e "$ucx" ] || echo "SKIPPED: UCX, the peer that counts: there is no $ucx (install libucx-dev)"; }
 missing
-cargo build --quiet --release --locked --manifest-path benches/peers/Cargo.toml
+cargo build --quiet --release --manifest-path benches/peers/Cargo.toml
 run=(benches/peers/target/release/mmu-notifier-bench-peers)
 [ -z "${FIRST:-}" ] || run=(chrt -f 20 "${run[@]}")
 # A thread that waits for ever must not keep the machine.
