@@ -22,6 +22,7 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 if cargo fmt --version >/dev/null 2>&1; then step cargo fmt --all --check; else echo "SKIPPED: rustfmt is not installed"; fi
 if cargo clippy --version >/dev/null 2>&1; then
     step cargo clippy --workspace --all-targets --quiet -- -D warnings
+    step cargo clippy --manifest-path benches/peers/Cargo.toml --quiet -- -D warnings
 else
     echo "SKIPPED: clippy is not installed"
 fi
