@@ -93,8 +93,8 @@ impl Registrar for Device {
         }
         let mut registered = self.registered.lock().unwrap();
         let capacity = self.capacity.load(Ordering::SeqCst);
-        let bytes = registered.values().map(|(range, _)| range.len()).sum::<usize>();
-        if capacity > 0 && bytes + range.len() > capacity {
+        let bytes = || registered.values().map(|(range, _)| range.len()).sum::<usize>();
+        if capacity > 0 && bytes() + range.len() > capacity {
             return Err(io::Error::from_raw_os_error(libc::ENOMEM).into());
         }
         let handle = self.next.fetch_add(1, Ordering::SeqCst) + 1;
