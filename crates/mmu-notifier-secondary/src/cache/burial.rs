@@ -67,17 +67,26 @@ impl<R: Registrar> Store<R> {
             return;
         }
         let range = change.range();
-        self.with_books(|_| ());
+        // The common case: what this change has killed is in the graves by now.
         self.bury();
+        if self.unreleased() == 0 {
+            return;
+        }
         // What somebody else is deregistering right now is waited for in any case.
         let concerns = |state: State| self.wait == Wait::UntilUnused || state.users() == 0;
         let (mut began, mut deadline) = (None, self.options.patience);
+        let mut backoff = Backoff::default();
         loop {
-            let dying = self.with_books(|books| {
-                let (id, state) = books.dying_in(&self.table, range, concerns)?;
-                Some((id, state, self.table.entry(id).add_user(state)))
+            let (is_killed, dying) = self.with_books(|books| {
+                let dying = books.dying_in(&self.table, range, concerns);
+                let used = dying.map(|(id, state)| (id, state, self.table.entry(id).add_user(state)));
+                (self.is_being_killed(range), used)
             });
             self.bury();
+            if is_killed {
+                backoff.wait();
+                continue;
+            }
             let Some((id, state, is_used)) = dying else { return };
             if is_used {
                 self.hurry(id);
@@ -101,6 +110,16 @@ impl<R: Registrar> Store<R> {
                 self.bury();
             }
         }
+    }
+
+    /// Whether another change has just killed something there and is about to say so. Under the lock.
+    fn is_being_killed(&self, range: Range) -> bool {
+        let mut is_any = false;
+        let visited = self.index.visit(&self.table, range, |id| {
+            is_any |= self.table.entry(id).state().phase() == Phase::Dead;
+        });
+        debug_assert!(visited.is_ok(), "nobody else changes the index");
+        is_any
     }
 
     /// A change has waited too long; whether it goes on all the same.
@@ -140,6 +159,9 @@ impl<R: Registrar> Store<R> {
             }
             let Some(mut books) = written.books.try_lock(self.thread()) else { return true };
             self.settle(&mut books);
+            if self.is_being_killed(change.range()) {
+                return true;
+            }
             books.dying_in(&self.table, change.range(), |state| state.users() > 0).is_some()
         };
         if is_too_much || must_wait() {

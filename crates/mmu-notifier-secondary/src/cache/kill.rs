@@ -9,7 +9,7 @@ use super::books::Books;
 use super::counters::Counter;
 use super::registrar::Registrar;
 use super::store::Store;
-use super::table::{Chain, Id};
+use super::table::{Chain, Id, State};
 use crate::sync::{Ordering, fence};
 
 /// How often a change tries to read the index at one moment, before it looks through the table instead.
@@ -51,32 +51,39 @@ impl<R: Registrar> Store<R> {
         let Some(entry) = self.table.get(id) else { return };
         let state = entry.state();
         // If the life has changed meanwhile, so has the state, and it is not killed: then it is one that was not there.
-        if state.can_die() && entry.range().is_some_and(|it| it.overlaps(&range)) && entry.kill(state) {
-            victims.push(&self.table, id);
+        if state.can_die()
+            && let Some(registered) = entry.range().filter(|it| it.overlaps(&range))
+        {
+            self.kill_now(id, state, registered.len(), victims);
         }
+    }
+
+    /// Whether it was this that killed it.
+    fn kill_now(&self, id: Id, state: State, bytes: usize, victims: &Chain) -> bool {
+        // Before the death, so that another change that sees the death sees that there is something to bury. Release
+        // pairs with the Acquire in `unreleased`.
+        self.written.unreleased.fetch_add(bytes, Ordering::Release);
+        let is_killed = self.table.entry(id).kill(state);
+        match is_killed {
+            true => victims.push(&self.table, id),
+            false => _ = self.written.unreleased.fetch_sub(bytes, Ordering::Release),
+        }
+        is_killed
     }
 
     /// Kills an entry whatever it is. Whether it was alive.
     pub(super) fn kill_one(&self, id: Id, victims: &Chain) -> bool {
         let entry = self.table.entry(id);
         let state = entry.state();
-        let is_killed = state.can_die() && entry.kill(state);
-        if is_killed {
-            victims.push(&self.table, id);
-        }
-        is_killed
+        state.can_die() && self.kill_now(id, state, entry.end() - entry.start(), victims)
     }
 
     /// Marks the pins of those that the calling thread has just killed, and leaves them to whoever has the lock next.
     pub(super) fn lay_out(&self, victims: &Chain, counter: &Counter) {
         self.homes.mark(&self.table, |id| self.written.graves.push(&self.table, id));
+        self.counters().most_unreleased.raise_to(self.unreleased());
         for id in victims.take(&self.table) {
-            let entry = self.table.entry(id);
             counter.add_one();
-            // Release pairs with the Acquire in `unreleased`. It is before the corpse can be buried.
-            let bytes = entry.end() - entry.start();
-            let all = self.written.unreleased.fetch_add(bytes, Ordering::Release) + bytes;
-            self.counters().most_unreleased.raise_to(all);
             self.written.corpses.push(&self.table, id);
         }
     }
