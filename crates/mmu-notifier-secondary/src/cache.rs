@@ -80,6 +80,7 @@ mod loom;
 mod mappings;
 mod misses;
 mod options;
+mod places;
 mod registrar;
 mod registration;
 mod store;

@@ -16,6 +16,10 @@ pub(crate) unsafe trait Zeroed {
     fn zeroed() -> Self;
 }
 
+/// Tables of so many bytes get huge pages where they are to be had.
+#[cfg(not(any(mmu_loom, miri)))]
+const HUGE: usize = 16 << 20;
+
 /// So many values in a mapping of their own: a table of a million entries takes no time to make and no memory until it is used.
 /// (An allocator writes zeroes into whatever has to be aligned to cache lines.)
 #[cfg(not(any(mmu_loom, miri)))]
@@ -37,6 +41,11 @@ impl<T: Zeroed> Zeroes<T> {
         // SAFETY: a new mapping anywhere touches nothing that exists.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
         let error = std::io::Error::last_os_error;
+        if bytes >= HUGE {
+            // Each miss of a large table would be one of the translation, too. It is only advice.
+            // SAFETY: the mapping is ours, if there is one.
+            unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
+        }
         assert!(
             start != libc::MAP_FAILED,
             "no {bytes} bytes of memory for a registration cache: {}",

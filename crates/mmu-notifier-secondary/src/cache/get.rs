@@ -57,10 +57,11 @@ impl<R: Registrar> Store<R> {
         if let Some(registration) = self.pin(home, last, asked, access) {
             return Some(registration);
         }
-        let id = self.index.find(asked.start())?;
-        let registration = self.pin(home, id, asked, access)?;
-        home.last.store(id, Ordering::Relaxed);
-        Some(registration)
+        self.index.find_map(asked, |id| {
+            let registration = self.pin(home, id, asked, access)?;
+            home.last.store(id, Ordering::Relaxed);
+            Some(registration)
+        })
     }
 
     /// Pins an entry, if it is good for what is asked.
@@ -199,7 +200,9 @@ impl<R: Registrar> Store<R> {
         may_widen: bool,
     ) -> Plan<'s, R> {
         let mut registers = (range, access);
-        if let Some(id) = self.index.find(asked.start()) {
+        if !self.index.is_free(&self.table, asked)
+            && let Some(id) = self.index.find(asked.start())
+        {
             if let Some(registration) = self.pin(self.homes.mine(), id, asked, access) {
                 return Plan::Found(registration);
             }
@@ -254,7 +257,7 @@ impl<R: Registrar> Store<R> {
         self.supersede(books, range);
         let entry = self.table.entry(id);
         let new = entry.fill(range, miss.access, handle);
-        let inserted = self.index.insert(&mut books.writer, range.start(), id);
+        let inserted = self.index.insert(&mut books.writer, range, id);
         // From here on a change kills it, or else has marked the claim before this looks.
         if inserted.is_ok() && !miss.claim.is_stale() && entry.bring_to_life(new) {
             return Ok(Registration::new(self, id, None));

@@ -20,6 +20,7 @@
 
 use mmu_notifier::Range;
 
+use super::places::{Orders, Places, Short};
 use super::table::{Id, Table};
 use crate::memory::{Zeroed, Zeroes};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
@@ -153,6 +154,7 @@ pub(super) struct Index {
     /// Odd while it is being changed.
     sequence: AtomicU64,
     nodes: Zeroes<Node>,
+    places: Places,
 }
 
 /// What only who changes the tree knows. To have it is to be the one.
@@ -162,7 +164,7 @@ pub(super) struct Writer {
     /// Nodes that were ever used.
     used: u32,
     available: usize,
-    pub(super) entries: usize,
+    orders: Orders,
 }
 
 /// There is no room for one more.
@@ -180,13 +182,14 @@ impl Index {
         let count = entries / 2 + if cfg!(mmu_loom) { 4 } else { 64 };
         let nodes: Zeroes<Node> = Zeroes::new(count);
         nodes[0].clear();
-        let index = Index { root: AtomicU64::new(0), sequence: AtomicU64::new(0), nodes };
-        (index, Writer { free: 0, used: 1, available: count - 1, entries: 0 })
+        let places = Places::new(entries);
+        let index = Index { root: AtomicU64::new(0), sequence: AtomicU64::new(0), nodes, places };
+        (index, Writer { free: 0, used: 1, available: count - 1, orders: Orders::default() })
     }
 
-    /// Memory that nodes in use take, in bytes.
-    pub(super) fn bytes(&self, writer: &Writer) -> usize {
-        (self.nodes.len() - writer.available) * size_of::<Node>()
+    /// Memory that nodes in use take, and places of so many entries, in bytes.
+    pub(super) fn bytes(&self, writer: &Writer, entries: usize) -> usize {
+        (self.nodes.len() - writer.available) * size_of::<Node>() + self.places.bytes(entries)
     }
 
     #[inline(always)]
@@ -198,6 +201,21 @@ impl Index {
 
     fn set_root(&self, root: Root) {
         self.root.store((root.height as u64) << 32 | u64::from(root.node), Ordering::Release);
+    }
+
+    /// Gives entries that may contain `asked` to `is_it`, until one is it. A hint, like all that it finds.
+    #[inline(always)]
+    pub(super) fn find_map<T>(&self, asked: Range, is_it: impl Fn(Id) -> Option<T>) -> Option<T> {
+        match self.places.find(asked, &is_it) {
+            Short::Found(found) => Some(found),
+            Short::Nothing => None,
+            Short::Unknown => self.find(asked.start()).and_then(is_it),
+        }
+    }
+
+    /// Whether no entry overlaps `range`, for sure. For the writer.
+    pub(super) fn is_free<H>(&self, table: &Table<H>, range: Range) -> bool {
+        self.places.is_free(table, range)
     }
 
     /// The entry with the highest start of at most `key`. A hint: it may be one that is not there any more, or none though
@@ -247,12 +265,15 @@ impl Index {
         if !sequence.is_multiple_of(2) {
             return Err(Torn);
         }
-        self.walk(table, range, &mut visit, || self.sequence.load(Ordering::Relaxed) == sequence)?;
+        if !self.places.is_free(table, range) {
+            self.walk(table, range, &mut visit, || self.sequence.load(Ordering::Relaxed) == sequence)?;
+        }
         // Pairs with the fence in `change`: if anything that was read is newer, so is the sequence.
         fence(Ordering::Acquire);
         (self.sequence.load(Ordering::Relaxed) == sequence).then_some(()).ok_or(Torn)
     }
 
+    #[inline(never)]
     fn walk<H>(
         &self,
         table: &Table<H>,
@@ -308,8 +329,8 @@ impl Index {
     /// # Errors
     ///
     /// [`NoRoom`] if there are not enough nodes.
-    pub(super) fn insert(&self, writer: &mut Writer, key: usize, id: Id) -> Result<(), NoRoom> {
-        let key = key as u64;
+    pub(super) fn insert(&self, writer: &mut Writer, range: Range, id: Id) -> Result<(), NoRoom> {
+        let key = range.start() as u64;
         let mut root = self.root();
         if writer.available < root.height + 2 {
             return Err(NoRoom);
@@ -333,8 +354,8 @@ impl Index {
                 node = self.node(node.value(node.child(key)));
             }
             node.insert_at(node.up_to(key), key, id);
+            self.places.insert(&mut writer.orders, range, id);
         });
-        writer.entries += 1;
         Ok(())
     }
 
@@ -349,8 +370,8 @@ impl Index {
     }
 
     /// Takes out an entry. Whether it was there.
-    pub(super) fn remove(&self, writer: &mut Writer, key: usize, id: Id) -> bool {
-        let key = key as u64;
+    pub(super) fn remove(&self, writer: &mut Writer, range: Range, id: Id) -> bool {
+        let key = range.start() as u64;
         let mut path = [(0, 0); LEVELS];
         let root = self.root();
         let mut node = root.node;
@@ -366,6 +387,7 @@ impl Index {
         }
         self.change(|| {
             leaf.remove_at(at);
+            self.places.remove(&mut writer.orders, range, id);
             for &(above, at) in path[..root.height].iter().rev() {
                 self.tend(writer, self.node(above), at);
             }
@@ -381,7 +403,6 @@ impl Index {
                 self.set_root(root);
             }
         });
-        writer.entries -= 1;
         true
     }
 

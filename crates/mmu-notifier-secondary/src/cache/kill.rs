@@ -90,6 +90,9 @@ impl<R: Registrar> Store<R> {
 
     /// Kills what contains `range` or is contained in it, and takes it out of the index, where no entry may contain another.
     pub(super) fn supersede(&self, books: &mut Books, range: Range) {
+        if self.index.is_free(&self.table, range) {
+            return;
+        }
         let victims = Chain::default();
         loop {
             let mut found = [None; 16];
@@ -106,7 +109,9 @@ impl<R: Registrar> Store<R> {
             debug_assert!(visited.is_ok(), "nobody else changes the index");
             for id in found.into_iter().flatten() {
                 self.kill_one(id, &victims);
-                self.index.remove(&mut books.writer, self.table.entry(id).start(), id);
+                if let Some(range) = self.table.entry(id).range() {
+                    self.index.remove(&mut books.writer, range, id);
+                }
             }
             if count == 0 {
                 break;

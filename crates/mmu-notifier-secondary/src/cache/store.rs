@@ -135,7 +135,9 @@ impl<R: Registrar> Store<R> {
             books.give(table, id, entry.end() - entry.start());
         }
         for id in written.corpses.take(table) {
-            self.index.remove(&mut books.writer, table.entry(id).start(), id);
+            if let Some(range) = table.entry(id).range() {
+                self.index.remove(&mut books.writer, range, id);
+            }
             books.add_dying(table, id);
             // Who killed it lets go.
             self.remove_user(id);
@@ -154,8 +156,9 @@ impl<R: Registrar> Store<R> {
     pub(super) fn stats(&self) -> Stats {
         let (counters, written) = (self.counters(), &self.written);
         let (entries, bytes, memory) = self.with_books(|books| {
-            let table = self.table.ever_used().len() * self.table.entry_bytes();
-            (books.entries, books.bytes, table + self.index.bytes(&books.writer))
+            let used = self.table.ever_used().len();
+            let table = used * self.table.entry_bytes();
+            (books.entries, books.bytes, table + self.index.bytes(&books.writer, used))
         });
         let invalidated = std::array::from_fn(|event| counters.invalidated[event].get());
         Stats {

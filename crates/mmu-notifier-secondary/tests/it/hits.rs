@@ -1,7 +1,7 @@
 //! What is registered is found.
 
 use mmu_notifier::Range;
-use mmu_notifier_secondary::cache::Access;
+use mmu_notifier_secondary::cache::{Access, Options};
 
 use crate::device::{Device, Rig, range};
 
@@ -40,14 +40,14 @@ fn what_is_not_wholly_registered_does_not_hit() {
 }
 
 #[test]
-fn regions_may_overlap_and_the_one_that_contains_a_request_is_found() {
+fn regions_may_overlap_and_one_that_contains_a_request_is_found() {
     let rig = Rig::new();
     let handles: Vec<_> = [0..10, 5..15, 9..30, 12..31].map(|pages| (pages.clone(), rig.get(pages))).into();
     for (pages, handle) in &handles {
         assert_eq!(rig.get(pages.clone()), *handle, "{pages:?}");
     }
     assert_eq!(rig.get(3..4), handles[0].1);
-    assert_eq!(rig.get(20..30), handles[3].1, "the last one that begins before it");
+    assert!([handles[2].1, handles[3].1].contains(&rig.get(20..30)), "two contain it");
     assert_eq!(rig.device.registrations(), 4);
 }
 
@@ -154,7 +154,7 @@ fn a_dropped_cache_leaves_nothing_registered() {
 #[test]
 fn the_index_holds_many() {
     const COUNT: usize = 20_000;
-    let rig = Rig::new();
+    let rig = Rig::with(Device::default(), Options { entries: COUNT, ..Options::default() });
     // In an order that is neither rising nor falling.
     let handles: Vec<_> =
         (0..COUNT).map(|at| at * 7919 % COUNT).map(|at| (at, rig.get(2 * at..2 * at + 1))).collect();

@@ -1,0 +1,214 @@
+//! The short way into the index: which entries touch a piece of memory.
+//!
+//! A piece is a range of 2^k bytes that begins at a multiple of that. An entry of a length of up to 2^k, and of more than
+//! half of that, is of order k; it touches one or two pieces of that order, and is written down at both, in a table in which
+//! a piece has a fixed place. So for a request, or for a change of little memory, there is one cache line to look at for each
+//! order that there is.
+//!
+//! A place has room for [`ROOM`] entries. If there are more, it says that some are missing, and the long way - the
+//! tree - has to be taken. The table is read as the tree is, and written with it.
+
+// UNSAFETY: promises that a place may consist of zeroes.
+#![expect(unsafe_code)]
+
+use mmu_notifier::Range;
+
+use super::table::{Id, Table};
+use crate::memory::{Zeroed, Zeroes};
+use crate::sync::{AtomicU64, Ordering};
+
+/// Entries at a place.
+const ROOM: usize = if cfg!(mmu_loom) { 2 } else { 7 };
+
+/// Places that are looked at before the long way is taken.
+const LOOKS: usize = 4;
+
+#[repr(C, align(64))]
+struct Place {
+    /// For each entry its number plus one, and a part of the hash of the piece; 0: none.
+    entries: [AtomicU64; ROOM],
+    /// How many more there would be.
+    missing: AtomicU64,
+}
+
+// SAFETY: atomics that may be zero.
+unsafe impl Zeroed for Place {
+    fn zeroed() -> Place {
+        Place { entries: std::array::from_fn(|_| AtomicU64::new(0)), missing: AtomicU64::new(0) }
+    }
+}
+
+// Relaxed throughout: as in the tree.
+impl Place {
+    fn find(&self, word: u64) -> Option<&AtomicU64> {
+        self.entries.iter().find(|entry| entry.load(Ordering::Relaxed) == word)
+    }
+
+    fn has_missing(&self) -> bool {
+        self.missing.load(Ordering::Relaxed) != 0
+    }
+
+    /// Those of the piece, and perhaps of others.
+    #[inline(always)]
+    fn of(&self, piece: Piece) -> impl Iterator<Item = Id> {
+        let words = self.entries.iter().map(|entry| entry.load(Ordering::Relaxed));
+        words.filter(move |word| word >> 32 == piece.tag).filter_map(|word| (word as u32).checked_sub(1))
+    }
+}
+
+/// A piece of memory, by its hash.
+#[derive(Clone, Copy)]
+struct Piece {
+    place: u64,
+    tag: u64,
+}
+
+impl Piece {
+    /// The piece of that order that has that number.
+    #[inline(always)]
+    fn new(number: usize, order: u32) -> Piece {
+        // Fibonacci hashing (Knuth, volume 3, 6.4): the upper bits of the product depend on all of the number.
+        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+        let hash = (number as u64 ^ u64::from(order) << 58).wrapping_mul(GOLDEN);
+        Piece { place: hash >> 32, tag: (hash ^ number as u64) & 0xffff_ffff | 1 << 31 }
+    }
+}
+
+/// 2^order is at least `len`, and half of it is less; or it is the highest one, of which there are two pieces.
+#[inline(always)]
+fn order_of(len: usize) -> u32 {
+    (usize::BITS - (len - 1).leading_zeros()).min(usize::BITS - 1)
+}
+
+/// What the short way says.
+pub(super) enum Short<T> {
+    Found(T),
+    /// There is none.
+    Nothing,
+    /// Ask the tree.
+    Unknown,
+}
+
+pub(super) struct Places {
+    places: Zeroes<Place>,
+    /// A bit for each order that there are entries of.
+    orders: AtomicU64,
+}
+
+/// What only who writes has: entries by order.
+pub(super) struct Orders([u32; 64]);
+
+impl Default for Orders {
+    fn default() -> Orders {
+        Orders([0; 64])
+    }
+}
+
+impl Places {
+    /// For so many entries: four to a place.
+    pub(super) fn new(entries: usize) -> Places {
+        let count = (entries / 4).next_power_of_two().max(if cfg!(mmu_loom) { 1 } else { 64 });
+        Places { places: Zeroes::new(count), orders: AtomicU64::new(0) }
+    }
+
+    /// What so many entries have touched of it at most, in bytes.
+    pub(super) fn bytes(&self, entries: usize) -> usize {
+        self.places.len().min(2 * entries) * size_of::<Place>()
+    }
+
+    #[inline(always)]
+    fn place(&self, piece: Piece) -> &Place {
+        &self.places[piece.place as usize & (self.places.len() - 1)]
+    }
+
+    /// Gives entries that may contain `asked` to `is_it`, until one is it.
+    #[inline(always)]
+    pub(super) fn find<T>(&self, asked: Range, is_it: impl Fn(Id) -> Option<T>) -> Short<T> {
+        // An entry of a lower order is shorter than what is asked for.
+        let orders = self.orders.load(Ordering::Relaxed);
+        let mut orders = orders & u64::MAX << order_of(asked.len());
+        let mut is_known = true;
+        for _ in 0..LOOKS {
+            if orders == 0 {
+                return if is_known { Short::Nothing } else { Short::Unknown };
+            }
+            let order = orders.trailing_zeros();
+            orders &= orders - 1;
+            let piece = Piece::new(asked.start() >> order, order);
+            let place = self.place(piece);
+            if let Some(found) = place.of(piece).find_map(&is_it) {
+                return Short::Found(found);
+            }
+            is_known &= !place.has_missing();
+        }
+        Short::Unknown
+    }
+
+    /// Whether no entry overlaps `range`, for sure. To be asked by the writer, or between two looks at the sequence.
+    #[inline(always)]
+    pub(super) fn is_free<H>(&self, table: &Table<H>, range: Range) -> bool {
+        let mut orders = self.orders.load(Ordering::Relaxed);
+        let mut looks = 0;
+        while orders != 0 {
+            let order = orders.trailing_zeros();
+            orders &= orders - 1;
+            let (first, last) = (range.start() >> order, (range.end() - 1) >> order);
+            looks += last - first + 1;
+            if looks > LOOKS {
+                return false;
+            }
+            for number in first..=last {
+                let piece = Piece::new(number, order);
+                let place = self.place(piece);
+                let overlaps = |id| {
+                    table
+                        .get(id)
+                        .is_some_and(|entry| entry.start() < range.end() && range.start() < entry.end())
+                };
+                if place.has_missing() || place.of(piece).any(overlaps) {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// By the writer.
+    pub(super) fn insert(&self, orders: &mut Orders, range: Range, id: Id) {
+        let order = order_of(range.len());
+        for piece in pieces(range, order) {
+            let place = self.place(piece);
+            match place.find(0) {
+                Some(room) => room.store(piece.tag << 32 | u64::from(id + 1), Ordering::Relaxed),
+                None => add(&place.missing, 1),
+            }
+        }
+        orders.0[order as usize] += 1;
+        self.orders.store(self.orders.load(Ordering::Relaxed) | 1 << order, Ordering::Relaxed);
+    }
+
+    /// By the writer: what was inserted.
+    pub(super) fn remove(&self, orders: &mut Orders, range: Range, id: Id) {
+        let order = order_of(range.len());
+        for piece in pieces(range, order) {
+            let place = self.place(piece);
+            match place.find(piece.tag << 32 | u64::from(id + 1)) {
+                Some(entry) => entry.store(0, Ordering::Relaxed),
+                None => add(&place.missing, u64::MAX),
+            }
+        }
+        orders.0[order as usize] -= 1;
+        if orders.0[order as usize] == 0 {
+            self.orders.store(self.orders.load(Ordering::Relaxed) & !(1 << order), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The one or two pieces that an entry touches.
+fn pieces(range: Range, order: u32) -> impl Iterator<Item = Piece> {
+    (range.start() >> order..=(range.end() - 1) >> order).map(move |number| Piece::new(number, order))
+}
+
+fn add(count: &AtomicU64, what: u64) {
+    count.store(count.load(Ordering::Relaxed).wrapping_add(what), Ordering::Relaxed);
+}
