@@ -45,17 +45,23 @@ enum Undone {
 }
 
 impl<R: Registrar> Store<R> {
-    /// Looks without a lock. `None` means nothing.
+    /// Looks whether it is what this thread found the last time. `None` means nothing.
     #[inline(always)]
-    pub(super) fn hit(&self, asked: Range, access: Access) -> Option<Registration<'_, R>> {
+    pub(super) fn hit_again(&self, asked: Range, access: Access) -> Option<Registration<'_, R>> {
         let home = self.homes.mine();
         if !home.is_open() {
             return None;
         }
         // Relaxed: a hint, like what the index says.
-        let last = home.last.load(Ordering::Relaxed);
-        if let Some(registration) = self.pin(home, last, asked, access) {
-            return Some(registration);
+        self.pin(home, home.last.load(Ordering::Relaxed), asked, access)
+    }
+
+    /// Looks into the index, without a lock. `None` means nothing.
+    #[inline]
+    pub(super) fn hit(&self, asked: Range, access: Access) -> Option<Registration<'_, R>> {
+        let home = self.homes.mine();
+        if !home.is_open() {
+            return None;
         }
         self.index.find_map(asked, |id| {
             let registration = self.pin(home, id, asked, access)?;
@@ -104,7 +110,7 @@ impl<R: Registrar> Store<R> {
     pub(super) fn miss(&self, asked: Range, access: Access) -> Result<Registration<'_, R>, GetError> {
         let range = self.align(asked)?;
         if !self.homes.mine().is_open() {
-            self.homes.open();
+            self.homes.open(self.frames.is_none());
         }
         let mut attempts = 0;
         // Whether more than was asked for may be registered.

@@ -121,14 +121,13 @@ impl Homes {
         !self.homes[HOMES].is_open()
     }
 
-    /// Makes the calling thread's home one that is looked at.
+    /// Makes the calling thread's home one that is looked at; and one for which no lock is needed, if it `is_free`.
     #[cold]
-    pub(super) fn open(&self) -> &Home {
+    pub(super) fn open(&self, is_free: bool) {
         let number = number() % HOMES;
-        // SeqCst: before the first pin in the order of all fences, see `used`.
-        self.used.fetch_max(number + 1, Ordering::SeqCst);
-        self.homes[number].open.store(1, Ordering::Relaxed);
-        &self.homes[number]
+        // Relaxed: before the first pin and the full fence behind it, see `used`.
+        self.used.fetch_max(number + 1, Ordering::Relaxed);
+        self.homes[number].open.store(u32::from(is_free), Ordering::Relaxed);
     }
 
     fn used(&self) -> &[Home] {

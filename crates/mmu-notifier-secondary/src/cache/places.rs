@@ -48,11 +48,18 @@ impl Place {
         self.missing.load(Ordering::Relaxed) != 0
     }
 
-    /// Those of the piece, and perhaps of others.
+    /// Those of the piece, and perhaps of others. Which ones are decided before there is a branch: where a piece is in its
+    /// place cannot be foreseen.
     #[inline(always)]
     fn of(&self, piece: Piece) -> impl Iterator<Item = Id> {
-        let words = self.entries.iter().map(|entry| entry.load(Ordering::Relaxed));
-        words.filter(move |word| word >> 32 == piece.tag).filter_map(|word| (word as u32).checked_sub(1))
+        let word = |at: usize| self.entries[at].load(Ordering::Relaxed);
+        let mut left = (0..ROOM).fold(0, |left, at| left | u32::from(word(at) >> 32 == piece.tag) << at);
+        std::iter::from_fn(move || {
+            let at = (left != 0).then(|| left.trailing_zeros() as usize)?;
+            left &= left - 1;
+            // It may have gone meanwhile: then this is an entry that there is not.
+            Some((word(at % ROOM) as u32).wrapping_sub(1))
+        })
     }
 }
 
