@@ -148,16 +148,10 @@ impl<R: Registrar> Cache<R> {
     // that; it takes twice as long.
     #[inline(always)]
     pub fn get(&self, range: Range, access: Access) -> Result<Registration<'_, R>, GetError> {
-        match self.store.hit_again(range, access) {
-            Some(registration) => Ok(registration),
-            None => self.get_other(range, access),
-        }
-    }
-
-    #[inline(never)]
-    fn get_other(&self, range: Range, access: Access) -> Result<Registration<'_, R>, GetError> {
-        match self.store.hit(range, access) {
-            Some(registration) => Ok(registration),
+        let store = &*self.store;
+        let hit = store.hit_again(range, access).or_else(|| store.hit(range, access));
+        match hit {
+            Some((pin, id)) => Ok(Registration::new(store, id, pin)),
             None => self.get_slowly(range, access),
         }
     }

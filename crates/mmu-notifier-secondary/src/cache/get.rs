@@ -6,13 +6,13 @@ use mmu_notifier::Range;
 
 use super::books::Books;
 use super::error::GetError;
-use super::homes::Home;
+use super::homes::{Home, Pin};
 use super::mappings;
 use super::misses::{Claim, Other};
 use super::registrar::{Access, RegisterError, Registrar};
 use super::registration::Registration;
 use super::store::Store;
-use super::table::{Chain, Id};
+use super::table::{Chain, Id, State};
 use crate::sync::{Backoff, Ordering, fence_after_rmw};
 
 /// How a request goes on.
@@ -36,6 +36,9 @@ struct Miss<'s> {
     claim: Claim<'s>,
 }
 
+/// A pin of an entry, or [none](super::homes::Homes::no_pin) if the caller is counted.
+pub(super) type Hit<'s> = (&'s Pin, Id);
+
 /// Why nothing came of a registration.
 enum Undone {
     /// A change came.
@@ -47,7 +50,7 @@ enum Undone {
 impl<R: Registrar> Store<R> {
     /// Looks whether it is what this thread found the last time. `None` means nothing.
     #[inline(always)]
-    pub(super) fn hit_again(&self, asked: Range, access: Access) -> Option<Registration<'_, R>> {
+    pub(super) fn hit_again(&self, asked: Range, access: Access) -> Option<Hit<'_>> {
         let home = self.homes.mine();
         if !home.is_open() {
             return None;
@@ -57,28 +60,23 @@ impl<R: Registrar> Store<R> {
     }
 
     /// Looks into the index, without a lock. `None` means nothing.
-    #[inline]
-    pub(super) fn hit(&self, asked: Range, access: Access) -> Option<Registration<'_, R>> {
+    // Not in line, and what it returns fits into two registers: by way of memory it would take twice as long.
+    #[inline(never)]
+    pub(super) fn hit(&self, asked: Range, access: Access) -> Option<Hit<'_>> {
         let home = self.homes.mine();
         if !home.is_open() {
             return None;
         }
         self.index.find_map(asked, |id| {
-            let registration = self.pin(home, id, asked, access)?;
+            let hit = self.pin(home, id, asked, access)?;
             home.last.store(id, Ordering::Relaxed);
-            Some(registration)
+            Some(hit)
         })
     }
 
     /// Pins an entry, if it is good for what is asked.
     #[inline(always)]
-    fn pin<'s>(
-        &'s self,
-        home: &'s Home,
-        id: Id,
-        asked: Range,
-        access: Access,
-    ) -> Option<Registration<'s, R>> {
+    fn pin<'s>(&'s self, home: &'s Home, id: Id, asked: Range, access: Access) -> Option<Hit<'s>> {
         let entry = self.table.get(id)?;
         let state = entry.state();
         // Of the same life as the state if that is still the same when it is pinned.
@@ -86,23 +84,32 @@ impl<R: Registrar> Store<R> {
         if !(contains && state.is_live() && state.access().includes(access)) {
             return None;
         }
-        let Some(pin) = home.pin(id) else {
-            return entry.add_user(state).then(|| {
-                self.counters().found.add_one();
-                Registration::new(self, id, None)
-            });
-        };
+        let Some(pin) = home.pin(id) else { return self.count(id, state) };
         // See `homes`: either this sees the death, or who kills the entry sees the pin.
         fence_after_rmw();
         if !entry.state().is_still(state) {
-            if let Some(id) = pin.unpin() {
-                self.let_go(id);
-            }
+            self.unpin(pin);
             return None;
         }
         pin.count();
         entry.visit();
-        Some(Registration::new(self, id, Some(pin)))
+        Some((pin, id))
+    }
+
+    #[cold]
+    fn unpin(&self, pin: &Pin) {
+        if let Some(id) = pin.unpin() {
+            self.let_go(id);
+        }
+    }
+
+    /// The home is full: one more user who counts in the entry.
+    #[cold]
+    fn count(&self, id: Id, state: State) -> Option<Hit<'_>> {
+        self.table.entry(id).add_user(state).then(|| {
+            self.counters().found.add_one();
+            (self.homes.no_pin(), id)
+        })
     }
 
     /// Looks under the lock, and registers.
@@ -209,8 +216,8 @@ impl<R: Registrar> Store<R> {
         if !self.index.is_free(&self.table, asked)
             && let Some(id) = self.index.find(asked.start())
         {
-            if let Some(registration) = self.pin(self.homes.mine(), id, asked, access) {
-                return Plan::Found(registration);
+            if let Some((pin, id)) = self.pin(self.homes.mine(), id, asked, access) {
+                return Plan::Found(Registration::new(self, id, pin));
             }
             // It is there, but not good for that access: all of it is going to be.
             let entry = self.table.entry(id);
@@ -266,7 +273,7 @@ impl<R: Registrar> Store<R> {
         let inserted = self.index.insert(&mut books.writer, range, id);
         // From here on a change kills it, or else has marked the claim before this looks.
         if inserted.is_ok() && !miss.claim.is_stale() && entry.bring_to_life(new) {
-            return Ok(Registration::new(self, id, None));
+            return Ok(Registration::new(self, id, self.homes.no_pin()));
         }
         let victims = Chain::default();
         // If it is dead already, a change has done that.

@@ -130,6 +130,12 @@ impl Homes {
         self.homes[number].open.store(u32::from(is_free), Ordering::Relaxed);
     }
 
+    /// Stands for a user who has no pin, and counts in the entry.
+    #[inline(always)]
+    pub(super) fn no_pin(&self) -> &Pin {
+        &self.homes[HOMES].pins[0]
+    }
+
     fn used(&self) -> &[Home] {
         // Relaxed: behind a full fence. Who opens a home that is not seen here pins later, and sees the death.
         &self.homes[..self.used.load(Ordering::Relaxed)]

@@ -21,14 +21,14 @@ use super::table::{Id, State};
 pub struct Registration<'c, R: Registrar> {
     store: &'c Store<R>,
     id: Id,
-    /// `None`: counted in the entry.
-    pin: Option<&'c Pin>,
+    /// [None](super::homes::Homes::no_pin) if this is counted in the entry.
+    pin: &'c Pin,
 }
 
 impl<'c, R: Registrar> Registration<'c, R> {
     /// The caller has pinned the entry, or counts as one of its users.
     #[inline(always)]
-    pub(super) fn new(store: &'c Store<R>, id: Id, pin: Option<&'c Pin>) -> Registration<'c, R> {
+    pub(super) fn new(store: &'c Store<R>, id: Id, pin: &'c Pin) -> Registration<'c, R> {
         Registration { store, id, pin }
     }
 
@@ -91,13 +91,10 @@ impl<'c, R: Registrar> Registration<'c, R> {
 impl<R: Registrar> Drop for Registration<'_, R> {
     #[inline]
     fn drop(&mut self) {
-        match self.pin {
-            Some(pin) => {
-                if let Some(id) = pin.unpin() {
-                    self.store.let_go(id);
-                }
-            }
-            None => self.store.let_go(self.id),
+        if std::ptr::eq(self.pin, self.store.homes.no_pin()) {
+            self.store.let_go(self.id);
+        } else if let Some(id) = self.pin.unpin() {
+            self.store.let_go(id);
         }
     }
 }
