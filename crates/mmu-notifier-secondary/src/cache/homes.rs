@@ -66,16 +66,25 @@ impl Home {
     /// Pins the entry, if there is room. Behind it there is a full fence.
     #[inline(always)]
     pub(super) fn pin(&self, id: Id) -> Option<&Pin> {
-        self.pins.iter().find(|pin| {
-            // SeqCst: the first line of the race above; a full fence follows. Acquire pairs with the Release of who
-            // unpinned here last: his count.
-            pin.word.compare_exchange(0, u64::from(id) + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
-        })
+        let first = &self.pins[0];
+        if first.take(id) { Some(first) } else { self.pin_further(id) }
+    }
+
+    #[inline(never)]
+    fn pin_further(&self, id: Id) -> Option<&Pin> {
+        self.pins[1..].iter().find(|pin| pin.take(id))
     }
 }
 
 impl Pin {
     const MARKED: u64 = 1 << 32;
+
+    #[inline(always)]
+    fn take(&self, id: Id) -> bool {
+        // SeqCst: the first line of the race above; a full fence follows. Acquire pairs with the Release of who unpinned
+        // here last: his count.
+        self.word.compare_exchange(0, u64::from(id) + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
 
     /// One more hit. By the holder.
     #[inline(always)]

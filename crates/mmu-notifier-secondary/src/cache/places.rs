@@ -53,12 +53,12 @@ impl Place {
     #[inline(always)]
     fn of(&self, piece: Piece) -> impl Iterator<Item = Id> {
         let word = |at: usize| self.entries[at].load(Ordering::Relaxed);
-        let mut left = (0..ROOM).fold(0, |left, at| left | u32::from(word(at) >> 32 == piece.tag) << at);
+        let mut left = (0..ROOM).fold(0, |left, at| left | u32::from(word(at) as u32 == piece.tag) << at);
         std::iter::from_fn(move || {
             let at = (left != 0).then(|| left.trailing_zeros() as usize)?;
             left &= left - 1;
             // It may have gone meanwhile: then this is an entry that there is not.
-            Some((word(at % ROOM) as u32).wrapping_sub(1))
+            Some(((word(at % ROOM) >> 32) as u32).wrapping_sub(1))
         })
     }
 }
@@ -66,8 +66,9 @@ impl Place {
 /// A piece of memory, by its hash.
 #[derive(Clone, Copy)]
 struct Piece {
-    place: u64,
-    tag: u64,
+    place: usize,
+    /// Not 0.
+    tag: u32,
 }
 
 impl Piece {
@@ -77,7 +78,14 @@ impl Piece {
         // Fibonacci hashing (Knuth, volume 3, 6.4): the upper bits of the product depend on all of the number.
         const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
         let hash = (number as u64 ^ u64::from(order) << 58).wrapping_mul(GOLDEN);
-        Piece { place: hash >> 32, tag: (hash ^ number as u64) & 0xffff_ffff | 1 << 31 }
+        Piece { place: (hash >> 32) as usize, tag: (hash ^ number as u64) as u32 | 1 << 31 }
+    }
+}
+
+impl Piece {
+    /// What is written down at its place for an entry.
+    fn word(self, id: Id) -> u64 {
+        u64::from(id + 1) << 32 | u64::from(self.tag)
     }
 }
 
@@ -125,28 +133,52 @@ impl Places {
 
     #[inline(always)]
     fn place(&self, piece: Piece) -> &Place {
-        &self.places[piece.place as usize & (self.places.len() - 1)]
+        &self.places[piece.place & (self.places.len() - 1)]
     }
 
     /// Gives entries that may contain `asked` to `is_it`, until one is it.
     #[inline(always)]
     pub(super) fn find<T>(&self, asked: Range, is_it: impl Fn(Id) -> Option<T>) -> Short<T> {
-        // An entry of a lower order is shorter than what is asked for.
         let orders = self.orders.load(Ordering::Relaxed);
-        let mut orders = orders & u64::MAX << order_of(asked.len());
-        let mut is_known = true;
-        for _ in 0..LOOKS {
-            if orders == 0 {
-                return if is_known { Short::Nothing } else { Short::Unknown };
-            }
+        // An entry of a lower order is shorter than what is asked for.
+        let orders = orders & u64::MAX << order_of(asked.len());
+        if orders == 0 {
+            return Short::Nothing;
+        }
+        let order = orders.trailing_zeros();
+        let piece = Piece::new(asked.start() >> order, order);
+        let place = self.place(piece);
+        if let Some(found) = place.of(piece).find_map(&is_it) {
+            return Short::Found(found);
+        }
+        match orders & (orders - 1) {
+            0 if place.has_missing() => Short::Unknown,
+            0 => Short::Nothing,
+            others => self.find_further(others, !place.has_missing(), asked, is_it),
+        }
+    }
+
+    /// The same in pieces of higher orders.
+    #[inline(never)]
+    fn find_further<T>(
+        &self,
+        mut orders: u64,
+        mut is_known: bool,
+        asked: Range,
+        is_it: impl Fn(Id) -> Option<T>,
+    ) -> Short<T> {
+        for _ in 1..LOOKS {
             let order = orders.trailing_zeros();
-            orders &= orders - 1;
             let piece = Piece::new(asked.start() >> order, order);
             let place = self.place(piece);
             if let Some(found) = place.of(piece).find_map(&is_it) {
                 return Short::Found(found);
             }
             is_known &= !place.has_missing();
+            orders &= orders - 1;
+            if orders == 0 {
+                return if is_known { Short::Nothing } else { Short::Unknown };
+            }
         }
         Short::Unknown
     }
@@ -186,7 +218,7 @@ impl Places {
         for piece in pieces(range, order) {
             let place = self.place(piece);
             match place.find(0) {
-                Some(room) => room.store(piece.tag << 32 | u64::from(id + 1), Ordering::Relaxed),
+                Some(room) => room.store(piece.word(id), Ordering::Relaxed),
                 None => add(&place.missing, 1),
             }
         }
@@ -199,7 +231,7 @@ impl Places {
         let order = order_of(range.len());
         for piece in pieces(range, order) {
             let place = self.place(piece);
-            match place.find(piece.tag << 32 | u64::from(id + 1)) {
+            match place.find(piece.word(id)) {
                 Some(entry) => entry.store(0, Ordering::Relaxed),
                 None => add(&place.missing, u64::MAX),
             }
