@@ -20,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
 use crate::caller::Caller;
-use crate::held::{Held, OpenChange, Progress};
+use crate::held::{Held, OpenChange};
 use crate::interval::start_intervals;
 use crate::list::{Entry, Timed, Told};
 use crate::slot::{Phase, count};
@@ -243,11 +243,12 @@ impl AddressSpace {
         if has_intervals {
             let started = start_intervals::<false>(&shared.tree, &held, change);
             if started.refused || started.panic.is_some() {
+                held.cut_short(0);
                 self.stop(held, started.panic);
                 return None;
             }
         }
-        if !self.start_rest(held, entries, 0, change) {
+        if !self.start_each(held, entries, change) {
             self.stop(held, None);
             return None;
         }
@@ -270,41 +271,36 @@ impl AddressSpace {
     #[inline(always)]
     fn start_plain(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
         let called = Called { space: self, held };
-        let mut count = 0;
-        while let Some(entry) = entries.get(count) {
-            let subscriber = call(held, entry, false);
-            let refused = subscriber.is_some_and(|subscriber| subscriber.start(held.slot, change).is_err());
-            count += 1;
-            held.set_progress(Progress::started(count));
-            if refused {
-                forget(called);
-                self.start_rest(held, entries, count, change);
-                return false;
+        let mut agreed = true;
+        for entry in entries {
+            // Until the next one is, or the phase is over: who panics, or jumps away, has not started.
+            held.set_calling(entry.address());
+            if let Some(subscriber) = told(held, entry) {
+                agreed &= subscriber.start(held.slot, change).is_ok();
             }
         }
-        held.set_calling(0);
         forget(called);
-        true
+        agreed
     }
 
-    /// The same from the one at `first` on, if callbacks are timed, if the change was made in a callback, or if somebody has
-    /// refused.
+    /// The same if callbacks are timed, or if the change was made in a callback.
     #[inline(never)]
-    fn start_rest(&self, held: Held<'_>, entries: &[Arc<Entry>], first: usize, change: &Change) -> bool {
-        let (special, timed) = (self.is_special(held), self.shared.is_timed(held));
+    fn start_each(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
+        let timed = self.shared.is_timed(held);
         let called = Called { space: self, held };
+        // It may be that nobody is called.
+        held.set_calling(0);
         let mut agreed = true;
-        for (index, entry) in entries.iter().enumerate().skip(first) {
-            if let Some(subscriber) = call(held, entry, special) {
+        for entry in entries.iter().filter(|entry| !held.skips(entry.address())) {
+            held.set_calling(entry.address());
+            if let Some(subscriber) = told(held, entry) {
                 let began = timed.then(Instant::now);
                 agreed &= subscriber.start(held.slot, change).is_ok();
                 if let Some(began) = began {
                     entry.took(Timed::Start, began.elapsed());
                 }
             }
-            held.set_progress(Progress::started(index + 1));
         }
-        held.set_calling(0);
         forget(called);
         agreed
     }
@@ -348,12 +344,14 @@ impl AddressSpace {
             return self.end_special(held, change);
         }
         let called = Called { space: self, held };
-        let mut progress = Progress::started(entries.len());
         for entry in entries {
-            end_entry(held, entry, change, &mut progress, false, false);
+            // Before the call: an end that is jumped out of, or panics, is not called again.
+            held.set_calling_end(entry.address());
+            if let Some(subscriber) = told(held, entry) {
+                subscriber.end(held.slot, change);
+            }
         }
         forget(called);
-        held.set_calling(0);
         held.leave();
     }
 
@@ -369,23 +367,44 @@ impl AddressSpace {
     /// Calls end of everybody who has started and has not been called yet.
     fn end_rest(&self, held: Held<'_>, change: &Change) {
         let timed = self.shared.is_timed(held);
-        let mut progress = held.progress();
         let entries = self.shared.list.walk_again(held);
-        for entry in entries.get(progress.to_end()).unwrap_or_default() {
-            end_entry(held, entry, change, &mut progress, true, timed);
+        let ended = place(held, entries, Phase::Ending).map_or(0, |last| last + 1);
+        let to_end = ended..held.started().unwrap_or(entries.len());
+        for entry in entries.get(to_end).unwrap_or_default() {
+            if held.skips(entry.address()) {
+                continue;
+            }
+            // As in `end_all`.
+            held.set_calling_end(entry.address());
+            if let Some(subscriber) = told(held, entry) {
+                let began = timed.then(Instant::now);
+                subscriber.end(held.slot, change);
+                if let Some(began) = began {
+                    entry.took(Timed::End, began.elapsed());
+                }
+            }
         }
     }
 
     /// All callbacks have returned, and the change is over.
     fn forget(&self, held: Held<'_>) {
-        held.set_calling(0);
+        held.forget_callbacks();
         self.shared.open.free(held);
+    }
+
+    /// No callback goes on: if it was a start, those before it have started, and nobody else will.
+    #[cold]
+    fn break_off(&self, held: Held<'_>) {
+        if held.slot.phase() == Phase::Starting {
+            held.cut_short(place(held, self.shared.list.walk_again(held), Phase::Starting).unwrap_or(0));
+            held.ending();
+        }
     }
 
     /// A callback of the list has panicked: everybody who has started and not been ended is ended, and the change is over.
     #[cold]
     fn end_after_panic(&self, held: Held<'_>) {
-        held.ending();
+        self.break_off(held);
         // What else panics now is lost behind the first one, which goes on when this returns. Each time there is one less
         // to end.
         while catch_unwind(AssertUnwindSafe(|| self.end_rest(held, &held.change()))).is_err() {}
@@ -428,6 +447,7 @@ impl AddressSpace {
                 && let Some((held, inside_a_callback)) = self.shared.open.adopt(caller, token)
             {
                 count(&held.slot.counts.abandoned);
+                self.break_off(held);
                 self.end_special(held, &held.change());
                 abandoned.changes += 1;
                 abandoned.callbacks += usize::from(inside_a_callback);
@@ -534,38 +554,15 @@ impl Drop for Begun<'_> {
     }
 }
 
-/// Calls end of one that has started, if it has one, and it is not over.
+/// The subscriber of an entry of the list of changes, unless it has gone.
 #[inline(always)]
-fn end_entry(
-    held: Held<'_>,
-    entry: &Entry,
-    change: &Change,
-    progress: &mut Progress,
-    special: bool,
-    timed: bool,
-) {
-    *progress = progress.one_more_ended();
-    // On record as called first: who jumps away behind it is known to have been about to call an end.
-    let subscriber = call(held, entry, special);
-    // Before the call: an end that is jumped out of, or panics, is not called again.
-    held.set_progress(*progress);
-    if let Some(subscriber) = subscriber {
-        let began = timed.then(Instant::now);
-        subscriber.end(held.slot, change);
-        if let Some(began) = began {
-            entry.took(Timed::End, began.elapsed());
-        }
-    }
+fn told<'a>(held: Held<'a>, entry: &'a Entry) -> Option<&'a dyn Told> {
+    // SAFETY: the callers' entries are on a list of `Shared::list`.
+    unsafe { entry.told(held) }
 }
 
-/// The subscriber of `entry`, on record as being called, unless it has gone or the change was made in one of its
-/// callbacks.
-#[inline(always)]
-fn call<'a>(held: Held<'a>, entry: &'a Entry, special: bool) -> Option<&'a dyn Told> {
-    if special && held.skips(entry.address()) {
-        return None;
-    }
-    held.set_calling(entry.address());
-    // SAFETY: the entry is on a list of `Shared::list`.
-    unsafe { entry.told(held) }
+/// Where on the list the one is who is on record as being called in `phase`, or as called last.
+fn place(held: Held<'_>, entries: &[Arc<Entry>], phase: Phase) -> Option<usize> {
+    let address = held.slot.calling(phase)?;
+    entries.iter().position(|entry| entry.address() == address)
 }
