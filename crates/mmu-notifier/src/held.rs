@@ -197,7 +197,7 @@ impl Held<'_> {
     /// The same of the end of who is on the list.
     #[inline(always)]
     pub(crate) fn set_calling_end(&self, subscriber: usize) {
-        self.set_calling(subscriber | END);
+        self.set_calling(subscriber + END);
     }
 
     /// The change is done: from `Changing` to `Ending`, as there is somebody to call. For who has started it and has given

@@ -22,7 +22,7 @@ use std::time::Instant;
 use crate::caller::Caller;
 use crate::held::{Held, OpenChange};
 use crate::interval::start_intervals;
-use crate::list::{Entry, Timed, Told};
+use crate::list::{Entry, Timed};
 use crate::slot::{Phase, count};
 use crate::sync::Arc;
 use crate::{AddressSpace, Blocking, Change, Event, Range, WouldBlock};
@@ -275,7 +275,7 @@ impl AddressSpace {
         for entry in entries {
             // Until the next one is, or the phase is over: who panics, or jumps away, has not started.
             held.set_calling(entry.address());
-            if let Some(subscriber) = told(held, entry) {
+            if let Some(subscriber) = entry.told(held) {
                 agreed &= subscriber.start(held.slot, change).is_ok();
             }
         }
@@ -293,7 +293,7 @@ impl AddressSpace {
         let mut agreed = true;
         for entry in entries.iter().filter(|entry| !held.skips(entry.address())) {
             held.set_calling(entry.address());
-            if let Some(subscriber) = told(held, entry) {
+            if let Some(subscriber) = entry.told(held) {
                 let began = timed.then(Instant::now);
                 agreed &= subscriber.start(held.slot, change).is_ok();
                 if let Some(began) = began {
@@ -347,7 +347,7 @@ impl AddressSpace {
         for entry in entries {
             // Before the call: an end that is jumped out of, or panics, is not called again.
             held.set_calling_end(entry.address());
-            if let Some(subscriber) = told(held, entry) {
+            if let Some(subscriber) = entry.told(held) {
                 subscriber.end(held.slot, change);
             }
         }
@@ -376,7 +376,7 @@ impl AddressSpace {
             }
             // As in `end_all`.
             held.set_calling_end(entry.address());
-            if let Some(subscriber) = told(held, entry) {
+            if let Some(subscriber) = entry.told(held) {
                 let began = timed.then(Instant::now);
                 subscriber.end(held.slot, change);
                 if let Some(began) = began {
@@ -552,13 +552,6 @@ impl Drop for Begun<'_> {
     fn drop(&mut self) {
         self.space.end_unwinding(self.held);
     }
-}
-
-/// The subscriber of an entry of the list of changes, unless it has gone.
-#[inline(always)]
-fn told<'a>(held: Held<'a>, entry: &'a Entry) -> Option<&'a dyn Told> {
-    // SAFETY: the callers' entries are on a list of `Shared::list`.
-    unsafe { entry.told(held) }
 }
 
 /// Where on the list the one is who is on record as being called in `phase`, or as called last.

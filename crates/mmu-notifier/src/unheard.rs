@@ -20,14 +20,14 @@ impl AddressSpace {
     /// The same for who ends it in the same frame, by [`Held::leave_unheard`].
     #[inline(always)]
     pub(crate) fn claim_unheard(&self, caller: &Caller, event: Event) -> Option<Held<'_>> {
-        // In its middle from the beginning, as no callback runs.
-        let held = self.shared.open.claim_at_home(caller, Phase::Changing)?;
+        let held = self.shared.open.claim_at_home(caller, Phase::Starting)?;
         // Behind the fence of the claim: who subscribes now sees the claim and waits.
         if self.has_subscribers() {
             held.leave_unheard();
             return None;
         }
         held.count(event);
+        held.changing();
         Some(held)
     }
 
