@@ -15,6 +15,7 @@
 #![expect(unsafe_code)]
 
 use std::any::Any;
+use std::hint::cold_path;
 use std::mem::forget;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
@@ -271,16 +272,18 @@ impl AddressSpace {
     #[inline(always)]
     fn start_plain(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
         let called = Called { space: self, held };
-        let mut agreed = true;
+        let mut refused = 0;
         for entry in entries {
             // Until the next one is, or the phase is over: who panics, or jumps away, has not started.
             held.set_calling(entry.address());
-            if let Some(subscriber) = entry.told(held) {
-                agreed &= subscriber.start(held.slot, change).is_ok();
-            }
+            let Some(subscriber) = entry.told(held) else {
+                cold_path();
+                continue;
+            };
+            refused |= u8::from(subscriber.start(held.slot, change).is_err());
         }
         forget(called);
-        agreed
+        refused == 0
     }
 
     /// The same if callbacks are timed, or if the change was made in a callback.
@@ -347,9 +350,11 @@ impl AddressSpace {
         for entry in entries {
             // Before the call: an end that is jumped out of, or panics, is not called again.
             held.set_calling_end(entry.address());
-            if let Some(subscriber) = entry.told(held) {
-                subscriber.end(held.slot, change);
-            }
+            let Some(subscriber) = entry.told(held) else {
+                cold_path();
+                continue;
+            };
+            subscriber.end(held.slot, change);
         }
         forget(called);
         held.leave();
