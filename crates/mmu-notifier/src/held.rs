@@ -159,7 +159,9 @@ impl Held<'_> {
 
     /// How many on the list have started, if that was put on record; else all have.
     pub(crate) fn started(&self) -> Option<usize> {
-        Some(self.slot.started.load(Ordering::Relaxed)).filter(|&some| some != 0).map(|count| count as usize - 1)
+        Some(self.slot.started.load(Ordering::Relaxed))
+            .filter(|&some| some != 0)
+            .map(|count| count as usize - 1)
     }
 
     /// Nothing of this change's callbacks is to be found in the next use of the slot.

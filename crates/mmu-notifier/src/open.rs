@@ -320,9 +320,7 @@ impl OpenChanges {
         }
         match state.phase() {
             Phase::Changing => self.finish_token(caller, token).map(|held| (held, false)),
-            Phase::Starting | Phase::Ending => {
-                Some((held, held.slot.calling(state.phase()).is_some()))
-            }
+            Phase::Starting | Phase::Ending => Some((held, held.slot.calling(state.phase()).is_some())),
             Phase::Calling | Phase::Editing => {
                 held.set_calling(0);
                 self.free(held);
