@@ -58,6 +58,8 @@ impl AddressSpace {
         }
     }
 
+    /// The whole bracket in one frame: what was started is at hand at the end. There is one of these for each `make`, so that
+    /// it may as well be part of its caller.
     #[inline(always)]
     fn bracket<R>(
         &self,
@@ -66,42 +68,15 @@ impl AddressSpace {
         blocking: Blocking,
         make: impl FnOnce() -> R,
     ) -> Result<R, WouldBlock> {
-        if self.has_subscribers() {
-            self.bracket_heard(range, event, blocking, make)
-        } else {
-            self.bracket_unheard(range, event, blocking, make)
-        }
-    }
-
-    /// For when nobody has to be told.
-    #[inline(never)]
-    fn bracket_unheard<R>(
-        &self,
-        range: Range,
-        event: Event,
-        blocking: Blocking,
-        make: impl FnOnce() -> R,
-    ) -> Result<R, WouldBlock> {
         // What needs a call, as to find out who calls for the first time, goes the long way.
-        let held = self.shared.known_caller().and_then(|caller| self.claim_unheard(&caller, event));
-        let Some(held) = held else {
-            return self.bracket_heard(range, event, blocking, make);
-        };
-        let unheard = Unheard { held };
-        let result = make();
-        drop(unheard);
-        Ok(result)
-    }
-
-    /// The whole bracket in one frame: what was started is at hand at the end.
-    #[inline(never)]
-    fn bracket_heard<R>(
-        &self,
-        range: Range,
-        event: Event,
-        blocking: Blocking,
-        make: impl FnOnce() -> R,
-    ) -> Result<R, WouldBlock> {
+        if !self.has_subscribers()
+            && let Some(held) = self.shared.known_caller().and_then(|caller| self.claim_unheard(&caller, event))
+        {
+            let unheard = Unheard { held };
+            let result = make();
+            drop(unheard);
+            return Ok(result);
+        }
         let change = Change::new(range, event, blocking);
         let caller = self.caller();
         let started = self.start_all(&caller, &change).ok_or(WouldBlock)?;
