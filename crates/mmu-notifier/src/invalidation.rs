@@ -70,7 +70,8 @@ impl AddressSpace {
     ) -> Result<R, WouldBlock> {
         // What needs a call, as to find out who calls for the first time, goes the long way.
         if !self.has_subscribers()
-            && let Some(held) = self.shared.known_caller().and_then(|caller| self.claim_unheard(&caller, event))
+            && let Some(held) =
+                self.shared.known_caller().and_then(|caller| self.claim_unheard(&caller, event))
         {
             let unheard = Unheard { held };
             let result = make();
