@@ -10,8 +10,7 @@
 //! Intervals come first: if one of them refuses, nobody else is asked. A refusal of a subscriber of the list does not
 //! stop the walk: everybody is asked, as in Linux, and then everybody who started is ended.
 
-// UNSAFETY: declares one unsafe function, as what a caller says of its own stack cannot be checked; and takes who is on the
-// list of changes for what belongs there, without a look.
+// UNSAFETY: declares one unsafe function, as what a caller says of its own stack cannot be checked.
 #![expect(unsafe_code)]
 
 use std::any::Any;

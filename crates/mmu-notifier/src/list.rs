@@ -11,7 +11,7 @@
 
 // UNSAFETY: lists are shared by a raw pointer so that a walk writes to no shared cache line (an `Arc`
 // would count), and a subscriber is taken out of its entry while walks that began earlier still see the
-// entry. Both rest on the record of open changes.
+// entry. Both rest on the record of open changes. Who is told of changes is called by functions of its type.
 #![expect(unsafe_code)]
 
 use std::any::{Any, TypeId};
