@@ -69,9 +69,10 @@ struct Calls {
 
 impl Calls {
     fn of<T: Told>() -> Calls {
-        // SAFETY (both): `Callee` calls them with the address of a `T` that lives.
         Calls {
+            // SAFETY: `Callee` calls it with the address of a `T` that lives.
             start: |object, slot, change| unsafe { object.cast::<T>().as_ref() }.start(slot, change),
+            // SAFETY: as above.
             end: |object, slot, change| unsafe { object.cast::<T>().as_ref() }.end(slot, change),
         }
     }
