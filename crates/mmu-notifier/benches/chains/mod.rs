@@ -7,8 +7,7 @@ use std::cell::Cell;
 use std::hint::black_box;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, RwLock};
 
 use crossbeam_epoch as epoch;
 use mmu_notifier::{AddressSpace, Blocking, Change, Event, Range, Subscriber, Subscription};
@@ -229,27 +228,6 @@ impl Chain for Ours {
     fn pair(&self) {
         self.0.invalidate(range(), Event::Unmap, || ());
     }
-}
-
-/// `count` pairs on each of `threads` threads: the time of a thread.
-pub(crate) fn run(chain: &dyn Chain, threads: usize, count: u64) -> Duration {
-    if threads == 1 {
-        let began = Instant::now();
-        (0..count).for_each(|_| chain.pair());
-        return began.elapsed();
-    }
-    let barrier = Barrier::new(threads);
-    let work = || {
-        barrier.wait();
-        let began = Instant::now();
-        (0..count).for_each(|_| chain.pair());
-        began.elapsed()
-    };
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mine = work();
-        others.into_iter().map(|other| other.join().unwrap()).fold(mine, Duration::max)
-    })
 }
 
 /// The contenders with `count` subscribers each, the limit first and ours second.
