@@ -1,11 +1,11 @@
 //! The same as `chain`, for machines on which other work runs: all contenders in turn in short windows, many times, and
-//! of each the lower quartile, which a disturbance seldom reaches. (Of two threads the median: where other work leaves
-//! them one processor, the lower quartile is that of windows in which they did not run at the same time.) Prints
-//! nanoseconds a pair, ratios, and what a second thread costs. `cargo bench -p mmu-notifier --bench windows`, about a minute.
+//! of each the lower quartile, which a disturbance seldom reaches; of two threads the median of the windows in which both
+//! ran at the same time. Prints nanoseconds a pair, ratios, and what a second thread costs. `ci/bench-core.sh`, or
+//! `cargo bench -p mmu-notifier --bench windows`, about a minute.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chains::contenders;
 
@@ -32,33 +32,40 @@ fn measure(threads: usize, subscribers: usize) -> Vec<(&'static str, f64)> {
                 meetings += threads;
                 met.fetch_add(1, Ordering::SeqCst);
                 while met.load(Ordering::SeqCst) < meetings {
+                    (0..1000).for_each(|_| std::hint::spin_loop());
                     std::thread::yield_now();
                 }
                 let began = Instant::now();
                 (0..pairs).for_each(|_| chain.pair());
-                times.push(began.elapsed().as_nanos() as f64 / pairs as f64);
+                times.push((began, began.elapsed()));
             }
         }
         times
     };
     // The same threads for all windows: what a new one costs is not looked at.
-    let times = std::thread::scope(|scope| {
+    let times: Vec<Vec<Vec<Window>>> = std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        others.into_iter().fold(work(), |times, other| slower(times, other.join().unwrap()))
+        std::iter::once(work()).chain(others.into_iter().map(|other| other.join().unwrap())).collect()
     });
-    let typical = |mut times: Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[if threads == 1 { times.len() / 4 } else { times.len() / 2 }]
+    let typical = |at: usize| {
+        let together = |window| slowest(times.iter().map(|thread: &Vec<Vec<Window>>| thread[at][window]));
+        let mut times: Vec<_> = (0..windows).filter_map(together).collect();
+        times.sort_by_key(|time| *time);
+        let at = if threads == 1 { times.len() / 4 } else { times.len() / 2 };
+        times.get(at).map_or(f64::NAN, |time| time.as_nanos() as f64 / pairs as f64)
     };
-    contenders.iter().map(|(name, _)| *name).zip(times.into_iter().map(typical)).collect()
+    contenders.iter().enumerate().map(|(at, (name, _))| (*name, typical(at))).collect()
 }
 
-/// Of each window of each contender the slower thread.
-fn slower(one: Vec<Vec<f64>>, other: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
-    let windows = |(one, other): (Vec<f64>, Vec<f64>)| {
-        one.into_iter().zip(other).map(|(one, other)| one.max(other)).collect()
-    };
-    one.into_iter().zip(other).map(windows).collect()
+/// When a thread began with a window, and how long it took.
+type Window = (Instant, Duration);
+
+/// The time of the slowest thread; `None` if they have not run at the same time, as other work left them one processor.
+fn slowest(threads: impl Iterator<Item = Window> + Clone) -> Option<Duration> {
+    let longest = threads.clone().map(|(_, time)| time).max()?;
+    let last_began = threads.clone().map(|(began, _)| began).max()?;
+    let first_ended = threads.map(|(began, time)| began + time).min()?;
+    (first_ended.saturating_duration_since(last_began) * 10 >= longest * 8).then_some(longest)
 }
 
 fn main() {
