@@ -10,7 +10,7 @@ if ! cargo +nightly miri --version >/dev/null 2>&1 &&
 fi
 seconds=${1:-600}
 # What a forked child leaves to its parent is a leak by intent.
-skip=(--skip forked --skip parents)
+skip=(--skip forked --skip parent)
 export MIRIFLAGS RUST_BACKTRACE=0
 MIRIFLAGS="-Zmiri-permissive-provenance"
 cargo +nightly miri test -q -p mmu-notifier --doc --target-dir target/miri

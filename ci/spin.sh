@@ -75,7 +75,10 @@ mutations=(
 'bracket||REFUSAL_ENDS_WALK|everybody is asked'
 'bracket|-DJUMPS|WITHOUT_ADOPTION|the ends of an abandoned change'
 'bracket|-DJUMPS|ADOPTED_FROM_SCRATCH|going on where the thread jumped away'
-'bracket|-DJUMPS|COUNTED_BEHIND|an end is counted before it is called'
+'bracket|-DJUMPS|NOTED_BEHIND|an end is noted before it is called'
+'bracket|-DJUMPS|WITHOUT_CUT|only those who have started are ended'
+'bracket|-DJUMPS|WITHOUT_FORGETTING|what was cut short leaves nothing to the next change'
+'bracket||START_IS_END|what a start has left on record is no end'
 'bracket|-DHANDED|WITHOUT_TAKEN|the new name is written before the phase in which it counts'
 'exit||WITHOUT_CLAIM_FENCE|the full fence of the claim'
 'exit||WITHOUT_SECOND_LOOK|who has subscribed looks whether the space has gone'
@@ -89,7 +92,7 @@ mutations=(
 # model | options | what does not hold, and is documented: must fail, so that the documentation stays true
 limits=(
 'waits|-DINSIDE|waits inside callbacks or open changes of one'"'"'s own can make a circle'
-'bracket|-DJUMPS -DANYWHERE|a jump between the return of a start and the count of it'
+'bracket|-DJUMPS -DANYWHERE|a jump between the return of a start and the note of what comes next'
 'intervals|-DFAR -DCHANGES=1 -DNOBODY|a reader waits for other pages if the change found nobody to tell'
 'intervals|-DTORN_DOWN_BEHIND|a mirror that is torn down only after the removal'
 )

@@ -9,7 +9,7 @@
  *
  * -DJUMPS   the thread may jump away
  * -DHANDED  another thread ends the change
- * -DANYWHERE (with -DJUMPS)  also between a callback's return and the count of it: the known limit
+ * -DANYWHERE (with -DJUMPS)  also between a callback's return and the note of what comes next: the known limit
  */
 #define THREADS 2
 #define SLOTS 2
@@ -21,9 +21,12 @@
 #define REFUSER 1       /* has no end */
 #define LEAVES 2        /* is unsubscribed in -DHANDED */
 
-/* On record in the slot: who has started, and whose end has begun. */
-byte started;
-byte ended;
+/* On record in the slot: whose start runs or ran last, 1 + s; or whose end, END + 1 + s. Not cleared between two phases, nor
+ * between two uses if all went well. */
+#define END 8
+byte calling;
+/* Where a start was cut short: 1 + how many have started. */
+byte cut;
 
 bit returned[SUBSCRIBERS];      /* a start has returned, its end has not begun */
 bit changes_pages;
@@ -44,11 +47,15 @@ byte handed_use;
 #endif
 
 inline end_all() {
+#ifdef START_IS_END
+    s = (calling > END -> calling - END : calling);
+#else
+    s = (calling > END -> calling - END : 0);
+#endif
     do
-    :: ended < SUBSCRIBERS && ended < started ->
-        s = ended;
-#ifndef COUNTED_BEHIND
-        ended = s + 1;
+    :: s < (cut -> cut - 1 : SUBSCRIBERS) ->
+#ifndef NOTED_BEHIND
+        calling = END + 1 + s;
 #endif
         gone = 0;
         if
@@ -66,12 +73,22 @@ inline end_all() {
             assert(s != LEAVES || !dropped)
         :: else -> returned[s] = 0
         fi;
-#ifdef COUNTED_BEHIND
-        ended = s + 1
+#ifdef NOTED_BEHIND
+        calling = END + 1 + s;
 #endif
+        s++
     :: else -> break
     od;
     s = 0; gone = 0
+}
+
+/* Nothing of this is left to the next use. */
+inline forget() {
+#ifdef WITHOUT_FORGETTING
+    skip
+#else
+    calling = 0; cut = 0
+#endif
 }
 
 #define nobody_is_owed (!returned[0] && !returned[2])
@@ -84,11 +101,12 @@ again:
         round++;
         if :: blocking = 1 :: blocking = 0 fi;
         claim(Starting, 1);
-        atomic { started = 0; ended = 0; refused = 0 };
+        refused = 0;
         walks(1);
         s = 0;
         do
         :: s < SUBSCRIBERS ->
+            calling = 1 + s;
             gone = 0;
             if
             :: s == LEAVES -> load(gone, GONE)
@@ -115,20 +133,20 @@ again:
 #endif
             :: else
             fi;
-            s++;
-            started = s
+            s++
         :: else -> break
         od;
+        /* Everybody was asked. */
+        assert(s == SUBSCRIBERS);
         s = 0;
         if
         :: refused ->
-            /* Everybody was asked. */
-            assert(started == SUBSCRIBERS);
             ending();
 #ifndef WITHOUT_ENDS
             end_all();
 #endif
             assert(nobody_is_owed);
+            forget();
             free_slot()
         :: else ->
             changing();
@@ -164,16 +182,22 @@ jumped:
     load(st, STATE(slot));
     if
     :: phase_of(st) == Changing -> finish()
-    :: phase_of(st) == Starting || phase_of(st) == Ending -> ending()
+    :: phase_of(st) == Starting ->
+#ifndef WITHOUT_CUT
+        cut = 1 + (calling > 0 && calling <= END -> calling - 1 : 0);
+#endif
+        ending()
+    :: phase_of(st) == Ending
     fi;
 #ifdef ADOPTED_FROM_SCRATCH
-    ended = 0;
+    calling = 0;
 #endif
 #ifdef WITHOUT_ADOPTION
     free_slot();
 #else
     end_all();
     assert(nobody_is_owed);
+    forget();
     free_slot();
 #endif
     goto again;

@@ -4,12 +4,34 @@
 //! or goes waits for whole system calls. `rwlock-twice` lets go in between, as the hooks of the field do. *Plain* is the
 //! limit: the calls alone, of a list that nobody can change. `cargo bench -p mmu-notifier --bench chain`; ratios with `ci/bench-core.sh`.
 
-use std::time::Duration;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
 
-use chains::{Chain, contenders, run};
+use chains::{Chain, contenders};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, measurement::WallTime};
 
 mod chains;
+
+/// `count` pairs on each of `threads` threads: the time of a thread.
+fn run(chain: &dyn Chain, threads: usize, count: u64) -> Duration {
+    if threads == 1 {
+        let began = Instant::now();
+        (0..count).for_each(|_| chain.pair());
+        return began.elapsed();
+    }
+    let barrier = Barrier::new(threads);
+    let work = || {
+        barrier.wait();
+        let began = Instant::now();
+        (0..count).for_each(|_| chain.pair());
+        began.elapsed()
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mine = work();
+        others.into_iter().map(|other| other.join().unwrap()).fold(mine, Duration::max)
+    })
+}
 
 fn cell(
     group: &mut BenchmarkGroup<'_, WallTime>,

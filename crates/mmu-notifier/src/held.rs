@@ -4,7 +4,7 @@
 
 use std::num::NonZeroUsize;
 
-use crate::slot::{Phase, Slot, State, UseBits, count};
+use crate::slot::{END, Phase, Slot, State, UseBits, count};
 use crate::sync::{Ordering, fence_after_rmw};
 use crate::{Change, Event};
 
@@ -14,33 +14,6 @@ pub(crate) struct Held<'a> {
     pub(crate) slot: &'a Slot,
     /// Which use of the slot: its state, in phase `Free`.
     pub(crate) state: State,
-}
-
-/// How many subscribers of the list, in its order, have been called: whose start has returned, in the low half, and whose
-/// end has begun, in the high half. When a change is over the two are equal, so that nobody is to be ended in the next use
-/// of the slot, until the first start of that has returned.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Progress(u32);
-
-impl Progress {
-    /// One more end.
-    const END: u32 = 1 << 16;
-
-    #[inline(always)]
-    pub(crate) fn started(count: usize) -> Progress {
-        Progress(count as u32)
-    }
-
-    #[inline(always)]
-    pub(crate) fn one_more_ended(self) -> Progress {
-        Progress(self.0.wrapping_add(Progress::END))
-    }
-
-    /// Those whose start has returned and whose end has not begun.
-    #[inline]
-    pub(crate) fn to_end(self) -> std::ops::Range<usize> {
-        (self.0 / Progress::END) as usize..(self.0 % Progress::END) as usize
-    }
 }
 
 /// One use of one slot, for who holds nothing.
@@ -88,9 +61,8 @@ impl Held<'_> {
         self.state.0 | phase as u64
     }
 
-    /// Whether the change has not been ended yet. For a change that has nobody to call, in the thread that started it: the
-    /// phase need not be seen by anybody, so there is no exchange. The change can be used once, and only this thread
-    /// itself may find it abandoned, or forget it in a forked child.
+    /// Whether the change has not been ended yet. For the thread that started it, if nobody else can end it: the change can
+    /// be used once, and only this thread itself may find it abandoned, or forget it in a forked child.
     #[inline(always)]
     pub(crate) fn is_changing(&self) -> bool {
         self.slot.state.load(Ordering::Relaxed) == self.in_phase(Phase::Changing)
@@ -179,16 +151,23 @@ impl Held<'_> {
         self.slot.change()
     }
 
-    /// How far the callbacks have come.
-    #[inline]
-    pub(crate) fn progress(&self) -> Progress {
+    /// Puts on record that only the first `count` on the list have started, and no more will.
+    pub(crate) fn cut_short(&self, count: usize) {
         // Relaxed, here and below: as in `list`.
-        Progress(self.slot.progress.load(Ordering::Relaxed))
+        self.slot.started.store(count as u32 + 1, Ordering::Relaxed);
     }
 
-    #[inline(always)]
-    pub(crate) fn set_progress(&self, progress: Progress) {
-        self.slot.progress.store(progress.0, Ordering::Relaxed);
+    /// How many on the list have started, if that was put on record; else all have.
+    pub(crate) fn started(&self) -> Option<usize> {
+        Some(self.slot.started.load(Ordering::Relaxed))
+            .filter(|&some| some != 0)
+            .map(|count| count as usize - 1)
+    }
+
+    /// Nothing of this change's callbacks is to be found in the next use of the slot.
+    pub(crate) fn forget_callbacks(&self) {
+        self.set_calling(0);
+        self.slot.started.store(0, Ordering::Relaxed);
     }
 
     /// The change will not take place: from `Starting` to `Ending` at once.
@@ -217,15 +196,22 @@ impl Held<'_> {
         self.slot.calling.store(subscriber, Ordering::Relaxed);
     }
 
+    /// The same of the end of who is on the list.
+    #[inline(always)]
+    pub(crate) fn set_calling_end(&self, subscriber: usize) {
+        self.set_calling(subscriber + END);
+    }
+
     /// The change is done: from `Changing` to `Ending`, as there is somebody to call. For who has started it and has given
     /// it to nobody else; false if it was forgotten, in a forked child.
     #[inline(always)]
     pub(crate) fn finish(&self) -> bool {
-        let [changing, ending] = [Phase::Changing, Phase::Ending].map(|phase| self.in_phase(phase));
-        // Release pairs with the Acquire in `scan`: who waited for the change sees what it did.
-        if self.slot.state.compare_exchange(changing, ending, Ordering::Release, Ordering::Relaxed).is_err() {
+        // No need to compare and exchange at once: as in `is_changing`. That takes longer.
+        if !self.is_changing() {
             return false;
         }
+        // Release pairs with the Acquire in `scan`: who waited for the change sees what it did.
+        self.slot.state.swap(self.in_phase(Phase::Ending), Ordering::Release);
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
         true

@@ -10,19 +10,19 @@
 //! Intervals come first: if one of them refuses, nobody else is asked. A refusal of a subscriber of the list does not
 //! stop the walk: everybody is asked, as in Linux, and then everybody who started is ended.
 
-// UNSAFETY: declares one unsafe function, as what a caller says of its own stack cannot be checked; and takes who is on the
-// list of changes for what belongs there, without a look.
+// UNSAFETY: declares one unsafe function, as what a caller says of its own stack cannot be checked.
 #![expect(unsafe_code)]
 
 use std::any::Any;
+use std::hint::cold_path;
 use std::mem::forget;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
 use crate::caller::Caller;
-use crate::held::{Held, OpenChange, Progress};
+use crate::held::{Held, OpenChange};
 use crate::interval::start_intervals;
-use crate::list::{Entry, Timed, Told};
+use crate::list::{Entry, Timed};
 use crate::slot::{Phase, count};
 use crate::sync::Arc;
 use crate::{AddressSpace, Blocking, Change, Event, Range, WouldBlock};
@@ -57,6 +57,8 @@ impl AddressSpace {
         }
     }
 
+    /// The whole bracket in one frame: what was started is at hand at the end. There is one of these for each `make`, so that
+    /// it may as well be part of its caller.
     #[inline(always)]
     fn bracket<R>(
         &self,
@@ -65,42 +67,16 @@ impl AddressSpace {
         blocking: Blocking,
         make: impl FnOnce() -> R,
     ) -> Result<R, WouldBlock> {
-        if self.has_subscribers() {
-            self.bracket_heard(range, event, blocking, make)
-        } else {
-            self.bracket_unheard(range, event, blocking, make)
-        }
-    }
-
-    /// For when nobody has to be told.
-    #[inline(never)]
-    fn bracket_unheard<R>(
-        &self,
-        range: Range,
-        event: Event,
-        blocking: Blocking,
-        make: impl FnOnce() -> R,
-    ) -> Result<R, WouldBlock> {
         // What needs a call, as to find out who calls for the first time, goes the long way.
-        let held = self.shared.known_caller().and_then(|caller| self.claim_unheard(&caller, event));
-        let Some(held) = held else {
-            return self.bracket_heard(range, event, blocking, make);
-        };
-        let unheard = Unheard { held };
-        let result = make();
-        drop(unheard);
-        Ok(result)
-    }
-
-    /// The whole bracket in one frame: what was started is at hand at the end.
-    #[inline(never)]
-    fn bracket_heard<R>(
-        &self,
-        range: Range,
-        event: Event,
-        blocking: Blocking,
-        make: impl FnOnce() -> R,
-    ) -> Result<R, WouldBlock> {
+        if !self.has_subscribers()
+            && let Some(held) =
+                self.shared.known_caller().and_then(|caller| self.claim_unheard(&caller, event))
+        {
+            let unheard = Unheard { held };
+            let result = make();
+            drop(unheard);
+            return Ok(result);
+        }
         let change = Change::new(range, event, blocking);
         let caller = self.caller();
         let started = self.start_all(&caller, &change).ok_or(WouldBlock)?;
@@ -243,11 +219,12 @@ impl AddressSpace {
         if has_intervals {
             let started = start_intervals::<false>(&shared.tree, &held, change);
             if started.refused || started.panic.is_some() {
+                held.cut_short(0);
                 self.stop(held, started.panic);
                 return None;
             }
         }
-        if !self.start_rest(held, entries, 0, change) {
+        if !self.start_each(held, entries, change) {
             self.stop(held, None);
             return None;
         }
@@ -270,41 +247,38 @@ impl AddressSpace {
     #[inline(always)]
     fn start_plain(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
         let called = Called { space: self, held };
-        let mut count = 0;
-        while let Some(entry) = entries.get(count) {
-            let subscriber = call(held, entry, false);
-            let refused = subscriber.is_some_and(|subscriber| subscriber.start(held.slot, change).is_err());
-            count += 1;
-            held.set_progress(Progress::started(count));
-            if refused {
-                forget(called);
-                self.start_rest(held, entries, count, change);
-                return false;
-            }
+        let mut refused = 0;
+        for entry in entries {
+            // Until the next one is, or the phase is over: who panics, or jumps away, has not started.
+            held.set_calling(entry.address());
+            let Some(subscriber) = entry.told(held) else {
+                cold_path();
+                continue;
+            };
+            refused |= u8::from(subscriber.start(held.slot, change).is_err());
         }
-        held.set_calling(0);
         forget(called);
-        true
+        refused == 0
     }
 
-    /// The same from the one at `first` on, if callbacks are timed, if the change was made in a callback, or if somebody has
-    /// refused.
+    /// The same if callbacks are timed, or if the change was made in a callback.
     #[inline(never)]
-    fn start_rest(&self, held: Held<'_>, entries: &[Arc<Entry>], first: usize, change: &Change) -> bool {
-        let (special, timed) = (self.is_special(held), self.shared.is_timed(held));
+    fn start_each(&self, held: Held<'_>, entries: &[Arc<Entry>], change: &Change) -> bool {
+        let timed = self.shared.is_timed(held);
         let called = Called { space: self, held };
+        // It may be that nobody is called.
+        held.set_calling(0);
         let mut agreed = true;
-        for (index, entry) in entries.iter().enumerate().skip(first) {
-            if let Some(subscriber) = call(held, entry, special) {
+        for entry in entries.iter().filter(|entry| !held.skips(entry.address())) {
+            held.set_calling(entry.address());
+            if let Some(subscriber) = entry.told(held) {
                 let began = timed.then(Instant::now);
                 agreed &= subscriber.start(held.slot, change).is_ok();
                 if let Some(began) = began {
                     entry.took(Timed::Start, began.elapsed());
                 }
             }
-            held.set_progress(Progress::started(index + 1));
         }
-        held.set_calling(0);
         forget(called);
         agreed
     }
@@ -348,12 +322,16 @@ impl AddressSpace {
             return self.end_special(held, change);
         }
         let called = Called { space: self, held };
-        let mut progress = Progress::started(entries.len());
         for entry in entries {
-            end_entry(held, entry, change, &mut progress, false, false);
+            // Before the call: an end that is jumped out of, or panics, is not called again.
+            held.set_calling_end(entry.address());
+            let Some(subscriber) = entry.told(held) else {
+                cold_path();
+                continue;
+            };
+            subscriber.end(held.slot, change);
         }
         forget(called);
-        held.set_calling(0);
         held.leave();
     }
 
@@ -369,23 +347,44 @@ impl AddressSpace {
     /// Calls end of everybody who has started and has not been called yet.
     fn end_rest(&self, held: Held<'_>, change: &Change) {
         let timed = self.shared.is_timed(held);
-        let mut progress = held.progress();
         let entries = self.shared.list.walk_again(held);
-        for entry in entries.get(progress.to_end()).unwrap_or_default() {
-            end_entry(held, entry, change, &mut progress, true, timed);
+        let ended = place(held, entries, Phase::Ending).map_or(0, |last| last + 1);
+        let to_end = ended..held.started().unwrap_or(entries.len());
+        for entry in entries.get(to_end).unwrap_or_default() {
+            if held.skips(entry.address()) {
+                continue;
+            }
+            // As in `end_all`.
+            held.set_calling_end(entry.address());
+            if let Some(subscriber) = entry.told(held) {
+                let began = timed.then(Instant::now);
+                subscriber.end(held.slot, change);
+                if let Some(began) = began {
+                    entry.took(Timed::End, began.elapsed());
+                }
+            }
         }
     }
 
     /// All callbacks have returned, and the change is over.
     fn forget(&self, held: Held<'_>) {
-        held.set_calling(0);
+        held.forget_callbacks();
         self.shared.open.free(held);
+    }
+
+    /// No callback goes on: if it was a start, those before it have started, and nobody else will.
+    #[cold]
+    fn break_off(&self, held: Held<'_>) {
+        if held.slot.phase() == Phase::Starting {
+            held.cut_short(place(held, self.shared.list.walk_again(held), Phase::Starting).unwrap_or(0));
+            held.ending();
+        }
     }
 
     /// A callback of the list has panicked: everybody who has started and not been ended is ended, and the change is over.
     #[cold]
     fn end_after_panic(&self, held: Held<'_>) {
-        held.ending();
+        self.break_off(held);
         // What else panics now is lost behind the first one, which goes on when this returns. Each time there is one less
         // to end.
         while catch_unwind(AssertUnwindSafe(|| self.end_rest(held, &held.change()))).is_err() {}
@@ -428,6 +427,7 @@ impl AddressSpace {
                 && let Some((held, inside_a_callback)) = self.shared.open.adopt(caller, token)
             {
                 count(&held.slot.counts.abandoned);
+                self.break_off(held);
                 self.end_special(held, &held.change());
                 abandoned.changes += 1;
                 abandoned.callbacks += usize::from(inside_a_callback);
@@ -534,38 +534,8 @@ impl Drop for Begun<'_> {
     }
 }
 
-/// Calls end of one that has started, if it has one, and it is not over.
-#[inline(always)]
-fn end_entry(
-    held: Held<'_>,
-    entry: &Entry,
-    change: &Change,
-    progress: &mut Progress,
-    special: bool,
-    timed: bool,
-) {
-    *progress = progress.one_more_ended();
-    // On record as called first: who jumps away behind it is known to have been about to call an end.
-    let subscriber = call(held, entry, special);
-    // Before the call: an end that is jumped out of, or panics, is not called again.
-    held.set_progress(*progress);
-    if let Some(subscriber) = subscriber {
-        let began = timed.then(Instant::now);
-        subscriber.end(held.slot, change);
-        if let Some(began) = began {
-            entry.took(Timed::End, began.elapsed());
-        }
-    }
-}
-
-/// The subscriber of `entry`, on record as being called, unless it has gone or the change was made in one of its
-/// callbacks.
-#[inline(always)]
-fn call<'a>(held: Held<'a>, entry: &'a Entry, special: bool) -> Option<&'a dyn Told> {
-    if special && held.skips(entry.address()) {
-        return None;
-    }
-    held.set_calling(entry.address());
-    // SAFETY: the entry is on a list of `Shared::list`.
-    unsafe { entry.told(held) }
+/// Where on the list the one is who is on record as being called in `phase`, or as called last.
+fn place(held: Held<'_>, entries: &[Arc<Entry>], phase: Phase) -> Option<usize> {
+    let address = held.slot.calling(phase)?;
+    entries.iter().position(|entry| entry.address() == address)
 }

@@ -11,12 +11,13 @@
 
 // UNSAFETY: lists are shared by a raw pointer so that a walk writes to no shared cache line (an `Arc`
 // would count), and a subscriber is taken out of its entry while walks that began earlier still see the
-// entry. Both rest on the record of open changes.
+// entry. Both rest on the record of open changes. Who is told of changes is called by functions of its type.
 #![expect(unsafe_code)]
 
 use std::any::{Any, TypeId};
 use std::fmt;
-use std::hint::{assert_unchecked, unreachable_unchecked};
+use std::hint::assert_unchecked;
+use std::ptr::NonNull;
 use std::time::Duration;
 
 use crate::aging::Aging;
@@ -37,9 +38,71 @@ pub(crate) trait Told: Send + Sync {
     fn release(&self);
 }
 
+/// Owns a subscriber that is told of changes. Not a box, as callbacks reach it by [`Entry::told`], and not through this.
+pub(crate) struct Owned(NonNull<dyn Told>);
+
+// SAFETY: as a box of it would be: `Told` is both.
+unsafe impl Send for Owned {}
+// SAFETY: as above.
+unsafe impl Sync for Owned {}
+
+impl Owned {
+    fn release(&self) {
+        // SAFETY: leaked in `Entry::telling`, and freed by nobody but the drop of this.
+        unsafe { self.0.as_ref() }.release();
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: as above; who drops this has it from `Entry::take`, or drops the entry: nobody calls it any more.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+/// How one that is told of changes is called. Not by a table of its type, which would be one more place to look at in
+/// each callback.
+struct Calls {
+    start: unsafe fn(NonNull<()>, &Slot, &Change) -> Result<(), WouldBlock>,
+    end: unsafe fn(NonNull<()>, &Slot, &Change),
+}
+
+impl Calls {
+    fn of<T: Told>() -> Calls {
+        Calls {
+            // SAFETY: `Callee` calls it with the address of a `T` that lives.
+            start: |object, slot, change| unsafe { object.cast::<T>().as_ref() }.start(slot, change),
+            // SAFETY: as above.
+            end: |object, slot, change| unsafe { object.cast::<T>().as_ref() }.end(slot, change),
+        }
+    }
+}
+
+/// One who is told of changes, and has not gone, in the hands of who is on record.
+#[derive(Clone, Copy)]
+pub(crate) struct Callee<'a> {
+    object: NonNull<()>,
+    calls: &'a Calls,
+}
+
+impl Callee<'_> {
+    /// `slot` is where the change is on record.
+    #[inline(always)]
+    pub(crate) fn start(self, slot: &Slot, change: &Change) -> Result<(), WouldBlock> {
+        // SAFETY: the object is what `calls` were made for, and is not freed while this lives: see `Entry::told`.
+        unsafe { (self.calls.start)(self.object, slot, change) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn end(self, slot: &Slot, change: &Change) {
+        // SAFETY: as above.
+        unsafe { (self.calls.end)(self.object, slot, change) }
+    }
+}
+
 /// What a subscriber is.
 pub(crate) enum Kind {
-    Told(Box<dyn Told>),
+    Told(Owned),
     Aging(Box<dyn Aging>),
     Tlb(Box<dyn SecondaryTlb>),
 }
@@ -74,6 +137,10 @@ pub(crate) enum Timed {
 
 /// One subscriber on a list.
 pub(crate) struct Entry {
+    /// What a callback on the list of changes is called with; null for who is not told of changes, and once no callback may
+    /// begin any more.
+    told: AtomicPtr<()>,
+    calls: Calls,
     /// No callback may begin any more. Set once.
     gone: AtomicBool,
     /// `release` has been called. Set once.
@@ -100,6 +167,13 @@ unsafe impl Sync for Entry {}
 unsafe impl Send for Entry {}
 
 impl Entry {
+    /// Of who is told of changes.
+    pub(crate) fn telling<T: Told + 'static>(told: T, name: &'static str) -> Entry {
+        let told = NonNull::from(Box::leak(Box::new(told)));
+        let object = AtomicPtr::new(told.cast().as_ptr());
+        Entry { told: object, calls: Calls::of::<T>(), ..Entry::new(Kind::Told(Owned(told)), name) }
+    }
+
     pub(crate) fn new(kind: Kind, name: &'static str) -> Entry {
         let which = match kind {
             Kind::Told(_) => Which::Changes,
@@ -107,6 +181,8 @@ impl Entry {
             Kind::Tlb(_) => Which::Tlb,
         };
         Entry {
+            told: AtomicPtr::new(std::ptr::null_mut()),
+            calls: Calls { start: |_, _, _| Ok(()), end: |_, _, _| () },
             gone: AtomicBool::new(false),
             released: AtomicBool::new(false),
             settled: AtomicBool::new(false),
@@ -161,25 +237,21 @@ impl Entry {
         self.kind.with(|kind| unsafe { Some((*kind).as_ref().unwrap_unchecked()) })
     }
 
-    /// The same of who is on the list of changes.
-    ///
-    /// # Safety
-    ///
-    /// It is on the list of [`Which::Changes`].
+    /// The same of who is told of changes; `None` if it is not.
     #[inline(always)]
-    pub(crate) unsafe fn told<'a>(&'a self, held: Held<'a>) -> Option<&'a dyn Told> {
-        match self.subscriber(held)? {
-            Kind::Told(told) => Some(&**told),
-            // SAFETY: `AddressSpace::publish` puts an entry on the list of its `which`, which says what kind it is for good;
-            // these are of other ones.
-            Kind::Aging(_) | Kind::Tlb(_) => unsafe { unreachable_unchecked() },
-        }
+    pub(crate) fn told<'a>(&'a self, _held: Held<'a>) -> Option<Callee<'a>> {
+        // Relaxed: as in `subscriber`, where it says why what this refers to lives as long: `leave` clears both.
+        let object = NonNull::new(self.told.load(Ordering::Relaxed))?;
+        // For a checker, to which this is a look at what `take` takes.
+        self.kind.with(|_| ());
+        Some(Callee { object, calls: &self.calls })
     }
 
     /// No callback begins after this, except by who is on record already.
     pub(crate) fn leave(&self) {
-        // Before a callback: the fence in `wait_for_callbacks` follows before anybody relies on it. Release pairs with
-        // the Acquire in `has_left` and in `AddressSpace::release`.
+        // Before a callback: the fence in `wait_for_callbacks` follows before anybody relies on it. Relaxed; and Release pairs
+        // with the Acquire in `has_left` and in `AddressSpace::release`.
+        self.told.store(std::ptr::null_mut(), Ordering::Relaxed);
         self.gone.store(true, Ordering::Release);
     }
 

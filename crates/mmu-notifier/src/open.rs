@@ -294,7 +294,7 @@ impl OpenChanges {
 
     /// The subscribers in whose callbacks the calling thread is.
     fn callbacks_of(&self, caller: &Caller) -> impl Iterator<Item = usize> + use<'_> {
-        self.of(caller).filter(|(_, phase, _)| phase.calls()).filter_map(|(_, _, slot)| slot.calling())
+        self.of(caller).filter_map(|(_, phase, slot)| slot.calling(phase))
     }
 
     /// Whether the calling thread is in a callback of `subscriber`.
@@ -307,8 +307,8 @@ impl OpenChanges {
         self.of(caller).any(|(_, phase, _)| phase.calls() || phase == Phase::Editing)
     }
 
-    /// Takes over a change that the calling thread itself has abandoned, in whatever phase it was, into
-    /// `Ending`; `None` if it is over, or was none. Says whether a callback was left in its middle.
+    /// Takes over a change that the calling thread itself has abandoned, in `Starting` or `Ending`; `None` if it is over, or
+    /// was none. Says whether a callback was left in its middle.
     pub(crate) fn adopt(&self, caller: &Caller, token: Token) -> Option<(Held<'_>, bool)> {
         let held = self.held(token)?;
         // Acquire pairs with the Release in `finish`: another thread that is ending it has written its name.
@@ -320,14 +320,9 @@ impl OpenChanges {
         }
         match state.phase() {
             Phase::Changing => self.finish_token(caller, token).map(|held| (held, false)),
-            Phase::Starting | Phase::Ending => {
-                let inside = held.slot.calling().is_some();
-                held.slot.calling.store(0, Ordering::Relaxed);
-                held.ending();
-                Some((held, inside))
-            }
+            Phase::Starting | Phase::Ending => Some((held, held.slot.calling(state.phase()).is_some())),
             Phase::Calling | Phase::Editing => {
-                held.slot.calling.store(0, Ordering::Relaxed);
+                held.set_calling(0);
                 self.free(held);
                 None
             }
@@ -488,7 +483,7 @@ impl OpenChanges {
             // Relaxed: there is only one thread. What is free already is not written: it would be copied.
             let now = State(slot.state.load(Ordering::Relaxed));
             if now.phase() != Phase::Free {
-                slot.progress.store(0, Ordering::Relaxed);
+                slot.started.store(0, Ordering::Relaxed);
                 slot.list.store(0, Ordering::Relaxed);
                 slot.era.store(0, Ordering::Relaxed);
                 slot.until.store(0, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::list::{Entry, Kind};
+use crate::list::Entry;
 use crate::slot::Phase;
 use crate::stall::{Patience, Waiting};
 use crate::subscriber::Paired;
@@ -69,8 +69,7 @@ impl AddressSpace {
         }
         let subscriber = Arc::new(make()?);
         let key = TypeId::of::<S>();
-        let mut entry =
-            Entry::new(Kind::Told(Box::new(Paired(subscriber.clone()))), std::any::type_name::<S>());
+        let mut entry = Entry::telling(Paired(subscriber.clone()), std::any::type_name::<S>());
         entry.shared = Some((key, subscriber.clone()));
         entry.users.store(1, Ordering::Relaxed);
         let entry = SyncArc::new(entry);

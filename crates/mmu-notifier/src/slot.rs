@@ -27,6 +27,9 @@ pub(crate) const HOMES: usize = 1;
 /// Slots of an address space, and so changes that can be open at one time.
 pub(crate) const SLOTS: usize = HOMES * WAYS;
 
+/// In [`Slot::calling`]: it is an end.
+pub(crate) const END: usize = 1;
+
 /// How many callbacks deep a change is still kept from the subscribers whose callbacks these are. Who makes
 /// changes in callbacks deeper than that is told of them himself.
 const SKIPPED: usize = if cfg!(mmu_loom) { 1 } else { 7 };
@@ -139,9 +142,10 @@ pub(crate) struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
     what: AtomicU32,
-    /// See [`Progress`](crate::held::Progress).
-    pub(crate) progress: AtomicU32,
-    /// The subscriber that the holder is calling, 0 if none.
+    /// If a start was cut short: how many on the list have started, plus 1. 0 in a free slot.
+    pub(crate) started: AtomicU32,
+    /// Whose callback runs, or ran last, and so how far the callbacks have come: the address of the subscriber, and
+    /// [`END`] if it is its end. 0, or an end, in a free slot. See [`Slot::calling`].
     pub(crate) calling: AtomicUsize,
 
     // The second line: looked at, and counted in.
@@ -299,7 +303,7 @@ mod memory {
                 start: AtomicUsize::new(0),
                 end: AtomicUsize::new(0),
                 what: AtomicU32::new(0),
-                progress: AtomicU32::new(0),
+                started: AtomicU32::new(0),
                 calling: AtomicUsize::new(0),
                 nested: AtomicU32::new(u32::from(cfg!(mmu_loom))),
                 nesting: AtomicU32::new(0),
@@ -402,10 +406,15 @@ impl Slot {
         (list != 0).then_some(list & !1)
     }
 
-    /// The subscriber that the holder is calling. For the holder itself, and for reports.
-    pub(crate) fn calling(&self) -> Option<usize> {
+    /// The subscriber in whose callback the holder is, in this phase: for the holder itself, and for reports.
+    ///
+    /// What was left by an earlier phase is nobody: an end in `Starting` is of the last use of the slot, a start in
+    /// `Ending` is over. So the word need not be cleared in between, nor when the slot is given back.
+    pub(crate) fn calling(&self, phase: Phase) -> Option<usize> {
         // Relaxed: the calling thread wrote it.
-        Some(self.calling.load(Ordering::Relaxed)).filter(|&subscriber| subscriber != 0)
+        let calling = self.calling.load(Ordering::Relaxed);
+        let is_of_phase = (calling & END != 0) == (phase == Phase::Ending);
+        (phase.calls() && calling != 0 && is_of_phase).then_some(calling & !END)
     }
 
     /// Whether the change was made in a callback of `subscriber`, which then hears nothing of it.

@@ -12,7 +12,7 @@ use crate::caller::Caller;
 use crate::held::Held;
 use crate::interval::{name_of_interval, start_intervals};
 use crate::invalidation::Panic;
-use crate::list::{Entry, Kind, Published, Which};
+use crate::list::{Entry, Published, Which};
 use crate::open::OpenChanges;
 use crate::slot::{Phase, UseBits};
 use crate::stall::{Patience, Reports, Stall, Waiting};
@@ -292,12 +292,12 @@ impl AddressSpace {
     /// an [`Arc`].
     #[doc(alias = "mmu_notifier_register")]
     pub fn subscribe<S: Subscriber + 'static>(&self, subscriber: S) -> Subscription {
-        self.add(Entry::new(Kind::Told(Box::new(Paired(subscriber))), std::any::type_name::<S>()))
+        self.add(Entry::telling(Paired(subscriber), std::any::type_name::<S>()))
     }
 
     /// Asks `refuser` before every change from now on. As [`subscribe`](AddressSpace::subscribe).
     pub fn subscribe_refuser<R: Refuser + 'static>(&self, refuser: R) -> Subscription {
-        self.add(Entry::new(Kind::Told(Box::new(Refusing(refuser))), std::any::type_name::<R>()))
+        self.add(Entry::telling(Refusing(refuser), std::any::type_name::<R>()))
     }
 
     pub(crate) fn add(&self, entry: Entry) -> Subscription {

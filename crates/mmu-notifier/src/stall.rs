@@ -157,7 +157,7 @@ impl<'a> Patience<'a> {
                 thread: slot.thread.load(Ordering::Relaxed),
                 doing,
                 change: (doing != Doing::Calling && slot.list().is_some()).then(|| slot.change()),
-                subscriber: slot.calling().and_then(|address| match own {
+                subscriber: slot.calling(phase).and_then(|address| match own {
                     Some((own, name)) if own == address => Some(name),
                     _ => shared.name_of(address),
                 }),

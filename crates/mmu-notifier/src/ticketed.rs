@@ -9,7 +9,7 @@
 // UNSAFETY: a ticket lies in a cell that only the holder of a slot may touch.
 #![expect(unsafe_code)]
 
-use crate::list::{Entry, Kind, Told};
+use crate::list::{Entry, Told};
 use crate::slot::{SLOTS, Slot, WAYS};
 use crate::sync::UnsafeCell;
 use crate::{AddressSpace, Blocking, Change, Subscription, WouldBlock};
@@ -158,6 +158,6 @@ impl AddressSpace {
         let row = |_| Row(std::array::from_fn(|_| UnsafeCell::new(None)));
         let rows = (0..SLOTS / WAYS).map(row).collect();
         let tickets = WithTickets { subscriber: ticketed, rows };
-        self.add(Entry::new(Kind::Told(Box::new(tickets)), std::any::type_name::<S>()))
+        self.add(Entry::telling(tickets, std::any::type_name::<S>()))
     }
 }

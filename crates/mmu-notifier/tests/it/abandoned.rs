@@ -1,4 +1,4 @@
-use mmu_notifier::{Abandoned, AddressSpace, Blocking, Caller, Change, Event};
+use mmu_notifier::{Abandoned, AddressSpace, Blocking, Caller, Change, Event, Options};
 
 use crate::witness::{Log, PAGES, Task, Witness, end_abandoned, meeting};
 
@@ -94,5 +94,14 @@ fn who_has_not_been_told_of_the_end_is_told_after_a_jump_out_of_an_end() {
     let log = Log::default();
     let told = jump_out_of(&AddressSpace::new(), &log, false);
     // A has had its end, B was in it, C still waited for it.
+    assert!(told.starts_with("A+ B+ C+ A- B- jump C- 1/1"), "{told}");
+}
+
+#[test]
+fn the_same_if_each_callback_is_timed() {
+    let timed = || AddressSpace::with(Options { time_every: 1, ..Options::default() });
+    let told = jump_out_of(&timed(), &Log::default(), true);
+    assert!(told.starts_with("A+ B+ jump A- 1/1"), "{told}");
+    let told = jump_out_of(&timed(), &Log::default(), false);
     assert!(told.starts_with("A+ B+ C+ A- B- jump C- 1/1"), "{told}");
 }

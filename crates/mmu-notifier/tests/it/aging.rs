@@ -165,3 +165,15 @@ fn a_panic_keeps_nobody_from_being_asked_and_leaves_nothing_open() {
         assert_eq!(log.take(), format!("B:clear{PAGES} A:clear{PAGES}"));
     }
 }
+
+#[test]
+fn who_is_unsubscribed_by_who_is_asked_before_is_not_asked() {
+    let log = Log::default();
+    let space = AddressSpace::new();
+    let next: Arc<Mutex<Option<Subscription>>> = Arc::default();
+    *next.lock().unwrap() = Some(space.subscribe_aging(Old::new("B", &log, false)));
+    let _a =
+        space.subscribe_aging(Old::new("A", &log, true).asked(move || drop(next.lock().unwrap().take())));
+    assert!(space.clear_young(PAGES));
+    assert_eq!(log.take(), format!("A:clear{PAGES} B~"));
+}

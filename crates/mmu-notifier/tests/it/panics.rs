@@ -1,6 +1,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use mmu_notifier::{AddressSpace, Event};
+use mmu_notifier::{AddressSpace, Event, Options};
 
 use crate::witness::{Busy, Log, PAGES, Witness, change, try_change};
 
@@ -84,4 +84,32 @@ fn after_a_panic_the_space_works_on() {
     log.take();
     drop(subscriptions);
     assert_eq!(log.take(), "C~ B~ A~");
+}
+
+#[test]
+fn after_a_start_was_cut_short_the_next_change_is_whole() {
+    let log = Log::default();
+    // Each change the long way, which looks how many have started.
+    let space = AddressSpace::with(Options { time_every: 1, ..Options::default() });
+    let _b = space.subscribe(Witness::new("B", &log));
+    let panics = space.subscribe(Witness::new("P", &log).on_start(|_| panic!("no start")));
+    let _a = space.subscribe(Witness::new("A", &log));
+    assert_eq!(message(|| change(&space, &log)), "no start");
+    assert_eq!(log.take(), "A+ P+ A-");
+    drop(panics);
+    log.take();
+    change(&space, &log);
+    assert_eq!(log.take(), "A+ B+ * A- B-");
+}
+
+#[test]
+fn a_panic_in_an_end_after_a_panic_in_a_start_keeps_no_end_from_those_who_started() {
+    let log = Log::default();
+    let space = AddressSpace::new();
+    let _d = space.subscribe(Witness::new("D", &log));
+    let _c = space.subscribe(Witness::new("C", &log).on_start(|_| panic!("no start")));
+    let _b = space.subscribe(Witness::new("B", &log));
+    let _a = space.subscribe(Witness::new("A", &log).on_end(|_| panic!("no end")));
+    assert_eq!(message(|| change(&space, &log)), "no start");
+    assert_eq!(log.take(), "A+ B+ C+ A- B-");
 }

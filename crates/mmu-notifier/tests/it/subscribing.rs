@@ -2,7 +2,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use mmu_notifier::{AddressSpace, Blocking, Change, Event, Subscriber, Subscription};
+use mmu_notifier::{AddressSpace, Blocking, Change, Event, Options, Subscriber, Subscription};
 
 use crate::witness::{Elsewhere, Log, PAGES, Task, Witness, blocking, change, forked, meeting, space_with};
 
@@ -208,6 +208,28 @@ fn what_the_parent_had_begun_is_not_ended_in_the_child() {
     ];
     assert!(catch_unwind(AssertUnwindSafe(|| change(&space, &log))).is_err());
     assert_eq!(log.take(), "D+", "who panicked has not started, and who was not asked neither");
+}
+
+#[test]
+fn what_the_parent_had_cut_short_is_whole_in_the_child() {
+    let log = Log::default();
+    let space = timed();
+    let _parents_busy = space.subscribe(Witness::new("B", &log).on_start(|_| panic!("no")));
+    let (child, inner) = (space.clone(), log.clone());
+    let _parents = space.subscribe(Witness::new("A", &log).on_end(move |_| {
+        // As if another thread were here while the process is forked.
+        forked(&child);
+        inner.take();
+        let _own = [child.subscribe(Witness::new("C", &inner)), child.subscribe(Witness::new("D", &inner))];
+        change(&child, &inner);
+    }));
+    assert!(catch_unwind(AssertUnwindSafe(|| change(&space, &log))).is_err());
+    assert_eq!(log.take(), "D+ C+ * D- C- C~ D~");
+}
+
+/// A space in which every callback is timed.
+fn timed() -> AddressSpace {
+    AddressSpace::with(Options { time_every: 1, ..Options::default() })
 }
 
 #[test]

@@ -122,8 +122,14 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Under Miri there are no files, so nobody to remember what has failed.
+fn config() -> ProptestConfig {
+    let all = ProptestConfig::with_cases(60);
+    if cfg!(miri) { ProptestConfig { cases: 2, failure_persistence: None, ..all } } else { all }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 60 }, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
     #[test]
     fn exactly_who_overlaps_is_told_in_order(steps in prop::collection::vec(steps(), 1..400)) {
         let mut both = Both::default();
