@@ -21,11 +21,25 @@ pub(super) struct Books {
     pub(super) entries: usize,
     /// Bytes of these.
     pub(super) bytes: usize,
+    /// See [`Stats`](super::Stats), all three.
+    pub(super) misses: u64,
+    pub(super) registered: u64,
+    pub(super) deregistered: u64,
 }
 
 impl Books {
     pub(super) fn new(writer: Writer) -> Books {
-        Books { writer, free: 0, dying: 0, hand: 0, entries: 0, bytes: 0 }
+        Books {
+            writer,
+            free: 0,
+            dying: 0,
+            hand: 0,
+            entries: 0,
+            bytes: 0,
+            misses: 0,
+            registered: 0,
+            deregistered: 0,
+        }
     }
 
     /// An entry for so many bytes; nobody else has it.

@@ -54,7 +54,6 @@ impl<R: Registrar> Store<R> {
     }
 
     fn buried(&self, id: Id, range: Range) {
-        self.counters().deregistered.add_one();
         // Release pairs with the Acquire in `unreleased`: a change that finds nothing to wait for is behind this.
         self.written.unreleased.fetch_sub(range.len(), Ordering::Release);
         self.table.entry(id).bury();

@@ -11,10 +11,7 @@ use crate::sync::{AtomicU64, Ordering};
 pub(super) struct Counters {
     /// Hits that are counted in the entry, as the home of the thread was full.
     pub(super) found: Counter,
-    pub(super) misses: Counter,
     pub(super) joined: Counter,
-    pub(super) registered: Counter,
-    pub(super) deregistered: Counter,
     pub(super) retries: Counter,
     pub(super) evicted: Counter,
     pub(super) superseded: Counter,
@@ -34,11 +31,17 @@ pub(super) struct Counter(AtomicU64);
 // Relaxed: numbers order nothing.
 impl Counter {
     pub(super) fn add_one(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
+    }
+
+    pub(super) fn add(&self, count: u32) {
+        self.0.fetch_add(u64::from(count), Ordering::Relaxed);
     }
 
     pub(super) fn raise_to(&self, value: usize) {
-        self.0.fetch_max(value as u64, Ordering::Relaxed);
+        if value as u64 > self.get() {
+            self.0.fetch_max(value as u64, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn get(&self) -> u64 {

@@ -12,7 +12,7 @@ use super::misses::{Claim, Other};
 use super::registrar::{Access, RegisterError, Registrar};
 use super::registration::Registration;
 use super::store::Store;
-use super::table::{Chain, Id, State};
+use super::table::{Id, State, Victims};
 use crate::sync::{Backoff, Ordering, fence_after_rmw};
 
 /// How a request goes on.
@@ -125,7 +125,8 @@ impl<R: Registrar> Store<R> {
         let mut is_counted = false;
         let mut backoff = Backoff::default();
         loop {
-            let plan = self.with_books(|books| self.plan(books, asked, range, access, may_widen));
+            let plan =
+                self.with_books(|books| self.plan(books, asked, range, access, may_widen, &mut is_counted));
             let miss = match plan {
                 Plan::Found(registration) => return Ok(registration),
                 Plan::Fail(error) => return Err(error),
@@ -142,9 +143,6 @@ impl<R: Registrar> Store<R> {
                 }
                 Plan::Register(miss) => miss,
             };
-            if !std::mem::replace(&mut is_counted, true) {
-                self.counters().misses.add_one();
-            }
             // What others have left behind takes up what this one may need.
             self.bury();
             let (id, range, access) = (miss.id, miss.range, miss.access);
@@ -179,10 +177,8 @@ impl<R: Registrar> Store<R> {
             if let Some(frames) = &self.frames {
                 frames.note(id, range);
             }
-            self.counters().registered.add_one();
             match self.with_books(|books| self.commit(books, &miss, handle)) {
                 Ok(registration) => {
-                    drop(miss);
                     self.bury();
                     return Ok(registration);
                 }
@@ -211,6 +207,7 @@ impl<R: Registrar> Store<R> {
         range: Range,
         access: Access,
         may_widen: bool,
+        is_counted: &mut bool,
     ) -> Plan<'s, R> {
         let mut registers = (range, access);
         if !self.index.is_free(&self.table, asked)
@@ -254,7 +251,10 @@ impl<R: Registrar> Store<R> {
             };
         }
         match books.take(&self.table, range.len()) {
-            Some(id) => Plan::Register(Miss { id, range, access, claim: self.misses.claim(range, access) }),
+            Some(id) => {
+                books.misses += u64::from(!std::mem::replace(is_counted, true));
+                Plan::Register(Miss { id, range, access, claim: self.misses.claim(range, access) })
+            }
             None => Plan::Fail(GetError::Full { range, entries: self.table.len() }),
         }
     }
@@ -267,6 +267,7 @@ impl<R: Registrar> Store<R> {
         handle: R::Handle,
     ) -> Result<Registration<'_, R>, Undone> {
         let (id, range) = (miss.id, miss.range);
+        books.registered += 1;
         self.supersede(books, range);
         let entry = self.table.entry(id);
         let new = entry.fill(range, miss.access, handle);
@@ -275,10 +276,10 @@ impl<R: Registrar> Store<R> {
         if inserted.is_ok() && !miss.claim.is_stale() && entry.bring_to_life(new) {
             return Ok(Registration::new(self, id, self.homes.no_pin()));
         }
-        let victims = Chain::default();
+        let victims = Victims::default();
         // If it is dead already, a change has done that.
         if self.kill_one(id, &victims) {
-            self.lay_out(&victims, &super::counters::Counter::default());
+            self.lay_out(victims, &super::counters::Counter::default());
         }
         self.settle(books);
         Err(if inserted.is_ok() { Undone::Stale } else { Undone::NoRoom })

@@ -22,7 +22,7 @@ use std::cell::Cell;
 
 use super::table::{Id, Table};
 use crate::memory::{Zeroed, Zeroes};
-use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence_after_rmw};
 
 /// How many threads have a home of their own; more share.
 const HOMES: usize = if cfg!(mmu_loom) { 2 } else { 64 };
@@ -153,8 +153,8 @@ impl Homes {
     /// Marks every pin of a dead entry that still has users, after counting it as one more. For who has just killed
     /// some of them and has not let go yet. `ripe` gets those whose last user went meanwhile.
     pub(super) fn mark<H>(&self, table: &Table<H>, mut ripe: impl FnMut(Id)) {
-        // Pairs with the pin: see the module documentation.
-        fence(Ordering::SeqCst);
+        // Pairs with the pin: see the module documentation. The death was an exchange.
+        fence_after_rmw();
         for pin in self.used().iter().flat_map(|home| &home.pins) {
             // Acquire pairs with `unpin`, as below.
             let word = pin.word.load(Ordering::Acquire);

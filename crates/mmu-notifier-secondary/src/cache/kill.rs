@@ -9,7 +9,7 @@ use super::books::Books;
 use super::counters::Counter;
 use super::registrar::Registrar;
 use super::store::Store;
-use super::table::{Chain, Id, State};
+use super::table::{Id, State, Victims};
 use crate::sync::{Ordering, fence};
 
 /// How often a change tries to read the index at one moment, before it looks through the table instead.
@@ -21,13 +21,13 @@ impl<R: Registrar> Store<R> {
     #[inline]
     pub(super) fn kill_in(&self, range: Range, event: Event) {
         self.misses.mark(range);
-        let victims = Chain::default();
+        let victims = Victims::default();
         let kill = |id| self.kill(id, range, &victims);
         if self.index.visit(&self.table, range, kill).is_err() {
             self.kill_beside_a_writer(range, kill);
         }
-        if !victims.is_empty() {
-            self.lay_out(&victims, &self.counters().invalidated[event as usize]);
+        if victims.count() > 0 {
+            self.lay_out(victims, &self.counters().invalidated[event as usize]);
             self.try_settle();
         }
     }
@@ -47,7 +47,7 @@ impl<R: Registrar> Store<R> {
     }
 
     /// Kills an entry if it overlaps `range`.
-    fn kill(&self, id: Id, range: Range, victims: &Chain) {
+    fn kill(&self, id: Id, range: Range, victims: &Victims) {
         let Some(entry) = self.table.get(id) else { return };
         let state = entry.state();
         // If the life has changed meanwhile, so has the state, and it is not killed: then it is one that was not there.
@@ -59,7 +59,7 @@ impl<R: Registrar> Store<R> {
     }
 
     /// Whether it was this that killed it.
-    fn kill_now(&self, id: Id, state: State, bytes: usize, victims: &Chain) -> bool {
+    fn kill_now(&self, id: Id, state: State, bytes: usize, victims: &Victims) -> bool {
         // Before the death, so that another change that sees the death sees that there is something to bury. Release
         // pairs with the Acquire in `unreleased`.
         self.written.unreleased.fetch_add(bytes, Ordering::Release);
@@ -72,20 +72,18 @@ impl<R: Registrar> Store<R> {
     }
 
     /// Kills an entry whatever it is. Whether it was alive.
-    pub(super) fn kill_one(&self, id: Id, victims: &Chain) -> bool {
+    pub(super) fn kill_one(&self, id: Id, victims: &Victims) -> bool {
         let entry = self.table.entry(id);
         let state = entry.state();
         state.can_die() && self.kill_now(id, state, entry.end() - entry.start(), victims)
     }
 
     /// Marks the pins of those that the calling thread has just killed, and leaves them to whoever has the lock next.
-    pub(super) fn lay_out(&self, victims: &Chain, counter: &Counter) {
+    pub(super) fn lay_out(&self, victims: Victims, counter: &Counter) {
         self.homes.mark(&self.table, |id| self.written.graves.push(&self.table, id));
         self.counters().most_unreleased.raise_to(self.unreleased());
-        for id in victims.take(&self.table) {
-            counter.add_one();
-            self.written.corpses.push(&self.table, id);
-        }
+        counter.add(victims.count());
+        victims.push_to(&self.written.corpses, &self.table);
     }
 
     /// Kills what contains `range` or is contained in it, and takes it out of the index, where no entry may contain another.
@@ -93,7 +91,7 @@ impl<R: Registrar> Store<R> {
         if self.index.is_free(&self.table, range) {
             return;
         }
-        let victims = Chain::default();
+        let victims = Victims::default();
         loop {
             let mut found = [None; 16];
             let mut count = 0;
@@ -117,8 +115,8 @@ impl<R: Registrar> Store<R> {
                 break;
             }
         }
-        if !victims.is_empty() {
-            self.lay_out(&victims, &self.counters().superseded);
+        if victims.count() > 0 {
+            self.lay_out(victims, &self.counters().superseded);
         }
     }
 
@@ -127,7 +125,7 @@ impl<R: Registrar> Store<R> {
     ///
     /// The clock: who was used since its hand came by the last time is spared once.
     pub(super) fn evict(&self, books: &mut Books, entries: usize, bytes: usize) -> usize {
-        let victims = Chain::default();
+        let victims = Victims::default();
         let (mut killed, mut freed) = (0, 0);
         let used = self.table.ever_used().end;
         for _ in 0..2 * u64::from(used) {
@@ -144,7 +142,7 @@ impl<R: Registrar> Store<R> {
             }
         }
         if killed > 0 {
-            self.lay_out(&victims, &self.counters().evicted);
+            self.lay_out(victims, &self.counters().evicted);
             self.settle(books);
         }
         killed

@@ -75,7 +75,8 @@ impl<T> DerefMut for Guard<'_, T> {
 
 impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
-        // Release pairs with the Acquire in `try_lock`.
-        self.lock.holder.store(0, Ordering::Release);
+        // Release pairs with the Acquire in `try_lock`. An exchange, as whoever lets go looks next at what others have left,
+        // which takes a full fence.
+        self.lock.holder.swap(0, Ordering::Release);
     }
 }

@@ -14,7 +14,7 @@ use super::misses::Misses;
 use super::options::Options;
 use super::registrar::{Registrar, Wait};
 use super::table::{Chain, Id, Table};
-use crate::sync::{AtomicUsize, Ordering, fence};
+use crate::sync::{AtomicUsize, Ordering, fence_after_rmw};
 
 /// The parts of a cache.
 #[repr(C)]
@@ -115,14 +115,15 @@ impl<R: Registrar> Store<R> {
     pub(super) fn try_settle(&self) {
         let written = &self.written;
         loop {
-            // Orders the push of a corpse, or the release of the lock, before the look at the other one: either who
-            // pushed gets the lock, or who had the lock sees the corpse.
-            fence(Ordering::SeqCst);
+            // The push of a corpse, or the release of the lock, which are exchanges, before the look at the other one:
+            // either who pushed gets the lock, or who had the lock sees the corpse.
+            fence_after_rmw();
             if written.corpses.is_empty() {
                 return;
             }
             let Some(mut books) = written.books.try_lock(self.thread()) else { return };
             self.settle(&mut books);
+            drop(books);
         }
     }
 
@@ -131,6 +132,7 @@ impl<R: Registrar> Store<R> {
         let (table, written) = (&self.table, &self.written);
         for id in written.buried.take(table) {
             let entry = table.entry(id);
+            books.deregistered += 1;
             books.remove_dying(table, id);
             books.give(table, id, entry.end() - entry.start());
         }
@@ -155,19 +157,24 @@ impl<R: Registrar> Store<R> {
 
     pub(super) fn stats(&self) -> Stats {
         let (counters, written) = (self.counters(), &self.written);
-        let (entries, bytes, memory) = self.with_books(|books| {
+        let stats = self.with_books(|books| {
             let used = self.table.ever_used().len();
             let table = used * self.table.entry_bytes();
-            (books.entries, books.bytes, table + self.index.bytes(&books.writer, used))
+            Stats {
+                misses: books.misses,
+                registered: books.registered,
+                deregistered: books.deregistered,
+                entries: books.entries,
+                bytes: books.bytes,
+                memory: table + self.index.bytes(&books.writer, used),
+                ..Stats::default()
+            }
         });
         let invalidated = std::array::from_fn(|event| counters.invalidated[event].get());
         Stats {
             hits: self.homes.hits() + counters.found.get(),
-            misses: counters.misses.get(),
             joined: counters.joined.get(),
             retries: counters.retries.get(),
-            registered: counters.registered.get(),
-            deregistered: counters.deregistered.get(),
             invalidated,
             evicted: counters.evicted.get(),
             superseded: counters.superseded.get(),
@@ -177,11 +184,9 @@ impl<R: Registrar> Store<R> {
             waited: counters.waited.get(),
             overdue: counters.overdue.get(),
             stale: counters.stale.get(),
-            entries,
-            bytes,
             unreleased: written.unreleased.load(Ordering::Relaxed),
             most_unreleased: counters.most_unreleased.get() as usize,
-            memory,
+            ..stats
         }
     }
 }

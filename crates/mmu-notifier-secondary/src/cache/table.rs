@@ -13,6 +13,7 @@
 // UNSAFETY: the handle of a registration lies in a cell that belongs to whoever may change the phase next.
 #![expect(unsafe_code)]
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 
 use mmu_notifier::Range;
@@ -358,12 +359,17 @@ impl Chain {
     }
 
     pub(super) fn push<H>(&self, table: &Table<H>, id: Id) {
-        let next = &table.entry(id).next;
+        self.push_all(table, id, id);
+    }
+
+    /// Entries that are linked, from the one to the other.
+    fn push_all<H>(&self, table: &Table<H>, first: Id, last: Id) {
+        let next = &table.entry(last).next;
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             // Relaxed: published by the exchange, whose Release pairs with the Acquire in `take`.
             next.store(head, Ordering::Relaxed);
-            match self.head.compare_exchange(head, id + 1, Ordering::Release, Ordering::Relaxed) {
+            match self.head.compare_exchange(head, first + 1, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
@@ -372,8 +378,41 @@ impl Chain {
 
     /// Everything that is on it. The next one is read before an entry is handed out, so it may go on another chain.
     pub(super) fn take<'a, H>(&self, table: &'a Table<H>) -> Taken<'a, H> {
-        // Acquire pairs with the Release in `push`.
-        Taken { table, next: self.head.swap(0, Ordering::Acquire) }
+        // Acquire pairs with the Release in `push`. Most of the time there is nothing, which a load sees, too.
+        let next = if self.is_empty() { 0 } else { self.head.swap(0, Ordering::Acquire) };
+        Taken { table, next }
+    }
+}
+
+/// Entries that this thread has killed, on no other chain yet.
+#[derive(Default)]
+pub(super) struct Victims {
+    /// The last one, plus one; 0: none.
+    head: Cell<u32>,
+    /// The first one.
+    first: Cell<u32>,
+    count: Cell<u32>,
+}
+
+impl Victims {
+    pub(super) fn count(&self) -> u32 {
+        self.count.get()
+    }
+
+    pub(super) fn push<H>(&self, table: &Table<H>, id: Id) {
+        if self.count.get() == 0 {
+            self.first.set(id);
+        }
+        // Relaxed: nobody else looks at it before it is pushed to a chain.
+        table.entry(id).next.store(self.head.get(), Ordering::Relaxed);
+        self.head.set(id + 1);
+        self.count.set(self.count.get() + 1);
+    }
+
+    pub(super) fn push_to<H>(self, chain: &Chain, table: &Table<H>) {
+        if let Some(last) = self.head.get().checked_sub(1) {
+            chain.push_all(table, last, self.first.get());
+        }
     }
 }
 
