@@ -28,6 +28,9 @@ use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, 
 /// How much can be registered at the same time; who comes then waits.
 pub(super) const MISSES: usize = if cfg!(mmu_loom) { 2 } else { 64 };
 
+/// All of them claimed.
+const ALL: u64 = u64::MAX >> (64 - MISSES);
+
 #[derive(Default)]
 struct Miss {
     start: AtomicUsize,
@@ -74,9 +77,13 @@ pub(super) struct Other {
 
 impl Misses {
     fn claimed(&self) -> impl Iterator<Item = (usize, &Miss)> {
-        // Acquire pairs with the Release in `release`: what was committed is in the index; and with the claim.
-        let bits = self.claimed.load(Ordering::Acquire);
-        self.misses.iter().enumerate().filter(move |(at, _)| bits >> at & 1 != 0)
+        // Acquire pairs with the Release in the drop of a claim: what was committed is in the index; and with the claim.
+        let mut bits = self.claimed.load(Ordering::Acquire);
+        std::iter::from_fn(move || {
+            let at = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+            bits &= bits - 1;
+            Some((at, &self.misses[at]))
+        })
     }
 
     /// Somebody who is registering all of `range` for at least `access`; or, if there is no room for one more, anybody. Called under
@@ -86,9 +93,10 @@ impl Misses {
             miss.range().is_some_and(|it| it.contains(&range))
                 && Access::from_bits(miss.access.load(Ordering::Relaxed)).includes(access)
         };
-        let is_full = self.claimed().count() == MISSES;
-        self.misses.iter().enumerate().find_map(|(at, miss)| {
-            // The turn before the claim: if it is claimed still, this is its turn. Acquire pairs with the drop of a claim.
+        let is_full = self.claimed.load(Ordering::Relaxed) == ALL;
+        self.claimed().find_map(|(at, miss)| {
+            // The turn before another look at the claim: if it is claimed still, this is its turn. Acquire pairs with the drop
+            // of a claim.
             let turn = miss.turn.load(Ordering::Acquire);
             let is_claimed = self.claimed.load(Ordering::Acquire) >> at & 1 != 0;
             (is_claimed && (is_full || includes(miss))).then_some(Other { at, turn })
