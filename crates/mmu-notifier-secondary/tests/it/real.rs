@@ -14,8 +14,11 @@ use mmu_notifier_secondary::cache::{Access, Cache, GetError, Options, RegisterEr
 pub(crate) struct Pages(Range);
 
 impl Pages {
+    /// Far from where the kernel puts what others map: nobody else gets into a hole.
     pub(crate) fn map(count: usize) -> Pages {
-        let start = map_at(0, count * 4096, 0);
+        static NEXT: AtomicUsize = AtomicUsize::new(0x2000_0000_0000);
+        let start = NEXT.fetch_add((count + 16) * 4096, SeqCst);
+        map_at(start, count * 4096, libc::MAP_FIXED_NOREPLACE);
         Pages(Range::with_len(start, count * 4096).unwrap())
     }
 
