@@ -2,11 +2,15 @@
 //!
 //! [`cache`] is a registration cache that cannot return a stale entry. What it registers memory *with* - a device, a
 //! ring of `io_uring`, another process - is an adapter's business: [`cache::Registrar`].
+//!
+//! `io_uring` (behind the feature `io-uring`, which is on) makes memory fixed buffers of a ring.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("mmu-notifier-secondary knows Linux only");
 
 pub mod cache;
+#[cfg(feature = "io-uring")]
+pub mod io_uring;
 
 mod memory;
 mod sync;

@@ -30,6 +30,7 @@ const EXAMPLES: &str = "\
 EXAMPLES:
   mmun run -- ls -l                            what ls does to its address space
   mmun demo pairing                            the bug that started it, and its fix
+  mmun demo io-uring                           data lost by a stale registration, and not
   mmun replay golden:eagain_every_second       what the kernel's own code did
 
   mmun help COMMAND says more, with more examples.";
@@ -150,6 +151,8 @@ pub struct Demo {
 #[derive(Debug, Subcommand)]
 pub enum Experiment {
     Pairing(Pairing),
+    IoUring(IoUring),
+    Hole(Hole),
 }
 
 const PAIRING_EXAMPLES: &str = "\
@@ -182,6 +185,58 @@ pub struct Pairing {
     #[arg(long, value_name = "NUMBER", default_value = "10", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub attempts: u32,
 
+    /// Colours in the output.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+const IO_URING_EXAMPLES: &str = "\
+EXAMPLES:
+  mmun demo io-uring                           the loss and the cure, beside each other
+  mmun demo io-uring && echo cured             for scripts
+
+EXIT STATUS:
+  0: data was lost without mmu-notifier, and none with it.  1: not so.
+  2: it cannot be shown here (no io_uring), or wrong usage.";
+
+/// Fixed buffers of io_uring whose memory changes: silent loss without, right data with mmu-notifier.
+///
+/// A fixed buffer is registered with a ring and used again and again, which saves pinning its pages at each
+/// operation. But the registration is of the pages, not of the address: after munmap and mmap, madvise or mremap
+/// other pages are there, and what is read goes to the old ones. The kernel reports success.
+///
+/// On the left a buffer is registered once, as io_uring offers it. On the right it is registered through the
+/// cache of this library, with the system calls of mmun itself intercepted as mmun run intercepts those of
+/// programs; nothing else is different. What cannot be registered is read into by its address.
+#[derive(Debug, clap::Args)]
+#[command(after_help = IO_URING_EXAMPLES)]
+pub struct IoUring {
+    /// Colours in the output.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+const HOLE_EXAMPLES: &str = "\
+EXAMPLES:
+  mmun demo hole                               the race, and how it is closed
+  mmun demo hole --color always | less -R      with colours in a pager
+
+EXIT STATUS:
+  0: the cache that is told once was stale, those of mmu-notifier were not.  1: not so.
+  2: it cannot be shown here (no io_uring), or wrong usage.";
+
+/// A thread registers memory between the event and the system call: a stale entry, and how that is closed.
+///
+/// Registration caches that are told of an unmap once, before the call - as those of UCX and libfabric are - have
+/// a hole: when everybody has been told, and before the call is made, another thread can register the memory that
+/// is about to go. That entry nobody takes out, and the next request for the same address gets it.
+///
+/// Here it happens step by step, with fixed buffers of io_uring; the columns are the two threads. First with a
+/// cache that is told once, then with that of this library, which is told before and after: whoever comes in the
+/// middle waits for the end, and whoever had begun before is refused and tries again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = HOLE_EXAMPLES)]
+pub struct Hole {
     /// Colours in the output.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub color: Color,

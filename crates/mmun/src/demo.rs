@@ -7,5 +7,14 @@
 //! | `pairing/kernel.rs` | the subscribers on a kernel, as the model has it |
 //! | `pairing/library.rs` | the subscribers on this library |
 //! | `pairing/table.rs` | the result, side by side |
+//! | `io_uring.rs` | fixed buffers whose memory changes: the loss, and the cure |
+//! | `hole.rs` | a thread that registers memory between the event and the system call |
+//! | `hole/timeline.rs` | what two threads do, in order |
+//! | `hole/told_once.rs` | a cache with the hole |
+//! | `hole/watched.rs` | what the cache without it registers with, so that one sees what it does |
+//! | `fixed.rs` | what these two work on |
 
+mod fixed;
+pub mod hole;
+pub mod io_uring;
 pub mod pairing;

@@ -4,7 +4,7 @@
 //! counts into memory shared with mmun ([`session`]); a thread reads that ([`watch`]) and at the end it
 //! is summed up and reported.
 //!
-//! `mmun replay` ([`replay`]) and `mmun demo` ([`demo`]) start nothing: they show how the kernels and this
+//! `mmun replay` ([`replay`]) and `mmun demo` ([`demo`]) start no program: they show how the kernels and this
 //! library behave.
 
 #![expect(unreachable_pub, reason = "a program is reached by nobody; here `pub` means: for other modules")]
@@ -43,9 +43,11 @@ fn main() {
     match Cli::parse().command {
         Command::Run(options) => run(&options),
         Command::Replay(options) => std::process::exit(replay::replay(&options)),
-        Command::Demo(Demo { experiment: Experiment::Pairing(options) }) => {
-            std::process::exit(demo::pairing::show(&options))
-        }
+        Command::Demo(Demo { experiment }) => std::process::exit(match experiment {
+            Experiment::Pairing(options) => demo::pairing::show(&options),
+            Experiment::IoUring(options) => demo::io_uring::show(&options),
+            Experiment::Hole(options) => demo::hole::show(&options),
+        }),
     }
 }
 

@@ -9,6 +9,89 @@ fn pairing(test: &str, options: &[&str]) -> Ended {
     run(Command::new(MMUN).args(["demo", "pairing"]).args(options), &workshop(test), "pairing")
 }
 
+/// An experiment with io_uring; `None` where there is none, which it must say.
+fn with_io_uring(test: &str, experiment: &str, options: &[&str]) -> Option<String> {
+    let ended = run(Command::new(MMUN).args(["demo", experiment]).args(options), &workshop(test), experiment);
+    if ended.status.code() == Some(2) {
+        ended.assert_refused(2);
+        assert!(ended.stderr().contains("io_uring is not available here"), "{ended:?}");
+        eprintln!("SKIPPED: {test}: {}", ended.stderr().trim_end());
+        return None;
+    }
+    assert!(ended.assert_success().stderr.is_empty(), "{ended:?}");
+    Some(ended.stdout())
+}
+
+#[test]
+fn data_is_lost_without_an_error_and_is_not_through_the_cache() {
+    let test = "data_is_lost_without_an_error_and_is_not_through_the_cache";
+    let Some(text) = with_io_uring(test, "io-uring", &[]) else { return };
+    for (change, once, through) in [
+        ("nothing", "B right", "B right"),
+        ("munmap, mmap", "N LOST", "B right"),
+        ("madvise(MADV_DONTNEED)", "0 LOST", "B right"),
+        ("mremap elsewhere, mmap", "N LOST", "B right"),
+        ("mprotect(PROT_READ)", "B THROUGH PROTECTION", "EFAULT right"),
+        ("fork", "B right", "B right"),
+    ] {
+        let line = text.lines().find(|line| line.starts_with(change)).expect(change);
+        let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(words, format!("{change} {once} {through}"));
+    }
+    assert!(text.contains("4 of 6 reads went wrong"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    let text = with_io_uring(test, "io-uring", &["--color", "always"]).expect("as before");
+    assert!(text.contains("\x1b[1;31mN  LOST") && text.contains("\x1b[32mB  right"), "{text}");
+}
+
+/// The order of the steps is the same each time: the threads wait for each other.
+#[test]
+fn the_hole_is_there_if_one_is_told_once_and_closed_if_twice() {
+    let test = "the_hole_is_there_if_one_is_told_once_and_closed_if_twice";
+    let Some(text) = with_io_uring(test, "hole", &[]) else { return };
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    // What is said of thread B is indented further than anything of thread A's begins.
+    let steps: Vec<(char, &str)> = text
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.contains("thread"))
+        .map(|line| (if line.starts_with(&" ".repeat(20)) { 'B' } else { 'A' }, line.trim()))
+        .collect();
+    let expected = [
+        // Told once.
+        ('A', "wants the buffer: registers it, #1"),
+        ('A', "is about to munmap: tells everybody"),
+        ('A', "is told: drops #1"),
+        ('B', "wants the buffer: registers it, #2"),
+        ('A', "munmap, mmap: other memory, full of N"),
+        ('A', "wants the buffer: #2 is in the cache"),
+        ('A', "reads the file: 16,384 bytes read"),
+        ('A', "the buffer is full of N: STALE"),
+        // Who comes in the middle.
+        ('A', "wants the buffer: registers it, #1"),
+        ('A', "is about to munmap: tells everybody"),
+        ('A', "is told: drops #1"),
+        ('B', "wants the buffer: it is changing, waits"),
+        ('A', "munmap, mmap: other memory, full of N"),
+        ('B', "wants the buffer: registers it, #2"),
+        ('A', "wants the buffer: #2 is in the cache"),
+        ('A', "reads the file: 16,384 bytes read"),
+        ('A', "the buffer is full of B: right"),
+        // Who had begun.
+        ('B', "wants the buffer: registers it, #1"),
+        ('A', "is about to munmap: tells everybody"),
+        ('A', "munmap, mmap: other memory, full of N"),
+        ('B', "it has changed: drops #1, once more"),
+        ('B', "wants the buffer: registers it, #2"),
+        ('A', "wants the buffer: #2 is in the cache"),
+        ('A', "reads the file: 16,384 bytes read"),
+        ('A', "the buffer is full of B: right"),
+    ];
+    assert_eq!(steps, expected, "{text}");
+    for _ in 0..20 {
+        assert_eq!(with_io_uring(test, "hole", &[]).as_deref(), Some(&*text), "another time");
+    }
+}
+
 /// The three numbers of the line that begins with `label`; what is beside them is a bar or a word.
 fn numbers(text: &str, label: &str) -> [i64; 3] {
     // The last one: a sentence may begin with the same word.
