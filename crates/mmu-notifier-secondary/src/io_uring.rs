@@ -57,8 +57,7 @@
 //!
 //! Whatever can be written and pinned: anonymous memory, `memfd`s, `tmpfs`, huge pages, private mappings of files. The kernel
 //! pins for writing whatever the buffer is used for, so read-only memory cannot be registered, not even to send it;
-//! and one may as well ask for [`Access::ReadWrite`] always, as what was registered for less is registered once more for
-//! more. Shared mappings of files on a disk cannot be pinned. What cannot be registered can be used by the operations that take an
+//! and what is registered is good for any access. Shared mappings of files on a disk cannot be pinned. What cannot be registered can be used by the operations that take an
 //! address: `READ`, `WRITE`.
 //!
 //! | file | what |
@@ -200,7 +199,6 @@ impl FixedBuffers {
         if !params.is_feature_resource_tagging() {
             return Err(SetupError::TooOld);
         }
-        let home = Home::new().map_err(SetupError::Memory)?;
         // SAFETY: the descriptor is open as long as `ring` is borrowed.
         let descriptor = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
         let descriptor = descriptor.try_clone_to_owned().map_err(SetupError::Memory)?;
@@ -212,7 +210,7 @@ impl FixedBuffers {
             ring,
             slots: Slots::new(options.slots),
             options,
-            home,
+            home: Home::new(),
             submitting: RwLock::new(()),
             pinned: AtomicU64::new(0),
         })
@@ -366,6 +364,11 @@ impl Registrar for FixedBuffers {
     /// `fork` and a reset of write tracking leave pinned pages where they are.
     fn survives(&self, event: Event) -> bool {
         matches!(event, Event::ProtectionPage | Event::SoftDirty)
+    }
+
+    /// The kernel pins for writing in any case.
+    fn grants(&self, _: Access) -> Access {
+        Access::ReadWrite
     }
 
     fn max_len(&self) -> usize {

@@ -16,6 +16,13 @@ pub(crate) unsafe trait Zeroed {
     fn zeroed() -> Self;
 }
 
+// SAFETY: an atomic that may be zero.
+unsafe impl Zeroed for crate::sync::AtomicU32 {
+    fn zeroed() -> crate::sync::AtomicU32 {
+        crate::sync::AtomicU32::new(0)
+    }
+}
+
 /// Tables of so many bytes get huge pages where they are to be had.
 #[cfg(not(any(mmu_loom, miri)))]
 const HUGE: usize = 16 << 20;

@@ -104,6 +104,8 @@ impl<R: Registrar> Store<R> {
                         return;
                     }
                     deadline += self.options.patience.max(Duration::from_millis(1));
+                    // Once more from the beginning: what was begun meanwhile is called off, too.
+                    break;
                 }
                 backoff.wait();
                 self.bury();

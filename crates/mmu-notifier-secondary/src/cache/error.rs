@@ -44,14 +44,14 @@ pub enum GetError {
         max: usize,
     },
     /// The registrar failed, and the mappings do not say why.
-    #[error("{range} could not be registered for {access}: {source}")]
+    #[error("{range} could not be registered for {access}: {error}")]
     Register {
         /// What was to be registered.
         range: Range,
         /// What for.
         access: Access,
         /// What the registrar said.
-        source: RegisterError,
+        error: RegisterError,
     },
     /// The registrar panicked.
     #[error("{range} could not be registered: the registrar panicked: {message}")]

@@ -153,11 +153,11 @@ impl<R: Registrar> Store<R> {
             let register = || self.registrar.register(range, access);
             let handle = match catch_unwind(AssertUnwindSafe(register)) {
                 Ok(Ok(handle)) => handle,
-                Ok(Err(source)) => {
+                Ok(Err(error)) => {
                     self.counters().failed.add_one();
                     self.give_back(&miss);
                     drop(miss);
-                    if let RegisterError::Exhausted(_) = source
+                    if let RegisterError::Exhausted(_) = error
                         && self.make_room(range.len())
                     {
                         continue;
@@ -166,7 +166,7 @@ impl<R: Registrar> Store<R> {
                         may_widen = false;
                         continue;
                     }
-                    return Err(mappings::why(range, access, source));
+                    return Err(mappings::why(range, access, error));
                 }
                 Err(panic) => {
                     self.counters().panics.add_one();
@@ -226,7 +226,7 @@ impl<R: Registrar> Store<R> {
                 registers = (other, state.access().with(access));
             }
         }
-        let (range, access) = registers;
+        let (range, access) = (registers.0, self.registrar.grants(registers.1).with(registers.1));
         if self.space.is_released() {
             return Plan::Fail(GetError::Released { range });
         }

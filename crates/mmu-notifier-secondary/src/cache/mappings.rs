@@ -6,11 +6,11 @@ use super::error::{GetError, Rights};
 use super::registrar::{Access, RegisterError};
 
 /// The error of a registrar, or a better one if the mappings explain it. Reads `/proc/self/maps`.
-pub(super) fn why(range: Range, access: Access, source: RegisterError) -> GetError {
+pub(super) fn why(range: Range, access: Access, error: RegisterError) -> GetError {
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
-        return GetError::Register { range, access, source };
+        return GetError::Register { range, access, error };
     };
-    explain(&maps, range, access).unwrap_or(GetError::Register { range, access, source })
+    explain(&maps, range, access).unwrap_or(GetError::Register { range, access, error })
 }
 
 fn explain(maps: &str, range: Range, access: Access) -> Option<GetError> {

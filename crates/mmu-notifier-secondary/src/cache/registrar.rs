@@ -134,7 +134,10 @@ pub trait Registrar: Send + Sync + 'static {
         Wait::ForNothing
     }
 
-    /// A change begins to wait for those who use this registration: work that can be called off should be. Must not wait.
+    /// A change waits for those who use this registration, and does again after each [patience](super::Options::patience):
+    /// work that can be called off should be. Should not wait for long.
+    ///
+    /// The change may come from inside an allocator: whoever uses the registration must come to its end without it.
     fn hurry(&self, range: Range, handle: &Self::Handle) {
         let _ = (range, handle);
     }
@@ -146,6 +149,12 @@ pub trait Registrar: Send + Sync + 'static {
     fn survives(&self, event: Event) -> bool {
         let _ = event;
         false
+    }
+
+    /// What a registration for `access` is good for: at least that. The default says just that; who registers for
+    /// writing in any case says so, and nothing is registered twice for more rights.
+    fn grants(&self, access: Access) -> Access {
+        access
     }
 
     /// What both ends of a registration are multiples of, in bytes: a power of two, at least 1. Requests are
@@ -187,6 +196,10 @@ impl<R: Registrar> Registrar for Arc<R> {
         (**self).survives(event)
     }
 
+    fn grants(&self, access: Access) -> Access {
+        (**self).grants(access)
+    }
+
     fn alignment(&self) -> usize {
         (**self).alignment()
     }
@@ -219,9 +232,9 @@ impl Registrar for Unregistered {
 pub enum RegisterError {
     /// Something that other registrations take up is used up: locked memory, slots of a table.
     #[error("nothing more can be registered: {0}")]
-    Exhausted(#[source] io::Error),
+    Exhausted(io::Error),
     /// Anything else.
-    #[error(transparent)]
+    #[error("{0}")]
     Failed(io::Error),
 }
 

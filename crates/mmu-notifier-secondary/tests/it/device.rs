@@ -24,6 +24,8 @@ pub(crate) struct Device {
     pub(crate) is_quick: AtomicBool,
     /// Whether a change waits for users.
     pub(crate) waits: bool,
+    /// Whether what is registered is good for any access.
+    pub(crate) grants_all: bool,
     pub(crate) alignment: Option<usize>,
     pub(crate) max_len: Option<usize>,
     /// Event that registrations survive.
@@ -127,6 +129,10 @@ impl Registrar for Device {
 
     fn survives(&self, event: Event) -> bool {
         self.survives == Some(event)
+    }
+
+    fn grants(&self, access: Access) -> Access {
+        if self.grants_all { Access::ReadWrite } else { access }
     }
 
     fn alignment(&self) -> usize {

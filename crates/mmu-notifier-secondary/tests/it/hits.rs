@@ -92,6 +92,14 @@ fn missing_rights_widen_all_that_is_registered() {
 }
 
 #[test]
+fn what_is_good_for_any_access_is_registered_once() {
+    let rig = Rig::with(Device { grants_all: true, ..Device::default() }, Options::default());
+    let read = rig.get(0..8);
+    let both = rig.cache.get(range(2..3), Access::ReadWrite).unwrap();
+    assert_eq!((*both.handle(), both.access(), rig.device.registrations()), (read, Access::ReadWrite, 1));
+}
+
+#[test]
 fn rights_that_cannot_be_widened_everywhere_are_had_where_they_can() {
     let rig = Rig::new();
     rig.get(0..8);

@@ -87,7 +87,7 @@ fn something_used_up_with_nothing_to_evict_is_an_error() {
     let page = vec![0_u8; 3 * 4096];
     let mapped = mmu_notifier::Range::with_len(page.as_ptr() as usize, page.len()).unwrap();
     let error = rig.cache.get(mapped, Access::Read).unwrap_err();
-    let is_used_up = matches!(&error, GetError::Register { source: RegisterError::Exhausted(_), .. });
+    let is_used_up = matches!(&error, GetError::Register { error: RegisterError::Exhausted(_), .. });
     assert!(is_used_up && error.to_string().contains("nothing more can be registered"), "{error}");
     drop(held);
     drop(rig.cache.get(mapped, Access::Read).unwrap());

@@ -108,6 +108,24 @@ fn a_wait_too_long_is_reported_again_and_again() {
 }
 
 #[test]
+fn users_are_hurried_again_and_again() {
+    let rig = waiting(Options {
+        patience: Duration::from_millis(1),
+        on_overdue: Arc::new(|_| ()),
+        ..Options::default()
+    });
+    let held = rig.cache.get(range(0..1), Access::Write).unwrap();
+    let (hurried, is_hurried) = mpsc::channel();
+    let hurried = Mutex::new(hurried);
+    rig.device.on_hurry(move |_| _ = hurried.lock().unwrap().send(()));
+    std::thread::scope(|scope| {
+        scope.spawn(|| rig.unmap(0..1));
+        (0..3).for_each(|_| is_hurried.recv().unwrap());
+        drop(held);
+    });
+}
+
+#[test]
 fn quarantine_is_bounded_and_then_changes_wait() {
     let patience = Duration::from_millis(2);
     let rig = waiting(Options {
