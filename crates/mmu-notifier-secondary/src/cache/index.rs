@@ -265,7 +265,7 @@ impl Index {
         if !sequence.is_multiple_of(2) {
             return Err(Torn);
         }
-        if !self.places.is_free(table, range) {
+        if !self.places.visit(range, &mut visit) {
             self.walk(table, range, &mut visit, || self.sequence.load(Ordering::Relaxed) == sequence)?;
         }
         // Pairs with the fence in `change`: if anything that was read is newer, so is the sequence.

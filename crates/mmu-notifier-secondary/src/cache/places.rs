@@ -15,7 +15,7 @@ use mmu_notifier::Range;
 
 use super::table::{Id, Table};
 use crate::memory::{Zeroed, Zeroes};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 
 /// Entries at a place.
 const ROOM: usize = if cfg!(mmu_loom) { 2 } else { 7 };
@@ -108,6 +108,9 @@ pub(super) struct Places {
     places: Zeroes<Place>,
     /// A bit for each order that there are entries of.
     orders: AtomicU64,
+    /// All entries lie between these.
+    lowest: AtomicUsize,
+    highest: AtomicUsize,
 }
 
 /// What only who writes has: entries by order.
@@ -123,7 +126,8 @@ impl Places {
     /// For so many entries: four to a place.
     pub(super) fn new(entries: usize) -> Places {
         let count = (entries / 4).next_power_of_two().max(if cfg!(mmu_loom) { 1 } else { 64 });
-        Places { places: Zeroes::new(count), orders: AtomicU64::new(0) }
+        let (lowest, highest) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
+        Places { places: Zeroes::new(count), orders: AtomicU64::new(0), lowest, highest }
     }
 
     /// What so many entries have touched of it at most, in bytes.
@@ -183,9 +187,14 @@ impl Places {
         Short::Unknown
     }
 
-    /// Whether no entry overlaps `range`, for sure. To be asked by the writer, or between two looks at the sequence.
+    /// Gives every entry that overlaps `range` to `visit`, and perhaps others. Whether that were all; if not, they may have
+    /// been none. To be asked by the writer, or between two looks at the sequence.
     #[inline(always)]
-    pub(super) fn is_free<H>(&self, table: &Table<H>, range: Range) -> bool {
+    pub(super) fn visit(&self, range: Range, mut visit: impl FnMut(Id)) -> bool {
+        let (lowest, highest) = (self.lowest.load(Ordering::Relaxed), self.highest.load(Ordering::Relaxed));
+        if range.end() <= lowest || highest <= range.start() {
+            return true;
+        }
         let mut orders = self.orders.load(Ordering::Relaxed);
         let mut looks = 0;
         while orders != 0 {
@@ -199,17 +208,23 @@ impl Places {
             for number in first..=last {
                 let piece = Piece::new(number, order);
                 let place = self.place(piece);
-                let overlaps = |id| {
-                    table
-                        .get(id)
-                        .is_some_and(|entry| entry.start() < range.end() && range.start() < entry.end())
-                };
-                if place.has_missing() || place.of(piece).any(overlaps) {
+                if place.has_missing() {
                     return false;
                 }
+                place.of(piece).for_each(&mut visit);
             }
         }
         true
+    }
+
+    /// Whether no entry overlaps `range`, for sure. To be asked by the writer.
+    pub(super) fn is_free<H>(&self, table: &Table<H>, range: Range) -> bool {
+        let mut is_free = true;
+        let is_all = self.visit(range, |id| {
+            let entry = table.entry(id);
+            is_free &= entry.end() <= range.start() || range.end() <= entry.start();
+        });
+        is_all && is_free
     }
 
     /// By the writer.
@@ -222,6 +237,8 @@ impl Places {
                 None => add(&place.missing, 1),
             }
         }
+        self.lowest.store(self.lowest.load(Ordering::Relaxed).min(range.start()), Ordering::Relaxed);
+        self.highest.store(self.highest.load(Ordering::Relaxed).max(range.end()), Ordering::Relaxed);
         orders.0[order as usize] += 1;
         self.orders.store(self.orders.load(Ordering::Relaxed) | 1 << order, Ordering::Relaxed);
     }
@@ -238,7 +255,12 @@ impl Places {
         }
         orders.0[order as usize] -= 1;
         if orders.0[order as usize] == 0 {
-            self.orders.store(self.orders.load(Ordering::Relaxed) & !(1 << order), Ordering::Relaxed);
+            let left = self.orders.load(Ordering::Relaxed) & !(1 << order);
+            self.orders.store(left, Ordering::Relaxed);
+            if left == 0 {
+                self.lowest.store(usize::MAX, Ordering::Relaxed);
+                self.highest.store(0, Ordering::Relaxed);
+            }
         }
     }
 }
