@@ -15,7 +15,7 @@
 //! Nodes are never given back; every value that a reader may see, also a torn or an old one, is checked against the bounds
 //! of what it is used for.
 
-// UNSAFETY: promises that a node may consist of zeroes.
+// UNSAFETY: promises that a node may consist of zeroes, and asks for cache lines in advance.
 #![expect(unsafe_code)]
 
 use mmu_notifier::Range;
@@ -98,6 +98,18 @@ impl Node {
             _ => (even, odd + is_up_to(half + at)),
         });
         half + even + odd
+    }
+
+    /// Asks for all of it at once: in a large tree each line would be waited for by itself.
+    #[inline(always)]
+    fn fetch(&self) -> &Node {
+        #[cfg(all(target_arch = "x86_64", not(mmu_loom), not(miri)))]
+        for line in [64, 128] {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a hint, which neither reads nor faults; the address is in this node.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(self).cast::<i8>().wrapping_add(line)) };
+        }
+        self
     }
 
     /// The child that `key` would be in.
@@ -225,10 +237,10 @@ impl Index {
         let key = key as u64;
         let Root { mut node, height } = self.root();
         for _ in 0..height {
-            let inner = self.nodes.get(node as usize)?;
+            let inner = self.nodes.get(node as usize)?.fetch();
             node = inner.value(inner.child(key));
         }
-        let leaf = self.nodes.get(node as usize)?;
+        let leaf = self.nodes.get(node as usize)?.fetch();
         let at = leaf.up_to(key).checked_sub(1)?;
         Some(leaf.value(at))
     }
@@ -236,14 +248,14 @@ impl Index {
     /// The leaf that `key` would be in, and the lowest key of the leaf behind it.
     fn leaf(&self, key: u64) -> Option<(&Node, u64)> {
         let Root { node, height } = self.root();
-        let mut node = self.nodes.get(node as usize)?;
+        let mut node = self.nodes.get(node as usize)?.fetch();
         let mut behind = NO_KEY;
         for _ in 0..height {
             let at = node.child(key);
             if at + 1 < FANOUT {
                 behind = behind.min(node.key(at + 1));
             }
-            node = self.nodes.get(node.value(at) as usize)?;
+            node = self.nodes.get(node.value(at) as usize)?.fetch();
         }
         Some((node, behind))
     }
@@ -444,7 +456,7 @@ impl Index {
 
     /// For the writer, to whom every number in the tree is one of a node.
     fn node(&self, number: u32) -> &Node {
-        &self.nodes[number as usize]
+        self.nodes[number as usize].fetch()
     }
 
     fn take_node(&self, writer: &mut Writer) -> u32 {

@@ -66,7 +66,7 @@ impl Place {
 /// A piece of memory, by its hash.
 #[derive(Clone, Copy)]
 struct Piece {
-    place: usize,
+    hash: u64,
     /// Not 0.
     tag: u32,
 }
@@ -75,10 +75,11 @@ impl Piece {
     /// The piece of that order that has that number.
     #[inline(always)]
     fn new(number: usize, order: u32) -> Piece {
-        // Fibonacci hashing (Knuth, volume 3, 6.4): the upper bits of the product depend on all of the number.
+        // Fibonacci hashing (Knuth, volume 3, 6.4): the uppermost bits of the product spread neighbours, and pieces at
+        // equal distances, more evenly than chance would.
         const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
         let hash = (number as u64 ^ u64::from(order) << 58).wrapping_mul(GOLDEN);
-        Piece { place: (hash >> 32) as usize, tag: (hash ^ number as u64) as u32 | 1 << 31 }
+        Piece { hash, tag: (hash ^ number as u64) as u32 | 1 << 31 }
     }
 }
 
@@ -106,6 +107,8 @@ pub(super) enum Short<T> {
 
 pub(super) struct Places {
     places: Zeroes<Place>,
+    /// Leaves of a hash the number of a place.
+    shift: u32,
     /// A bit for each order that there are entries of.
     orders: AtomicU64,
     /// All entries lie between these.
@@ -125,9 +128,10 @@ impl Default for Orders {
 impl Places {
     /// For so many entries: four to a place.
     pub(super) fn new(entries: usize) -> Places {
-        let count = (entries / 4).next_power_of_two().max(if cfg!(mmu_loom) { 1 } else { 64 });
+        let count = (entries / 4).next_power_of_two().max(if cfg!(mmu_loom) { 2 } else { 64 });
+        let shift = u64::BITS - count.trailing_zeros();
         let (lowest, highest) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
-        Places { places: Zeroes::new(count), orders: AtomicU64::new(0), lowest, highest }
+        Places { places: Zeroes::new(count), shift, orders: AtomicU64::new(0), lowest, highest }
     }
 
     /// What so many entries have touched of it at most, in bytes.
@@ -137,7 +141,7 @@ impl Places {
 
     #[inline(always)]
     fn place(&self, piece: Piece) -> &Place {
-        &self.places[piece.place & (self.places.len() - 1)]
+        &self.places[(piece.hash >> self.shift) as usize]
     }
 
     /// Gives entries that may contain `asked` to `is_it`, until one is it.
