@@ -76,18 +76,17 @@ impl<R: Registrar> Store<R> {
         let (mut began, mut deadline) = (None, self.options.patience);
         let mut backoff = Backoff::default();
         loop {
-            let (is_killed, dying) = self.with_books(|books| {
-                let dying = books.dying_in(&self.table, range, concerns);
-                let used = dying.map(|(id, state)| (id, state, self.table.entry(id).add_user(state)));
-                (self.is_being_killed(range), used)
+            let next = self.with_books(|books| {
+                if let Some(id) = self.being_killed(range) {
+                    return Some((id, None));
+                }
+                let (id, state) = books.dying_in(&self.table, range, concerns)?;
+                Some((id, Some((state, self.table.entry(id).add_user(state)))))
             });
             self.bury();
-            if is_killed {
-                backoff.wait();
-                continue;
-            }
-            let Some((id, state, is_used)) = dying else { return };
-            if is_used {
+            let Some((id, dying)) = next else { return };
+            let is_there = |state| self.table.entry(id).state().is_still(state);
+            if let Some((_, true)) = dying {
                 self.hurry(id);
                 if self.remove_user(id) {
                     self.bury();
@@ -97,8 +96,7 @@ impl<R: Registrar> Store<R> {
                 self.counters().waited.add_one();
                 Instant::now()
             });
-            let mut backoff = Backoff::default();
-            while self.table.entry(id).state().is_still(state) {
+            while dying.is_none_or(|(state, _)| is_there(state)) {
                 if began.elapsed() >= deadline {
                     if self.goes_on(change, id, began.elapsed()) {
                         return;
@@ -109,18 +107,25 @@ impl<R: Registrar> Store<R> {
                 }
                 backoff.wait();
                 self.bury();
+                if dying.is_none() {
+                    break;
+                }
             }
         }
     }
 
-    /// Whether another change has just killed something there and is about to say so. Under the lock.
-    fn is_being_killed(&self, range: Range) -> bool {
-        let mut is_any = false;
+    /// What another change has just killed there and is about to hand on. Under the lock.
+    fn being_killed(&self, range: Range) -> Option<Id> {
+        let mut killed = None;
         let visited = self.index.visit(&self.table, range, |id| {
-            is_any |= self.table.entry(id).state().phase() == Phase::Dead;
+            let entry = self.table.entry(id);
+            let is_hit = entry.range().is_some_and(|it| it.overlaps(&range));
+            if is_hit && entry.state().phase() == Phase::Dead {
+                killed = Some(id);
+            }
         });
         debug_assert!(visited.is_ok(), "nobody else changes the index");
-        is_any
+        killed
     }
 
     /// A change has waited too long; whether it goes on all the same.
@@ -160,7 +165,7 @@ impl<R: Registrar> Store<R> {
             }
             let Some(mut books) = written.books.try_lock(self.thread()) else { return true };
             self.settle(&mut books);
-            if self.is_being_killed(change.range()) {
+            if self.being_killed(change.range()).is_some() {
                 return true;
             }
             books.dying_in(&self.table, change.range(), |state| state.users() > 0).is_some()
