@@ -482,3 +482,6 @@ impl Index {
         writer.available += 1;
     }
 }
+
+#[cfg(all(test, not(mmu_loom)))]
+mod tests;

@@ -139,6 +139,21 @@ impl Places {
         self.places.len().min(2 * entries) * size_of::<Place>()
     }
 
+    /// Whether there is nothing in it.
+    #[cfg(all(test, not(mmu_loom)))]
+    pub(super) fn is_empty(&self) -> bool {
+        let nothing = |place: &Place| {
+            place.entries.iter().all(|entry| entry.load(Ordering::Relaxed) == 0) && !place.has_missing()
+        };
+        self.orders.load(Ordering::Relaxed) == 0 && self.places.iter().all(nothing)
+    }
+
+    /// Whether there is a place with more than it has room for.
+    #[cfg(all(test, not(mmu_loom)))]
+    pub(super) fn has_missing(&self) -> bool {
+        self.places.iter().any(Place::has_missing)
+    }
+
     #[inline(always)]
     fn place(&self, piece: Piece) -> &Place {
         &self.places[(piece.hash >> self.shift) as usize]
