@@ -372,11 +372,14 @@ impl Index {
     }
 
     /// Splits the full child at that place. If what comes now goes behind all of it, it stays nearly full: who registers
-    /// one buffer after the other gets full nodes.
+    /// one buffer after the other gets full nodes. But not if there is a nearly empty one behind it already: who goes down
+    /// and registers each two upwards would get one for each two.
     fn split(&self, writer: &mut Writer, above: &Node, at: usize, key: u64) {
         let child = self.node(above.value(at));
         let new = self.take_node(writer);
-        let place = if key > child.key(FANOUT - 1) { FANOUT - 1 } else { FANOUT / 2 };
+        let is_behind_filled = at + 1 == above.len() || self.node(above.value(at + 1)).len() >= HALF;
+        let stays_full = key > child.key(FANOUT - 1) && is_behind_filled;
+        let place = if stays_full { FANOUT - 1 } else { FANOUT / 2 };
         child.move_to(place, self.node(new));
         above.insert_at(at + 1, self.node(new).key(0), new);
     }

@@ -333,3 +333,21 @@ fn many_at_the_same_place_in_a_high_tree() {
     }
     rig.assert_is_empty();
 }
+
+/// In whatever order entries come, there are nodes for as many as there may be.
+#[test]
+fn there_is_room_for_every_entry() {
+    const MANY: usize = 20_000;
+    for order in [Order::Up, Order::Down, Order::Pairs, Order::Scattered] {
+        let mut rig = Rig::new(MANY + FANOUT);
+        // Below them all, in a node with room for one more: behind it, and before what is there, comes what comes down.
+        for at in 0..FANOUT - 1 {
+            rig.insert(pages(at..at + 1)).unwrap();
+        }
+        for at in 0..MANY {
+            let start = 2 * (FANOUT + order.of(at, MANY));
+            rig.insert(pages(start..start + 1)).unwrap();
+        }
+        assert!(rig.height >= 3, "{order:?}: {}", rig.height);
+    }
+}
