@@ -12,10 +12,17 @@ use mmu_notifier::{AddressSpace, Caller, Event, Range};
 use super::homes::NUMBER;
 use super::{Access, Cache, Options, RegisterError, Registrar, Wait};
 
-const PAGES: Range = match Range::new(0x1000, 0x2000) {
-    Ok(pages) => pages,
-    Err(_) => panic!("a range"),
-};
+const PAGES: Range = pages(0x1000);
+
+/// Lies before them.
+const BELOW: Range = pages(0);
+
+const fn pages(start: usize) -> Range {
+    match Range::with_len(start, 0x1000) {
+        Ok(pages) => pages,
+        Err(_) => panic!("a range"),
+    }
+}
 
 fn caller() -> Caller {
     let number = NUMBER.with(std::cell::Cell::get);
@@ -162,9 +169,24 @@ fn a_miss_beside_a_change_that_must_not_wait() {
         });
         drop(rig.get());
         change.join().unwrap();
+        assert!(rig.cache.store.written.corpses.is_empty(), "left to nobody");
         assert_eq!(*rig.get().handle(), 1, "stale");
         rig.cache.flush();
         assert_eq!(rig.registered(), [0, 1, 0]);
+    });
+}
+
+/// A change finds what it hits while others are moved to make room in the index.
+#[test]
+fn a_change_beside_a_miss_of_other_memory() {
+    explore(2, || {
+        let rig = rig(Wait::ForNothing);
+        let token = rig.get().token();
+        let other = rig.clone();
+        let miss = spawn(1, move || drop(other.cache.get(BELOW, Access::Read).unwrap()));
+        rig.space.try_invalidate(PAGES, Event::Unmap, || assert!(!token.is_valid(), "not found")).unwrap();
+        miss.join().unwrap();
+        assert!(rig.cache.store.written.corpses.is_empty(), "left to nobody");
     });
 }
 
