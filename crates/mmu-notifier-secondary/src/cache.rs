@@ -85,6 +85,8 @@ mod registrar;
 mod registration;
 mod store;
 mod table;
+#[cfg(all(test, not(mmu_loom)))]
+mod tests;
 mod told;
 
 use std::fmt;

@@ -457,6 +457,12 @@ impl Index {
         self.sequence.store(sequence + 2, Ordering::Release);
     }
 
+    /// What others see in the middle of a change.
+    #[cfg(all(test, not(mmu_loom)))]
+    pub(super) fn while_changing(&self, look: impl FnOnce()) {
+        self.change(look);
+    }
+
     /// For the writer, to whom every number in the tree is one of a node.
     fn node(&self, number: u32) -> &Node {
         self.nodes[number as usize].fetch()
