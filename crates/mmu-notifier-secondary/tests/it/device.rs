@@ -184,3 +184,17 @@ pub(crate) fn range(pages: std::ops::Range<usize>) -> Range {
     const BASE: usize = 0x10_0000_0000;
     Range::new(BASE + pages.start * 4096, BASE + pages.end * 4096).unwrap()
 }
+
+/// Runs it with 0, 1, .. for as long as `MMU_STRESS_SECONDS` says (`ci/stress-cache.sh`), but once at least.
+pub(crate) fn again_and_again(mut run: impl FnMut(usize)) {
+    let seconds = std::env::var("MMU_STRESS_SECONDS").ok();
+    let seconds = seconds.map_or(0, |text| text.parse().expect("MMU_STRESS_SECONDS is a number of seconds"));
+    let began = std::time::Instant::now();
+    for round in 0.. {
+        run(round);
+        if began.elapsed().as_secs() >= seconds {
+            println!("{} rounds in {:.0?}", round + 1, began.elapsed());
+            return;
+        }
+    }
+}

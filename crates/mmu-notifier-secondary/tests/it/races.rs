@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use mmu_notifier::Event;
 use mmu_notifier_secondary::cache::{Access, Options};
 
-use crate::device::{Device, Rig, range};
+use crate::device::{Device, Rig, again_and_again, range};
 
 #[test]
 fn a_change_while_memory_is_being_registered_undoes_it() {
@@ -135,41 +135,43 @@ fn more_misses_at_a_time_than_there_is_room_for_wait() {
 /// registered.
 #[test]
 fn threads_that_get_change_and_evict() {
-    for waits in [false, true] {
-        let options = Options { entries: 40, bytes: 200 * 4096, ..Options::default() };
-        let rig = Rig::with(Device { waits, ..Device::default() }, options);
-        std::thread::scope(|scope| {
-            for thread in 0..6_usize {
-                let rig = &rig;
-                scope.spawn(move || {
-                    let mut random = 0x9e37_79b9_7f4a_7c15_u64 + thread as u64;
-                    for _ in 0..3000 {
-                        random = random
-                            .wrapping_mul(6_364_136_223_846_793_005)
-                            .wrapping_add(1_442_695_040_888_963_407);
-                        let (start, len) = ((random >> 33) as usize % 100, 1 + (random >> 50) as usize % 9);
-                        let pages = start..start + len;
-                        match random >> 60 {
-                            0 => rig.unmap(pages),
-                            1 => drop(rig.try_unmap(pages)),
-                            2 => rig.cache.flush(),
-                            _ => {
-                                let access = if random >> 59 & 1 == 0 { Access::Read } else { Access::Write };
-                                let Ok(got) = rig.cache.get(range(pages.clone()), access) else { continue };
-                                assert!(rig.device.is_registered(*got.handle()));
-                                assert!(got.range().contains(&range(pages)) && got.access().includes(access));
-                            }
+    again_and_again(|round| [false, true].into_iter().for_each(|waits| get_change_and_evict(waits, round)));
+}
+
+fn get_change_and_evict(waits: bool, round: usize) {
+    let options = Options { entries: 40, bytes: 200 * 4096, ..Options::default() };
+    let rig = Rig::with(Device { waits, ..Device::default() }, options);
+    std::thread::scope(|scope| {
+        for thread in 0..6_usize {
+            let rig = &rig;
+            scope.spawn(move || {
+                let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_add((6 * round + thread) as u64);
+                for _ in 0..3000 {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    let (start, len) = ((random >> 33) as usize % 100, 1 + (random >> 50) as usize % 9);
+                    let pages = start..start + len;
+                    match random >> 60 {
+                        0 => rig.unmap(pages),
+                        1 => drop(rig.try_unmap(pages)),
+                        2 => rig.cache.flush(),
+                        _ => {
+                            let access = if random >> 59 & 1 == 0 { Access::Read } else { Access::Write };
+                            let Ok(got) = rig.cache.get(range(pages.clone()), access) else { continue };
+                            assert!(rig.device.is_registered(*got.handle()));
+                            assert!(got.range().contains(&range(pages)) && got.access().includes(access));
                         }
                     }
-                });
-            }
-        });
-        let stats = rig.cache.stats();
-        assert_eq!(stats.panics, 0);
-        rig.cache.clear();
-        assert_eq!(rig.device.ranges(), []);
-        let stats = rig.cache.stats();
-        assert_eq!((stats.entries, stats.bytes, stats.unreleased), (0, 0, 0));
-        assert_eq!(stats.registered, stats.deregistered);
-    }
+                }
+            });
+        }
+    });
+    let stats = rig.cache.stats();
+    assert_eq!(stats.panics, 0);
+    rig.cache.clear();
+    assert_eq!(rig.device.ranges(), []);
+    let stats = rig.cache.stats();
+    assert_eq!((stats.entries, stats.bytes, stats.unreleased), (0, 0, 0));
+    assert_eq!(stats.registered, stats.deregistered);
 }

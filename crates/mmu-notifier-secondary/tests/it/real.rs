@@ -163,6 +163,10 @@ impl Drop for Over<'_> {
 /// Threads that use memory beside threads that unmap, remap and discard it, all of it announced: not one stale hit.
 #[test]
 fn under_load_the_self_check_finds_nothing() {
+    crate::device::again_and_again(|_| load());
+}
+
+fn load() {
     let space = AddressSpace::new();
     let Some(cache) = checked(&space) else { return };
     const BUFFERS: usize = 8;
