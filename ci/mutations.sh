@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Takes away, one at a time, what keeps a promise of the core, and checks that a test notices: `docs/mutations.md`.
-# Half an hour. With an argument, `it`, `loom` or `oracle`, only the rows of these tests; with another one, only those
-# with that word. With `check`, only that each substitution still finds its place: at once.
+# Takes away, one at a time, what keeps a promise of the core or of the registration cache, and checks that a test
+# notices: `docs/mutations.md`. An hour. With an argument, `it`, `loom` or `oracle`, or for the cache `cache`, `cache-unit` or
+# `cache-loom`, only the rows of these tests; with another one, only those with that word. With `check`, only that each
+# substitution still finds its place: at once.
 #
-# Each row: promise | file in crates/mmu-notifier/src | perl substitution | tests, or tests:FILTER.
+# Each row: promise | file in crates/mmu-notifier/src, or of the cache, in crates/mmu-notifier-secondary/src | perl
+# substitution | tests, or tests:FILTER.
 # A hang counts as noticed, but under loom, where it may be only slow, unless it has reported something.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +13,8 @@ root=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/crates"
-cp -r crates/mmu-notifier crates/mmu-notifier-model "$work/crates/"
+cp -r crates/mmu-notifier crates/mmu-notifier-model crates/mmu-notifier-secondary "$work/crates/"
+sed -i '/^mmu-notifier-primary/d' "$work/crates/mmu-notifier-secondary/Cargo.toml"
 cp Cargo.lock "$work/"
 sed 's|^mmu-notifier-primary = .*||' Cargo.toml >"$work/Cargo.toml"
 cd "$work"
@@ -159,8 +162,130 @@ rows+=(
 'readers wait for nothing else|open.rs|s/slot\.range\(\)\.overlaps\(range\) \&\& !ignored/range.len() > 0 \&\& !ignored/|oracle'
 )
 
+# What the registration cache promises (crates/mmu-notifier-secondary/src/cache).
+rows+=(
+# Hits.
+'cache: a hit looks again behind the pin|cache/get.rs|s/if !entry\.state\(\)\.is_still\(state\) \{/if false {/|cache-loom:a_change_that_waits'
+'cache: a pin is a full fence|cache/get.rs|s/(either this sees the death, or who kills the entry sees the pin\.\n)\s+fence_after_rmw\(\);/$1/|cache-loom:a_change_that_waits'
+'cache: so is a death|cache/homes.rs|s/(The death was an exchange\.\n)\s+fence_after_rmw\(\);/$1/|cache-loom:a_change_that_waits'
+'cache: pins of the dead are counted|cache/homes.rs|s/if state\.is_live\(\) \|\| !entry\.add_user\(state\) \{/if true {/|cache'
+'cache: pins of the dead are marked|cache/homes.rs|s/word \| Pin::MARKED, Ordering::AcqRel/word, Ordering::AcqRel/|cache'
+'cache: who lets go before the mark is not counted|cache/homes.rs|s/if marked\.is_err\(\) && entry\.remove_user\(\) \{/if false {/|cache-loom:two_users'
+'cache: pins of other entries are left alone|cache/homes.rs|s/if state\.is_live\(\) \|\| !entry/if !entry/|cache'
+'cache: every home that was used is looked at|cache/homes.rs|s/self\.used\.fetch_max\(number \+ 1, Ordering::Relaxed\);//|cache'
+'cache: what was done with a pin is before its end: written|cache/homes.rs|s/self\.word\.swap\(0, Ordering::AcqRel\)/self.word.swap(0, Ordering::Acquire)/|cache-loom:a_change_that_waits'
+'cache: and read|cache/homes.rs|s/let word = pin\.word\.load\(Ordering::Acquire\);/let word = pin.word.load(Ordering::Relaxed);/|cache-loom:a_change_that_waits'
+'cache: a full home is not the end|cache/get.rs|s/else \{ return self\.count\(id, state\) \};/else { return None };/|cache'
+'cache: a hit is good for what is asked|cache/get.rs|s/ && state\.access\(\)\.includes\(access\)\)/)/|cache'
+'cache: a hit contains what is asked|cache/get.rs|s/ && asked\.end\(\) <= entry\.end\(\);/;/|cache'
+'cache: rights that are not to be had everywhere are had in part|cache/get.rs|s/if may_widen && range != self\.align\(asked\)\? \{/if false {/|cache'
+# The life of an entry.
+'cache: what comes to life meanwhile is killed all the same|cache/table.rs|s/(It may have come to life meanwhile.*?)if !now\.is_same_life\(seen\) \{/$1if true {/s|cache-loom:a_miss_beside'
+'cache: nobody buries before the killer|cache/table.rs|s/seen\.with_phase\(Phase::Dead\)\.0 \+ State::USER/seen.with_phase(Phase::Dead).0/|cache'
+'cache: a registration is published|cache/table.rs|s/(Acquire for who goes on with the new state\.\n\s+self\.state\.compare_exchange\(from\.0, to\.0, Ordering::)SeqCst/$1Relaxed/|cache-loom:two_misses'
+'cache: and acquired|cache/table.rs|s/State\(word\.load\(Ordering::Acquire\)\)/State(word.load(Ordering::Relaxed))/|cache-loom:two_misses'
+'cache: what users did is before the burial|cache/table.rs|s/fetch_sub\(State::USER, Ordering::AcqRel\)/fetch_sub(State::USER, Ordering::Relaxed)/|cache-loom:two_users'
+'cache: a burial is published|cache/table.rs|s/self\.state\.store\(next_life, Ordering::Release\)/self.state.store(next_life, Ordering::Relaxed)/|cache-loom:a_change_that_waits'
+'cache: each life has its number|cache/table.rs|s/\.wrapping_add\(State::LIFE\)//|cache'
+'cache: a chain is taken by one|cache/table.rs|s/self\.head\.swap\(0, Ordering::Acquire\)/{ let head = self.head.load(Ordering::Acquire); self.head.store(0, Ordering::Relaxed); head }/|cache-loom:two_changes'
+'cache: what is on a chain is published|cache/table.rs|s/first \+ 1, Ordering::Release, Ordering::Relaxed/first + 1, Ordering::Relaxed, Ordering::Relaxed/|cache-loom:two_'
+'cache: and what was taken is acquired|cache/table.rs|s/self\.head\.swap\(0, Ordering::Acquire\)/self.head.swap(0, Ordering::Relaxed)/|cache-loom:two_'
+'cache: who was killed is linked before it is handed on|cache/table.rs|s/(Relaxed: nobody else looks at it before it is pushed to a chain\.\n)[^\n]*\n/$1/|cache'
+# Misses.
+'cache: what changes while it is registered is undone|cache/misses.rs|s/miss\.stale\.store\(true, Ordering::Relaxed\);//|cache'
+'cache: the mark is looked at before it lives|cache/get.rs|s/inserted\.is_ok\(\) && !miss\.claim\.is_stale\(\)/inserted.is_ok()/|cache'
+'cache: and behind its being in the index|cache/get.rs|s/(let new = entry\.fill\(range, miss\.access, handle\);\n)(.*?)!miss\.claim\.is_stale\(\)/        let is_stale = miss.claim.is_stale();\n$1$2!is_stale/s|cache-loom:a_miss_beside'
+'cache: the look at the mark is a full fence|cache/misses.rs|s/(Pairs with the fence in `mark`\.\n)\s+fence\(Ordering::SeqCst\);/$1/|cache-loom:a_miss_beside'
+'cache: the mark is a full fence|cache/misses.rs|s/(Pairs with the fence in `is_stale`\.\n)\s+fence\(Ordering::SeqCst\);/$1/|cache-loom:a_miss_beside'
+'cache: what is marked is only what overlaps|cache/misses.rs|s/\.is_some_and\(\|it\| it\.overlaps\(&range\)\)/.is_some()/|cache'
+'cache: the claim is published|cache/misses.rs|s/fetch_or\(1 << at, Ordering::SeqCst\)/fetch_or(1 << at, Ordering::Relaxed)/|cache-loom:a_miss_beside'
+'cache: a miss waits for open changes|cache/get.rs|s/if !self\.space\.wait_for_changes\(range\) \{/if false {/|cache'
+'cache: behind the claim|cache/get.rs|s/(\s+let plan =\n)/\n_ = self.space.wait_for_changes(range);$1/;s/if !self\.space\.wait_for_changes\(range\) \{/if false {/|cache-loom:a_miss_beside'
+'cache: one registers what two ask for|cache/get.rs|s/if let Some\(other\) = self\.misses\.other\(range, access\) \{/if let Some(other) = self.misses.other(range, access).filter(|_| false) {/|cache'
+'cache: who waits for a miss says so before he looks|cache/misses.rs|s/(that one sees\n\s+\/\/ that it is over\.\n)\s+fence_after_rmw\(\);/$1/|cache-loom:two_misses'
+'cache: who is done looks behind that|cache/misses.rs|s/(Pairs with the fence in `wait_for`\.\n)\s+fence_after_rmw\(\);/$1/|cache-loom:two_misses'
+'cache: nothing is left of what failed|cache/get.rs|s/(counters\(\)\.failed\.add_one\(\);\n)\s+self\.give_back\(&miss\);/$1/|cache'
+'cache: nor of what panicked|cache/get.rs|s/(counters\(\)\.panics\.add_one\(\);\n)\s+self\.give_back\(&miss\);/$1/|cache'
+'cache: no entry contains another|cache/get.rs|s/self\.supersede\(books, range\);//|cache'
+'cache: nor is contained|cache/kill.rs|s/other\.contains\(&range\) \|\| range\.contains/range.contains/|cache'
+'cache: all that are contained go|cache/kill.rs|s/if count == 0 \{\n/if true {\n/|cache'
+'cache: a released address space registers nothing|cache/get.rs|s/if self\.space\.is_released\(\) \{/if false {/|cache'
+# Changes.
+'cache: a change kills what it overlaps and nothing else|cache/kill.rs|s/\.filter\(\|it\| it\.overlaps\(&range\)\)//|cache'
+'cache: who is killed first says that there is something to bury|cache/kill.rs|s/(self\.written\.unreleased\.fetch_add\(bytes, Ordering::Release\);)(\n.*?kill\(state\);)/$2\n        $1/s|cache-loom:two_changes'
+'cache: a change waits for what another one is killing|cache/burial.rs|s/\(self\.is_being_killed\(range\), used\)/(false, used)/|cache-loom:two_changes'
+'cache: the killer is told first|cache.rs|s/(let undertaker = [^\n]*\n)(\s+let killer = [^\n]*\n)/$2$1/|cache'
+'cache: also of what is changed while deregistering|cache/told.rs|s/(fn try_start\(&self, change: &Change\) -> Result<\(\), WouldBlock> \{\n\s+)self\.told\(change\);\n\s+Ok/$1Ok/|cache'
+'cache: what survives a change stays|cache/told.rs|s/&& !store\.registrar\.survives\(change\.event\(\)\)//g|cache'
+'cache: the end of the address space ends everything|cache/told.rs|s/self\.0\.kill_in\(Range::EVERYTHING, Event::Release\);//|cache'
+'cache: who lets go of the lock looks what was left|cache/store.rs|s/(let value = with\(&mut books\);\n\s+drop\(books\);\n)\s+self\.try_settle\(\);/$1/|cache-unit:signal_handler'
+'cache: who leaves something looks for the lock behind that|cache/store.rs|s/(or who had the lock sees the corpse\.\n)\s+fence_after_rmw\(\);/$1/|cache-loom:a_change_beside'
+'cache: the lock is released|cache/lock.rs|s/self\.lock\.holder\.swap\(0, Ordering::Release\)/self.lock.holder.swap(0, Ordering::Relaxed)/|cache-loom:two_misses'
+'cache: and acquired|cache/lock.rs|s/compare_exchange\(0, thread, Ordering::Acquire,/compare_exchange(0, thread, Ordering::Relaxed,/|cache-loom:two_misses'
+'cache: a signal handler does not wait for its own thread|cache/lock.rs|s/assert!\(!self\.is_held_by/assert!(true || !self.is_held_by/|cache-unit:there_nothing'
+'cache: nor does a change in one|cache/burial.rs|s/if self\.is_interrupted\(\) \{/if false {/|cache-unit:signal_handler'
+'cache: a change that cannot look is refused|cache/burial.rs|s/else \{ return true \};/else { return false };/|cache-unit:refused_if_it_might'
+'cache: a change that must not wait leaves what it cannot deregister|cache/burial.rs|s/left\.push\(&self\.table, id\);\n//|cache'
+'cache: not without a bound|cache/burial.rs|s/let is_too_much = /let is_too_much = false \&\& /|cache'
+'cache: a change that must not wait is refused if it has to|cache/burial.rs|s/if self\.wait == Wait::ForNothing \{/if true {/|cache'
+'cache: a change waits for users|cache/burial.rs|s/self\.wait == Wait::UntilUnused \|\| state\.users\(\) == 0/state.users() == 0/|cache'
+'cache: also for who is deregistering|cache/burial.rs|s/self\.wait == Wait::UntilUnused \|\| state\.users\(\) == 0/self.wait == Wait::UntilUnused/|cache'
+'cache: users are told to hurry|cache/burial.rs|s/self\.hurry\(id\);//|cache'
+'cache: a wait is reported|cache/burial.rs|s/if began\.elapsed\(\) >= deadline \{/if false {/|cache'
+'cache: again and again|cache/burial.rs|s/deadline \+= /deadline = Duration::MAX; let _ = /|cache'
+'cache: a change goes on if it shall|cache/burial.rs|s/WhenOverdue::Quarantine \| WhenOverdue::Report => true/WhenOverdue::Quarantine | WhenOverdue::Report => false/|cache'
+'cache: quarantine is bounded|cache/burial.rs|s/if self\.unreleased\(\) > self\.options\.unreleased => WhenOverdue::Wait/if false => WhenOverdue::Wait/|cache'
+'cache: a registrar that panics is not asked again|cache/burial.rs|s/Err\(_\) => self\.counters\(\)\.panics\.add_one\(\),/Err(panic) => std::panic::resume_unwind(panic),/|cache'
+'cache: what was forgotten is deregistered in the end|cache.rs|s/self\.store\.bury_forgotten\(\);//|cache'
+# Limits.
+'cache: bytes are limited|cache/get.rs|s/> self\.options\.bytes;\n(\s+let is_full)/> usize::MAX;\n$1/|cache'
+'cache: what is counted is not evicted|cache/kill.rs|s/ && !entry\.has_users\(\)//|cache'
+'cache: what is pinned is not evicted|cache/kill.rs|s/ && !self\.homes\.is_pinned\(id\)//|cache'
+'cache: what was used is spared|cache/kill.rs|s/is_idle && !entry\.was_visited\(\)/is_idle/|cache'
+'cache: what is being deregistered makes room, too|cache/get.rs|s/evicted > 0 \|\| !is_hopeless && is_coming\(\)\.is_some\(\)/evicted > 0/|cache'
+'cache: more than there can be evicts nothing|cache/get.rs|s/if is_hopeless \{ 0 \} else/if false { 0 } else/|cache'
+'cache: what is used up elsewhere makes room|cache/get.rs|s/&& self\.make_room\(range\.len\(\)\)/\&\& false/|cache'
+# fork.
+'cache: a child does not hit|cache/homes.rs|s/self\.open\.load\(Ordering::Relaxed\) != 0/true/|cache'
+'cache: nor miss|cache.rs|s/(fn get_slowly.*?)if self\.store\.homes\.is_of_the_parent\(\) \{/$1if false {/s|cache'
+'cache: nor end what is its parents|cache/told.rs|s/!store\.homes\.is_of_the_parent\(\) && (!store\.registrar)/$1/|cache'
+'cache: nor by letting go|cache/registration.rs|s/!self\.homes\.is_of_the_parent\(\) && self\.remove_user/self.remove_user/|cache'
+'cache: nor by dropping the cache|cache.rs|s/(impl<R: Registrar> Drop for Cache<R>.*?)if !self\.store\.homes\.is_of_the_parent\(\) \{/$1if true {/s|cache'
+# The index.
+'index: a change of it is seen at the end|cache/index.rs|s/\(self\.sequence\.load\(Ordering::Relaxed\) == sequence\)\.then_some\(\(\)\)\.ok_or\(Torn\)/Ok(())/|cache-loom:a_change_beside'
+'index: and at the beginning|cache/index.rs|s/if !sequence\.is_multiple_of\(2\) \{/if false {/|cache-unit:there_an_index'
+'index: what was read is not newer than the sequence: read|cache/index.rs|s/(if anything that was read is newer, so is the sequence\.\n)\s+fence\(Ordering::Acquire\);/$1/|cache-loom:a_change_beside'
+'index: and written|cache/index.rs|s/(Pairs with the fence in `visit`\.\n)\s+fence\(Ordering::Release\);/$1/|cache-loom:a_change_beside'
+'index: nor older: written|cache/index.rs|s/self\.sequence\.store\(sequence \+ 2, Ordering::Release\)/self.sequence.store(sequence + 2, Ordering::Relaxed)/|cache-loom:a_change_beside'
+'index: and read|cache/index.rs|s/let sequence = self\.sequence\.load\(Ordering::Acquire\);/let sequence = self.sequence.load(Ordering::Relaxed);/|cache-loom:a_change_beside'
+'index: beside a writer the whole table is looked through|cache/kill.rs|s/self\.table\.ever_used\(\)\.for_each\(kill\);/let _ = kill;/|cache-unit:there_an_index'
+'index: behind a fence|cache/kill.rs|s/(whoever makes one sees the mark, see `misses`\.\n)\s+fence\(Ordering::SeqCst\);/$1/|cache-loom:a_'
+'index: ends are looked at|cache/index.rs|s/if !reaches \{/if reaches {/|cache-unit:index'
+'index: leaves before it are looked at|cache/index.rs|s/Some\(further\) if is_same\(\) => before = further,/Some(_) if is_same() => break,/|cache-unit:index'
+'index: leaves behind it are looked at|cache/index.rs|s/            from = behind;/            return Ok(());/|cache-unit:index'
+'index: the lowest key is that of the child|cache/index.rs|s/node\.keys\[0\]\.store\(key, Ordering::Relaxed\);//|cache-unit:index'
+'index: also after it was taken out|cache/index.rs|s/above\.keys\[at\]\.store\(self\.node\(child\)\.key\(0\), Ordering::Relaxed\);//|cache-unit:index'
+'index: empty nodes are given back|cache/index.rs|s/above\.remove_at\(at\);\n\s+self\.give_node\(writer, child\);\n\s+return;/return;/|cache-unit:index'
+'index: nearly empty ones are put together|cache/index.rs|s/<= MERGED \{/<= 0 {/|cache-unit:index'
+'index: the tree gets lower|cache/index.rs|s/while root\.height > 0 && self\.node\(root\.node\)\.len\(\) <= 1 \{/while false {/|cache-unit:index'
+'index: full nodes stay full if more comes behind|cache/index.rs|s/let stays_full = /let stays_full = false \&\& /|cache'
+'index: there are nodes for every entry|cache/index.rs|s/let is_behind_filled = /let is_behind_filled = true || /|cache-unit:there_is_room'
+'index: nodes are used again|cache/index.rs|s/writer\.free = number \+ 1;//|cache-unit:index'
+'places: what finds no room is missing|cache/places.rs|s/None => add\(&place\.missing, 1\),/None => {}/|cache-unit:index'
+'places: until it is gone|cache/places.rs|s/None => add\(&place\.missing, u64::MAX\),/None => {}/|cache-unit:index'
+'places: where something is missing nothing is free|cache/places.rs|s/place\.has_missing\(\) \|\| place\.of/place.of/|cache-unit:index'
+'places: nor found to be nothing|cache/places.rs|s/0 if place\.has_missing\(\) => Short::Unknown,/0 if false => Short::Unknown,/|cache-unit:index'
+'places: nor further on|cache/places.rs|s/is_known &= !place\.has_missing\(\);//|cache-unit:index'
+'places: nor if there are more orders than looks|cache/places.rs|s/(            orders &= orders - 1;\n            if orders == 0 \{.*?\n            \}\n        \}\n        Short::)Unknown/$1Nothing/s|cache-unit:index'
+'places: both pieces are looked at|cache/places.rs|s/for number in first\.\.=last \{/for number in first..=first {/|cache-unit:index'
+'places: both pieces are written down|cache/places.rs|s/\(range\.start\(\) >> order\.\.=\(range\.end\(\) - 1\) >> order\)/(range.start() >> order..=range.start() >> order)/|cache-unit:index'
+'places: an order stays as long as there is one of it|cache/places.rs|s/if orders\.0\[order as usize\] == 0 \{/{/|cache-unit:index'
+'places: and no longer|cache/places.rs|s/if orders\.0\[order as usize\] == 0 \{/if false {/|cache-unit:index'
+)
+
 failed=0
 tried=0
+mutated=
 for row in "${rows[@]}"; do
     promise=${row%%|*}; rest=${row#*|}
     file=${rest%%|*}; rest=${rest#*|}
@@ -169,21 +294,30 @@ for row in "${rows[@]}"; do
     [ "${1:-$suite}" = "$suite" ] || [ "$1" = check ] || continue
     case "$promise" in *"${2:-}"*) ;; *) continue ;; esac
     tried=$((tried + 1))
-    cp "$root/crates/mmu-notifier/src/"*.rs crates/mmu-notifier/src/
-    perl -0pi -e "$edit" "crates/mmu-notifier/src/$file"
-    if cmp -s "$root/crates/mmu-notifier/src/$file" "crates/mmu-notifier/src/$file"; then
+    case "$suite" in
+        cache*) package=mmu-notifier-secondary target=(--lib) ;;
+        *) package=mmu-notifier target=(--test "$suite") ;;
+    esac
+    [ "$suite" != cache ] || target=(--test it)
+    [ -z "$mutated" ] || cp "$root/$mutated" "$mutated"
+    mutated=crates/$package/src/$file
+    perl -0pi -e "$edit" "$mutated"
+    if cmp -s "$root/$mutated" "$mutated"; then
         echo "STALE     $promise: the substitution changes nothing"; failed=$((failed + 1)); continue
     fi
     [ "${1:-}" != check ] || continue
-    if [ "$suite" = loom ]; then
-        run=(env RUSTFLAGS="--cfg mmu_loom -A warnings" CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_INCREMENTAL=true
-            cargo test -q --release --offline -p mmu-notifier --test loom --target-dir "$root/target/mutations-loom")
-        limit=240 shown=(--nocapture)
-    else
-        run=(env RUSTFLAGS="-A warnings"
-            cargo test -q --offline -p mmu-notifier --test "$suite" --target-dir "$root/target/mutations")
-        limit=100 shown=()
-    fi
+    case "$suite" in
+        *loom)
+            run=(env RUSTFLAGS="--cfg mmu_loom -A warnings" CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_INCREMENTAL=true
+                cargo test -q --release --offline -p "$package" "${target[@]}" --target-dir "$root/target/mutations-loom")
+            limit=300 shown=(--nocapture)
+            ;;
+        *)
+            run=(env RUSTFLAGS="-A warnings"
+                cargo test -q --offline -p "$package" "${target[@]}" --target-dir "$root/target/mutations")
+            limit=60 shown=()
+            ;;
+    esac
     if ! "${run[@]}" --no-run >"$work/log" 2>&1; then
         echo "BROKEN    $promise: does not compile"; grep -m 1 -A 8 '^error' "$work/log" || true; failed=$((failed + 1)); continue
     fi
@@ -194,7 +328,7 @@ for row in "${rows[@]}"; do
         echo "STALE     $promise: there is no test $filter"; failed=$((failed + 1))
     elif [ "$status" = 0 ]; then
         echo "SURVIVED  $promise ($file)"; failed=$((failed + 1))
-    elif [ "$status" = 124 ] && [ "$suite" = loom ] && ! grep -q 'Causality violation' "$work/log"; then
+    elif [ "$status" = 124 ] && [[ "$suite" = *loom ]] && ! grep -q 'Causality violation' "$work/log"; then
         echo "SURVIVED  $promise ($file), so far: loom was not done"; failed=$((failed + 1))
     else
         by=$(grep -oE "^---- [a-z_:]+|^thread '[a-z_:]+|^test [a-z_:]+ .* FAILED|[a-z_:]+ --- FAILED|SIGSEGV|SIGABRT" "$work/log" |
