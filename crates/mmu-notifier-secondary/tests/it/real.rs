@@ -172,6 +172,8 @@ fn load() {
     const BUFFERS: usize = 8;
     let buffers: Vec<Pages> = (0..BUFFERS).map(|_| Pages::map(4)).collect();
     let running = AtomicUsize::new(2);
+    // Something is there to be hit, whoever comes first.
+    buffers.iter().for_each(|pages| drop(cache.get(pages.range(), Access::Write).unwrap()));
     std::thread::scope(|scope| {
         for thread in 0..2_usize {
             let (space, buffers, running) = (&space, &buffers, &running);
