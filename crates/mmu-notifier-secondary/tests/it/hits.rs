@@ -107,6 +107,7 @@ fn rights_that_cannot_be_widened_everywhere_are_had_where_they_can() {
     rig.device.read_only_from.store(limit, std::sync::atomic::Ordering::SeqCst);
     let part = rig.cache.get(range(2..3), Access::Write).unwrap();
     assert_eq!((part.range(), part.access()), (range(2..3), Access::Write));
+    assert_eq!(rig.device.ranges(), [range(2..3)], "no entry contains another one");
     rig.cache.get(range(6..7), Access::Write).unwrap_err();
     assert_eq!(rig.cache.get(range(6..7), Access::Read).unwrap().access(), Access::Read);
 }

@@ -351,3 +351,22 @@ fn there_is_room_for_every_entry() {
         assert!(rig.height >= 3, "{order:?}: {}", rig.height);
     }
 }
+
+/// Nodes that are nearly empty are put together, and used again.
+#[test]
+fn few_entries_take_few_nodes() {
+    const MANY: usize = 5000;
+    let mut rig = Rig::new(MANY);
+    for _ in 0..5 {
+        let all: Vec<_> = (0..MANY).map(|at| pages(2 * at..2 * at + 1)).collect();
+        let mut all: Vec<_> = all.into_iter().map(|range| (range, rig.insert(range).unwrap())).collect();
+        let left = all.split_off(MANY - MANY / 10);
+        let (gone, kept) = (0..MANY - MANY / 10).partition::<Vec<_>, _>(|at| at % 9 > 0);
+        gone.iter().for_each(|&at| rig.remove(all[at].0, all[at].1));
+        left.iter().for_each(|&(range, id)| rig.remove(range, id));
+        let used = rig.index.nodes.len() - rig.writer.available;
+        assert!(used <= kept.len() / 2, "{used} nodes for {} entries", kept.len());
+        kept.iter().for_each(|&at| rig.remove(all[at].0, all[at].1));
+        rig.assert_is_empty();
+    }
+}
