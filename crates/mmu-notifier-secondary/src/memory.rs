@@ -12,7 +12,7 @@ use std::ops::Deref;
 /// All bytes zero is a valid value, and a value needs no drop.
 pub(crate) unsafe trait Zeroed {
     /// A value like that, where memory is not made of zeroes.
-    #[cfg_attr(not(any(mmu_loom, miri)), expect(dead_code, reason = "memory is made of zeroes"))]
+    #[cfg_attr(not(mmu_loom), expect(dead_code, reason = "memory is made of zeroes"))]
     fn zeroed() -> Self;
 }
 
@@ -104,14 +104,21 @@ unsafe impl<T: Zeroed + Send> Send for Zeroes<T> {}
 // SAFETY: as above.
 unsafe impl<T: Zeroed + Sync> Sync for Zeroes<T> {}
 
-/// Where nobody forks, and values cannot be made of zeroes.
+/// Where nobody forks and nothing is mapped; under loom values cannot be made of zeroes either.
 #[cfg(any(mmu_loom, miri))]
 pub(crate) struct Zeroes<T>(Box<[T]>);
 
 #[cfg(any(mmu_loom, miri))]
 impl<T: Zeroed> Zeroes<T> {
+    #[cfg(mmu_loom)]
     pub(crate) fn new(count: usize) -> Zeroes<T> {
         Zeroes((0..count).map(|_| T::zeroed()).collect())
+    }
+
+    #[cfg(not(mmu_loom))]
+    pub(crate) fn new(count: usize) -> Zeroes<T> {
+        // SAFETY: zeroes are a value, by the promise of the trait.
+        Zeroes(unsafe { Box::new_zeroed_slice(count).assume_init() })
     }
 
     pub(crate) fn wiped_on_fork(count: usize) -> Zeroes<T> {
