@@ -114,6 +114,7 @@ impl Registrar for Device {
         if !self.is_quick.load(Ordering::SeqCst) {
             return Err(handle);
         }
+        Device::call(&self.on_deregister, range);
         self.remove(range, handle);
         Ok(())
     }

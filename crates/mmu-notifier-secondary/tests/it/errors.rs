@@ -66,6 +66,18 @@ fn a_registrar_that_panics_poisons_nothing() {
 }
 
 #[test]
+fn nor_does_one_that_panics_where_nobody_may_wait() {
+    let rig = Rig::new();
+    rig.device.is_quick.store(true, SeqCst);
+    let handle = rig.get(0..1);
+    rig.device.on_deregister(|_| panic!("gone already"));
+    assert!(rig.try_unmap(0..1));
+    rig.device.do_nothing_else();
+    assert_eq!((rig.cache.stats().panics, rig.cache.stats().unreleased), (1, 0));
+    assert_ne!(rig.get(0..1), handle);
+}
+
+#[test]
 fn a_registrar_that_fails_poisons_nothing() {
     let rig = Rig::new();
     rig.device.read_only_from.store(1, SeqCst);
