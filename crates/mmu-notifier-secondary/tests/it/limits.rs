@@ -1,6 +1,7 @@
 //! Bounded in entries and bytes; what was not used for long goes first, what is in use never.
 
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Mutex, mpsc};
 
 use mmu_notifier_secondary::cache::{Access, GetError, Options, RegisterError};
 
@@ -101,4 +102,27 @@ fn unreleased_memory_counts_until_it_is_released() {
     assert!(matches!(rig.cache.get(range(0..6), Access::Read), Err(GetError::TooMuch { .. })));
     drop(held);
     rig.get(0..6);
+}
+
+#[test]
+fn what_is_being_deregistered_is_waited_for_before_there_is_no_room() {
+    let rig = limited(1, 100);
+    rig.get(0..1);
+    let (entered, is_in) = mpsc::channel();
+    let (leave, may_leave) = mpsc::channel::<()>();
+    let may_leave = Mutex::new(may_leave);
+    rig.device.on_deregister(move |_| {
+        _ = entered.send(());
+        // Until there is nobody who could let it.
+        _ = may_leave.lock().unwrap().recv();
+    });
+    std::thread::scope(|scope| {
+        let leave = leave;
+        scope.spawn(|| rig.unmap(0..1));
+        is_in.recv().unwrap();
+        let request = scope.spawn(|| drop(rig.cache.get(range(5..6), Access::Read).unwrap()));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        drop(leave);
+        request.join().unwrap();
+    });
 }
