@@ -243,7 +243,6 @@ rows+=(
 # fork.
 'cache: a child does not hit|cache/homes.rs|s/self\.open\.load\(Ordering::Relaxed\) != 0/true/|cache'
 'cache: nor miss|cache.rs|s/(fn get_slowly.*?)if self\.store\.homes\.is_of_the_parent\(\) \{/$1if false {/s|cache'
-'cache: nor end what is its parents|cache/told.rs|s/!store\.homes\.is_of_the_parent\(\) && (!store\.registrar)/$1/|cache'
 'cache: nor by letting go|cache/registration.rs|s/!self\.homes\.is_of_the_parent\(\) && self\.remove_user/self.remove_user/|cache'
 'cache: nor by dropping the cache|cache.rs|s/(impl<R: Registrar> Drop for Cache<R>.*?)if !self\.store\.homes\.is_of_the_parent\(\) \{/$1if true {/s|cache'
 # The index.
