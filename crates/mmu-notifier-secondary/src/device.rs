@@ -1,0 +1,89 @@
+//! What the device models of this crate have in common: how they look at the primary page table.
+//!
+//! [`gru`](crate::gru) and its neighbours keep copies of what a [`PageTable`] says.
+
+mod futex;
+mod in_flight;
+
+pub(crate) use futex::WaitQueue;
+pub(crate) use in_flight::{InFlight, Inside, Seat};
+use mmu_notifier::PAGE_SIZE;
+
+pub use crate::cache::Access;
+
+/// The primary page table, as a driver sees it. A closure `Fn(usize, Access) -> Option<Page>` is one, and so is a shared one
+/// in an `Arc`.
+///
+/// ```
+/// use mmu_notifier_secondary::device::{Access, Page, PageTable};
+///
+/// /// Each page of this process is where it is.
+/// let own = |address: usize, _: Access| Some(Page::writable(address));
+/// assert_eq!(own.look_up(0x1000, Access::Write).unwrap().frame(), 0x1000);
+/// ```
+#[doc(alias = "get_user_pages")]
+#[doc(alias = "hmm_range_fault")]
+pub trait PageTable: Send + Sync {
+    /// What lies at the page that begins at `address`, for that access; none if nothing does or the access is forbidden.
+    ///
+    /// Called outside of callbacks and without a lock of a device, by several threads at a time. May wait, allocate, and
+    /// make the page present; may also change the address space, but for the page that it is asked about.
+    fn look_up(&self, address: usize, access: Access) -> Option<Page>;
+}
+
+impl<F: Fn(usize, Access) -> Option<Page> + Send + Sync> PageTable for F {
+    fn look_up(&self, address: usize, access: Access) -> Option<Page> {
+        self(address, access)
+    }
+}
+
+impl<P: PageTable + ?Sized> PageTable for std::sync::Arc<P> {
+    fn look_up(&self, address: usize, access: Access) -> Option<Page> {
+        (**self).look_up(address, access)
+    }
+}
+
+/// What a page translates to: a frame, and whether it may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    frame: usize,
+    writable: bool,
+}
+
+impl Page {
+    /// A page that may be read. `frame` is where the device finds it, in bytes: a physical address, or a pointer.
+    ///
+    /// # Panics
+    ///
+    /// If `frame` is not a multiple of [`PAGE_SIZE`].
+    #[track_caller]
+    pub fn read_only(frame: usize) -> Page {
+        assert!(frame.is_multiple_of(PAGE_SIZE), "frame {frame:#x} does not begin at a page");
+        Page { frame, writable: false }
+    }
+
+    /// A page that may be read and written. As [`read_only`](Page::read_only).
+    ///
+    /// # Panics
+    ///
+    /// If `frame` is not a multiple of [`PAGE_SIZE`].
+    #[track_caller]
+    pub fn writable(frame: usize) -> Page {
+        Page { writable: true, ..Page::read_only(frame) }
+    }
+
+    /// Where it is, in bytes: a multiple of [`PAGE_SIZE`].
+    pub const fn frame(&self) -> usize {
+        self.frame
+    }
+
+    /// Whether it may be written.
+    pub const fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Whether it may be used for `access`.
+    pub const fn allows(&self, access: Access) -> bool {
+        self.writable || !access.includes(Access::Write)
+    }
+}

@@ -1,0 +1,4 @@
+//! The kernel's own secondary MMUs, seen from outside.
+
+mod gru;
+mod memory;
