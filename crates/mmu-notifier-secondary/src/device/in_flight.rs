@@ -68,6 +68,15 @@ impl InFlight {
             }
         }
     }
+
+    /// Whether [`wait`](InFlight::wait) would wait.
+    pub(crate) fn is_used(&self, thread: u64, concerns: impl Fn(usize) -> bool) -> bool {
+        // As in `wait`, both.
+        fence(Ordering::SeqCst);
+        self.places
+            .iter()
+            .any(|place| is_odd(place.inside.load(Ordering::Acquire)) && place.is_used(thread, &concerns))
+    }
 }
 
 fn is_odd(inside: u64) -> bool {

@@ -92,22 +92,24 @@ impl<'a> Context<'a> {
         let page = address & !(PAGE_SIZE - 1);
         let entry = shared.tlbs[self.seat.number()].entry_of(page);
         loop {
-            shared.wait_until_idle(address)?;
             let loading = entry.load(page);
             // Pairs with the fence in `start`: see the module documentation.
             fence(Ordering::SeqCst);
             // Acquire pairs with the Release in `end`: the page table is that of after the change.
-            if shared.active.load(Ordering::Acquire) == 0 {
-                if shared.released.load(Ordering::Relaxed) {
-                    return Err(Fault::Released { address });
-                }
-                match shared.table.look_up(page, access).filter(|found| found.allows(access)) {
-                    Some(found) if loading.install(found) => return Ok(()),
-                    Some(_) => {}
-                    // A page that is just being replaced is not missing.
-                    None if loading.is_killed() => {}
-                    None => return Err(Fault::NotMapped { address, access }),
-                }
+            if shared.active.load(Ordering::Acquire) > 0 {
+                drop(loading);
+                shared.wait_until_idle(address)?;
+                continue;
+            }
+            if shared.released.load(Ordering::Relaxed) {
+                return Err(Fault::Released { address });
+            }
+            match shared.table.look_up(page, access).filter(|found| found.allows(access)) {
+                Some(found) if loading.install(found) => return Ok(()),
+                Some(_) => {}
+                // A page that is just being replaced is not missing.
+                None if loading.is_killed() => {}
+                None => return Err(Fault::NotMapped { address, access }),
             }
             count(&shared.counters.retries);
         }
@@ -117,9 +119,6 @@ impl<'a> Context<'a> {
 impl Shared {
     /// Waits until no change is open, for a moment at least.
     fn wait_until_idle(&self, address: usize) -> Result<(), Fault> {
-        if self.active.load(Ordering::Relaxed) == 0 {
-            return Ok(());
-        }
         count(&self.counters.waits);
         // Waits for the changes themselves, unless the calling thread has one; after that only their ends are to be waited for.
         if !self.space.wait_for_changes(Range::EVERYTHING) {

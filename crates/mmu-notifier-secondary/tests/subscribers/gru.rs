@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 
-use mmu_notifier::{Blocking, Change, Event, Range, Subscriber};
+use mmu_notifier::{AddressSpace, Blocking, Change, Event, Range, Subscriber};
 use mmu_notifier_secondary::device::{Access, PageTable};
 use mmu_notifier_secondary::gru::{Context, Fault, Gru, NoContext};
 
-use crate::memory::{Memory, Random, address, range};
+use crate::memory::{Memory, Random, Sets, address, range};
 
 fn rig(pages: usize) -> (Arc<Memory>, Gru) {
     let memory = Memory::new(0..pages);
@@ -318,6 +318,36 @@ fn after_release_nothing_is_loaded_and_who_waits_is_woken() {
     assert_eq!(read(&mut context, 1), Err(Fault::Released { address: address(1) }));
 }
 
+/// Releases the address space at the end of a change, when somebody waits for that in the queue.
+struct Releasing(Arc<Gru>, AddressSpace);
+
+impl Subscriber for Releasing {
+    fn start(&self, _: &Change) {}
+    fn end(&self, _: &Change) {
+        while self.0.stats().waiting == 0 {
+            std::thread::yield_now();
+        }
+        self.1.release();
+    }
+}
+
+#[test]
+fn release_wakes_who_waits_for_an_end_that_does_not_come() {
+    let memory = Memory::new(0..4);
+    let gru = Arc::new(Gru::new(&memory.space, memory.clone()));
+    let _told_first = memory.space.subscribe(Releasing(gru.clone(), memory.space.clone()));
+    std::thread::scope(|scope| {
+        let waiter = memory.space.invalidate(range(0..1), Event::Clear, || {
+            let waiter = scope.spawn(|| read(&mut gru.context().unwrap(), 3));
+            while gru.stats().waits == 0 {
+                std::thread::yield_now();
+            }
+            waiter
+        });
+        assert_eq!(waiter.join().unwrap(), Err(Fault::Released { address: address(3) }));
+    });
+}
+
 #[test]
 fn there_are_so_many_contexts_and_one_that_is_reused_is_empty() {
     let (memory, gru) = rig(4);
@@ -363,6 +393,7 @@ fn contexts_beside_changes() {
         let (memory, gru, done) = (&memory, &gru, &done);
         for thread in 0..3 {
             scope.spawn(move || {
+                let _done = Sets(done);
                 let mut context = gru.context().unwrap();
                 let mut random = Random(thread);
                 for _ in 0..60_000 {
@@ -373,7 +404,6 @@ fn contexts_beside_changes() {
                         memory.use_frame(frame, page, |word| word.fetch_add(1, SeqCst));
                     });
                 }
-                done.store(true, SeqCst);
             });
         }
         for thread in 0..2 {

@@ -2,3 +2,4 @@
 
 mod gru;
 mod memory;
+mod userptr;

@@ -1,7 +1,7 @@
 //! A primary MMU for tests: pages of a simulated address space, in frames that know whose they are.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use mmu_notifier::{AddressSpace, Event, PAGE_SIZE, Range, WouldBlock};
@@ -188,5 +188,14 @@ impl Random {
     pub(crate) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % limit
+    }
+}
+
+/// Sets it when it is dropped, also by a panic: nobody waits for a thread that has failed.
+pub(crate) struct Sets<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Sets<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
     }
 }
