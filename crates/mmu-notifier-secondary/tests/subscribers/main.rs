@@ -2,4 +2,5 @@
 
 mod gru;
 mod memory;
+mod stage2;
 mod userptr;

@@ -224,6 +224,22 @@ fn what_is_missing_or_forbidden_is_said() {
 }
 
 #[test]
+fn what_is_missing_in_the_middle_of_a_change_is_not_missing() {
+    let memory = Memory::new(0..1);
+    let (inner, count) = (memory.clone(), AtomicUsize::new(0));
+    let table = move |address: usize, access: Access| {
+        let is_first = count.fetch_add(1, SeqCst) == 0;
+        if is_first {
+            inner.discard(0..1);
+            return None;
+        }
+        inner.look_up(address, access)
+    };
+    let device = Device::new(&memory.space, table);
+    device.object(range(0..1), Access::Read).unwrap().bind().unwrap();
+}
+
+#[test]
 fn objects_are_of_whole_pages_and_there_are_so_many() {
     let (_memory, device) = rig(1);
     let odd = Range::with_len(address(0), 100).unwrap();

@@ -1,0 +1,70 @@
+//! The retry rule: changes in progress, the union of their ranges, and a sequence.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bits of a guest page's number: [`Stage2::GUEST_SIZE`](super::Stage2::GUEST_SIZE) of 4 KiB.
+const BITS: u32 = 27;
+const NUMBER: u64 = (1 << BITS) - 1;
+/// Above first and last page: how many are in progress. There are at most 512 changes at a time.
+const COUNT: u32 = 2 * BITS;
+const ONE: u64 = 1 << COUNT;
+
+#[derive(Default)]
+pub(super) struct Retry {
+    /// Count, last and first page, in one word, so that they belong together.
+    open: AtomicU64,
+    sequence: AtomicU64,
+}
+
+impl Retry {
+    /// A change of the guest pages from `first` to `last` begins. A full fence has to follow.
+    #[doc(alias = "kvm_mmu_invalidate_range_add")]
+    pub(super) fn begin(&self, first: usize, last: usize) {
+        let (first, last) = (first as u64, last as u64);
+        let grow = |open: u64| {
+            let (low, high) = match open >> COUNT {
+                0 => (first, last),
+                _ => (first.min(open & NUMBER), last.max(open >> BITS & NUMBER)),
+            };
+            Some(((open >> COUNT) + 1) << COUNT | high << BITS | low)
+        };
+        _ = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow);
+    }
+
+    /// It is over.
+    pub(super) fn end(&self) {
+        // Before the count: who sees that lowered sees this raised. Release pairs with the Acquire in `sequence`.
+        self.sequence.fetch_add(1, Ordering::Release);
+        // Release pairs with the Acquire in `covers`.
+        self.open.fetch_sub(ONE, Ordering::Release);
+    }
+
+    /// To be taken before the page table is looked at.
+    pub(super) fn sequence(&self) -> u64 {
+        // Acquire pairs with the Release in `end`: the page table is that of after the change.
+        self.sequence.load(Ordering::Acquire)
+    }
+
+    /// Whether a change is in progress that may have that page.
+    pub(super) fn covers(&self, page: usize) -> bool {
+        // Acquire pairs with the Release in `end`: the sequence is that of after the end.
+        let open = self.open.load(Ordering::Acquire);
+        let pages = open & NUMBER..=open >> BITS & NUMBER;
+        open >= ONE && pages.contains(&(page as u64))
+    }
+
+    /// Whether what was seen of that page since the sequence was taken may be stale.
+    #[doc(alias = "mmu_invalidate_retry_gfn")]
+    pub(super) fn must_retry(&self, sequence: u64, page: usize) -> bool {
+        self.covers(page) || self.sequence.load(Ordering::Relaxed) != sequence
+    }
+
+    pub(super) fn in_progress(&self) -> u32 {
+        (self.open.load(Ordering::Relaxed) >> COUNT) as u32
+    }
+
+    /// Nobody's end comes any more.
+    pub(super) fn reset(&self) {
+        self.open.store(0, Ordering::Relaxed);
+    }
+}
