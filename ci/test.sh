@@ -32,6 +32,6 @@ step ci/mutations.sh check
 defaults=(env --default-signal)
 "${defaults[@]}" true 2>/dev/null || defaults=()
 step "${defaults[@]}" cargo test --workspace
-for example in fixed_buffers hole; do
+for example in fixed_buffers hole subscriber; do
     step cargo run --quiet -p mmu-notifier-secondary --example "$example"
 done
