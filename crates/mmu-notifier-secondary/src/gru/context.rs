@@ -63,17 +63,18 @@ impl<'a> Context<'a> {
         operation: impl FnOnce(usize) -> R,
     ) -> Result<R, Fault> {
         let page = address & !(PAGE_SIZE - 1);
-        if self.find(page, access).is_some() {
-            count(&self.shared.counters.hits);
-        } else {
-            count(&self.shared.counters.faults);
-            self.load(address, access)?;
-        }
+        let (shared, mut has_faulted) = (self.shared, false);
         loop {
             if let Some((inside, found)) = self.find(page, access) {
                 let result = operation(found.frame() + (address - page));
                 drop(inside);
+                if !has_faulted {
+                    count(&shared.counters.hits);
+                }
                 return Ok(result);
+            }
+            if !std::mem::replace(&mut has_faulted, true) {
+                count(&shared.counters.faults);
             }
             self.load(address, access)?;
         }

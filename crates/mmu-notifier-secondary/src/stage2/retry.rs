@@ -35,8 +35,9 @@ impl Retry {
     pub(super) fn end(&self) {
         // Before the count: who sees that lowered sees this raised. Release pairs with the Acquire in `sequence`.
         self.sequence.fetch_add(1, Ordering::Release);
-        // Release pairs with the Acquire in `covers`.
-        self.open.fetch_sub(ONE, Ordering::Release);
+        // After a release there is nothing to end. Release pairs with the Acquire in `covers`.
+        let less = |open: u64| open.checked_sub(ONE);
+        _ = self.open.fetch_update(Ordering::Release, Ordering::Relaxed, less);
     }
 
     /// To be taken before the page table is looked at.

@@ -110,3 +110,23 @@ impl Drop for Loading<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_zapped_while_it_is_loaded_is_not_installed() {
+        let entry = Entry::default();
+        let loading = entry.load().unwrap();
+        assert!(entry.load().is_none(), "it has an owner");
+        assert!(!entry.zap(), "nothing was there");
+        assert!(entry.load().is_none(), "still");
+        assert!(!loading.install(Page::writable(0x1000), true));
+        assert!(entry.find(Access::Read).is_none());
+        assert!(entry.load().unwrap().install(Page::writable(0x1000), false));
+        assert!(entry.find(Access::Write).is_none());
+        assert_eq!(entry.find(Access::Read).unwrap().frame, 0x1000);
+        assert!(entry.zap() && !entry.zap());
+    }
+}

@@ -81,14 +81,15 @@ impl<'a> Vcpu<'a> {
         access: Access,
         operation: impl FnOnce(usize) -> R,
     ) -> Result<R, Fault> {
-        if self.find(guest, access)?.is_none() {
-            self.shared.counters.faults.fetch_add(1, Ordering::Relaxed);
-        }
+        let mut has_faulted = false;
         loop {
             if let Some((inside, pointer)) = self.find(guest, access)? {
                 let result = operation(pointer);
                 drop(inside);
                 return Ok(result);
+            }
+            if !std::mem::replace(&mut has_faulted, true) {
+                self.shared.counters.faults.fetch_add(1, Ordering::Relaxed);
             }
             self.shared.fault(guest, access)?;
         }
@@ -118,6 +119,10 @@ impl Shared {
         let page = guest / PAGE_SIZE;
         let mut backoff = Backoff::default();
         loop {
+            // Here for those that find nothing, too; behind the mark it is what counts.
+            if self.released.load(Ordering::Relaxed) {
+                return Err(Fault::Released { guest });
+            }
             let slot = of_page(&self.memslots.current(), page).cloned();
             let slot = slot.ok_or(Fault::NoMemslot { guest })?;
             if self.try_fault(&slot, guest, access)? {

@@ -2,5 +2,6 @@
 
 mod gru;
 mod memory;
+mod real;
 mod stage2;
 mod userptr;

@@ -131,10 +131,15 @@ fn the_union_has_the_hole_between_two_ranges_until_both_are_over() {
     read(&mut vcpu, 11).unwrap();
     second.end();
     read(&mut vcpu, 6).unwrap();
+    let (higher, lower) = (open(&memory, 10..11), open(&memory, 2..3));
+    let in_the_hole = Err(Fault::Changing { guest: 5 * PAGE_SIZE });
+    assert_eq!(read(&mut vcpu, 5), in_the_hole, "in whatever order they begin");
+    higher.end();
+    lower.end();
     let third = open(&memory, 12..13);
     read(&mut vcpu, 7).unwrap();
     third.end();
-    assert_eq!((stage2.stats().in_progress, stage2.stats().sequence), (0, 3));
+    assert_eq!((stage2.stats().in_progress, stage2.stats().sequence), (0, 5));
 }
 
 #[test]
@@ -286,7 +291,8 @@ fn deleting_waits_for_accesses_under_way_and_so_does_a_change_meanwhile() {
 #[test]
 fn memslots_wait_for_changes_and_are_woken_by_the_last_end() {
     let memory = Memory::new(0..4);
-    let stage2 = Stage2::new(&memory.space, memory.clone());
+    let hour = Duration::from_secs(3600);
+    let stage2 = Stage2::with_patience(&memory.space, memory.clone(), hour);
     let is_over = AtomicBool::new(false);
     let (begun, has_begun) = mpsc::channel();
     std::thread::scope(|scope| {
