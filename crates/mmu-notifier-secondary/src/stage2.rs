@@ -1,7 +1,7 @@
 //! KVM's second stage: memory of this process as the physical memory of a guest.
 //!
-//! Memslots say where guest-physical memory lies in this process; the second-stage table, filled by faults, says in which frames
-//! it lies. Changes take out of the table what they hit, and never refuse.
+//! Memslots say where guest-physical memory lies in this process; the second-stage table, filled by faults, says in which
+//! frames it lies. Changes take out of the table what they hit, and never refuse.
 //!
 //! ```
 //! use mmu_notifier::{AddressSpace, Event, Range};
@@ -44,10 +44,10 @@
 //!
 //! # Memslots
 //!
-//! They are constant while a change is open, so that an end finds what its start found: an update waits until none is, at most
-//! [`PATIENCE`](Stage2::PATIENCE) (a stream of changes that overlap in time can use that up). There are two sides, of which one bit
-//! says which is in use; that bit and the count of open changes are one word, so a start takes both in one instruction, and takes
-//! no lock.
+//! They are constant while a change is open, so that an end finds what its start found: an update waits until none is, at
+//! most [`PATIENCE`](Stage2::PATIENCE) (a stream of changes that overlap in time can use that up). There are two sides, of
+//! which one bit says which is in use; that bit and the count of open changes are one word, so a start takes both in one
+//! instruction, and waits for no lock.
 
 mod memslots;
 mod retry;
@@ -193,7 +193,8 @@ impl Stage2 {
     }
 
     /// The guest-physical addresses of the pages that were written since the last call, or since logging began, in order.
-    /// What is written later is in the next one. Waits for accesses under way: all that is reported has been written. Allocates.
+    /// What is written later is in the next one. Waits for accesses under way: all that is reported has been written.
+    /// Allocates.
     ///
     /// # Errors
     ///

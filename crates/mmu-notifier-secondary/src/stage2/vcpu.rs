@@ -68,8 +68,8 @@ impl<'a> Vcpu<'a> {
     /// the rest of its page.
     ///
     /// A start of a change waits until `operation` returns, and so does the deletion of a memslot. So it should be short, and
-    /// must not change the page itself: that change does not wait for it. On a miss this waits for changes that are in progress,
-    /// and for the page table.
+    /// must not change the page itself: that change does not wait for it. On a miss this waits for changes that are in
+    /// progress, and for the page table.
     ///
     /// # Errors
     ///
