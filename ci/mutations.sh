@@ -261,7 +261,6 @@ rows+=(
 'index: empty nodes are given back|cache/index.rs|s/above\.remove_at\(at\);\n\s+self\.give_node\(writer, child\);\n\s+return;/return;/|cache-unit:index'
 'index: nearly empty ones are put together|cache/index.rs|s/<= MERGED \{/<= 0 {/|cache-unit:index'
 'index: the tree gets lower|cache/index.rs|s/while root\.height > 0 && self\.node\(root\.node\)\.len\(\) <= 1 \{/while false {/|cache-unit:index'
-'index: full nodes stay full if more comes behind|cache/index.rs|s/let stays_full = /let stays_full = false \&\& /|cache'
 'index: there are nodes for every entry|cache/index.rs|s/let is_behind_filled = /let is_behind_filled = true || /|cache-unit:there_is_room'
 'index: nodes are used again|cache/index.rs|s/writer\.free = number \+ 1;//|cache-unit:index'
 'places: what finds no room is missing|cache/places.rs|s/None => add\(&place\.missing, 1\),/None => {}/|cache-unit:index'

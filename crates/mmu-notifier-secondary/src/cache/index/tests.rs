@@ -357,7 +357,7 @@ fn there_is_room_for_every_entry() {
 fn few_entries_take_few_nodes() {
     const MANY: usize = 5000;
     let mut rig = Rig::new(MANY);
-    for _ in 0..5 {
+    for _ in 0..12 {
         let all: Vec<_> = (0..MANY).map(|at| pages(2 * at..2 * at + 1)).collect();
         let mut all: Vec<_> = all.into_iter().map(|range| (range, rig.insert(range).unwrap())).collect();
         let left = all.split_off(MANY - MANY / 10);
