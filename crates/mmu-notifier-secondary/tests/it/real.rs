@@ -14,9 +14,9 @@ use mmu_notifier_secondary::cache::{Access, Cache, GetError, Options, RegisterEr
 pub(crate) struct Pages(Range);
 
 impl Pages {
-    /// Far from where the kernel puts what others map: nobody else gets into a hole.
+    /// Far from where the kernel puts what others map: nobody else gets into a hole. (And where sanitizers allow it.)
     pub(crate) fn map(count: usize) -> Pages {
-        static NEXT: AtomicUsize = AtomicUsize::new(0x2000_0000_0000);
+        static NEXT: AtomicUsize = AtomicUsize::new(0x40_0000_0000);
         let start = NEXT.fetch_add((count + 16) * 4096, SeqCst);
         map_at(start, count * 4096, libc::MAP_FIXED_NOREPLACE);
         Pages(Range::with_len(start, count * 4096).unwrap())
@@ -143,10 +143,12 @@ fn the_self_check_finds_a_change_that_nobody_announced() {
     drop(cache.get(pages.range(), Access::Write).unwrap());
     drop(cache.get(pages.range(), Access::Write).unwrap());
     assert_eq!(cache.stats().stale, 0);
-    // Not announced.
-    let part = pages.part(2..3);
-    unmap(part);
-    map_at(part.start(), part.len(), libc::MAP_FIXED | libc::MAP_POPULATE);
+    // Not announced: another page, which there is at the same time, so that it has another frame, is moved there.
+    let (part, other) = (pages.part(2..3), Pages::map(1));
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let (from, to) = (other.range().start() as *mut libc::c_void, part.start() as *mut libc::c_void);
+    unsafe { from.cast::<u8>().write(1) };
+    assert_eq!(unsafe { libc::mremap(from, 4096, 4096, flags, to) }, to);
     drop(cache.get(pages.range(), Access::Write).unwrap());
     assert_eq!(cache.stats().stale, 1);
 }
