@@ -90,3 +90,29 @@ fn threads_see_their_own_changes() {
         }
     });
 }
+
+/// Two monitors of one address space see the same changes, and neither the other's registrations.
+#[test]
+fn multi_open() {
+    let space = AddressSpace::new();
+    let (one, other) = (cache(&space), cache(&space));
+    let tokens = [&one, &other].map(|cache| cache.get(range(0..3), Access::Read).unwrap().token());
+    assert_eq!((one.stats().registered, other.stats().registered), (1, 1));
+    space.invalidate(range(1..2), Event::Unmap, || assert!(tokens.iter().all(|token| !token.is_valid())));
+    drop(one.get(range(0..3), Access::Read).unwrap());
+    assert_eq!((one.stats().entries, other.stats().entries), (1, 0));
+}
+
+/// Monitors of different sizes hold as much as they were made for.
+#[test]
+fn resize() {
+    let space = AddressSpace::new();
+    for entries in [1, 2, 3, 100, 5000] {
+        let cache = Cache::new(&space, Unregistered, Options { entries, ..Options::default() });
+        for page in 0..2 * entries {
+            drop(cache.get(range(2 * page..2 * page + 1), Access::Read).unwrap());
+        }
+        let stats = cache.stats();
+        assert_eq!((stats.entries, stats.evicted), (entries, entries as u64));
+    }
+}

@@ -153,6 +153,28 @@ fn the_self_check_finds_a_change_that_nobody_announced() {
     assert_eq!(cache.stats().stale, 1);
 }
 
+/// UCX's `enum_pfn`: the frames of all pages of a region are known, not only of the first one.
+#[test]
+fn enum_pfn() {
+    let space = AddressSpace::new();
+    let Some(cache) = checked(&space) else { return };
+    let pages = Pages::map(4);
+    for page in 0..4 {
+        drop(cache.get(pages.range(), Access::Write).unwrap());
+        let (part, other) = (pages.part(page..page + 1), Pages::map(1));
+        let (from, to) = (other.range().start() as *mut libc::c_void, part.start() as *mut libc::c_void);
+        unsafe { from.cast::<u8>().write(1) };
+        assert_eq!(
+            unsafe { libc::mremap(from, 4096, 4096, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, to) },
+            to
+        );
+        drop(cache.get(pages.range(), Access::Write).unwrap());
+        assert_eq!(cache.stats().stale, page as u64 + 1);
+        // Announced at last: registered anew, with the frames of now.
+        space.invalidate(part, Event::Unmap, || ());
+    }
+}
+
 /// One thread less is running when this is dropped, also by a panic.
 struct Over<'a>(&'a AtomicUsize);
 

@@ -44,3 +44,24 @@ fn iommu_memory_live_mapped() {
     rig.unmap(0..4);
     assert!(rig.device.is_registered(*held.handle()));
 }
+
+/// Memory replaced at the same address has another translation, also for who held the old one.
+#[test]
+fn mem_replace() {
+    let rig = Rig::new();
+    let held = rig.cache.get(range(0..2), Access::Read).unwrap();
+    rig.unmap(0..2);
+    let replaced = rig.cache.get(range(0..2), Access::Read).unwrap();
+    assert!(held.handle() != replaced.handle() && !held.is_current() && replaced.is_current());
+}
+
+/// OpenVMM's: what is removed is invalid for who has it already and for who asks later.
+#[test]
+fn remove_mapping_invalidates_both_eager_and_lazy() {
+    let rig = Rig::new();
+    let eager = rig.cache.get(range(0..2), Access::Read).unwrap();
+    let lazy = rig.cache.get(range(5..6), Access::Read).unwrap().token();
+    rig.unmap(0..6);
+    assert!(!eager.is_current() && !lazy.is_valid());
+    assert_ne!(rig.get(0..2), *eager.handle());
+}
