@@ -1,9 +1,7 @@
 //! Real memory: locked pages, and the self-check that compares page frames.
 
-// UNSAFETY: maps memory of its own, to which nothing refers, and changes it by system calls. Said once here, for all
-// of them.
+// UNSAFETY: maps memory of its own, to which nothing refers, and changes it by system calls.
 #![expect(unsafe_code)]
-#![expect(clippy::undocumented_unsafe_blocks, reason = "said once, above")]
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -41,6 +39,7 @@ impl Pages {
     /// Also while a registrar has it locked, which plain `MADV_DONTNEED` refuses.
     pub(crate) fn discard(&self) {
         const DONTNEED_LOCKED: i32 = 24;
+        // SAFETY: pages of this mapping, to which nothing refers.
         let rc = unsafe { libc::madvise(self.0.start() as *mut _, self.0.len(), DONTNEED_LOCKED) };
         assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
     }
@@ -59,16 +58,19 @@ impl Drop for Pages {
 fn map_at(start: usize, len: usize, flags: i32) -> usize {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping, or one in place of pages of a `Pages`, to which nothing refers.
     let mapped = unsafe { libc::mmap(start as *mut _, len, protection, flags, -1, 0) };
     assert_ne!(mapped, libc::MAP_FAILED);
     mapped as usize
 }
 
 fn unmap(range: Range) {
+    // SAFETY: pages of a `Pages`, to which nothing refers.
     assert_eq!(unsafe { libc::munmap(range.start() as *mut _, range.len()) }, 0);
 }
 
 fn protect(range: Range, protection: i32) {
+    // SAFETY: pages of a `Pages`, to which nothing refers.
     assert_eq!(unsafe { libc::mprotect(range.start() as *mut _, range.len(), protection) }, 0);
 }
 
@@ -82,17 +84,20 @@ impl Registrar for Populated {
         const POPULATE_READ: i32 = 22;
         const POPULATE_WRITE: i32 = 23;
         let advice = if access.includes(Access::Write) { POPULATE_WRITE } else { POPULATE_READ };
-        for rc in [unsafe { libc::madvise(range.start() as *mut _, range.len(), advice) }, unsafe {
-            libc::mlock(range.start() as *const _, range.len())
-        }] {
-            if rc != 0 {
-                return Err(RegisterError::Failed(std::io::Error::last_os_error()));
-            }
+        // SAFETY: makes pages present, whatever they are.
+        let populated = unsafe { libc::madvise(range.start() as *mut _, range.len(), advice) };
+        if populated != 0 {
+            return Err(RegisterError::Failed(std::io::Error::last_os_error()));
+        }
+        // SAFETY: locks pages, which changes nothing that Rust knows of.
+        if unsafe { libc::mlock(range.start() as *const _, range.len()) } != 0 {
+            return Err(RegisterError::Failed(std::io::Error::last_os_error()));
         }
         Ok(())
     }
 
     fn deregister(&self, range: Range, (): ()) {
+        // SAFETY: as `mlock`.
         unsafe { libc::munlock(range.start() as *const _, range.len()) };
     }
 }
@@ -135,6 +140,18 @@ fn checked(space: &AddressSpace) -> Option<Cache<Populated>> {
     Some(Cache::new(space, Populated, Options { self_check: true, ..Options::default() }))
 }
 
+/// Puts another page at a page of a [`Pages`], without a word to any address space: one that there is at the same time, so
+/// that it has another frame.
+fn replace_unannounced(page: Range) {
+    let other = Pages::map(1);
+    let (from, to) = (other.range().start() as *mut libc::c_void, page.start() as *mut libc::c_void);
+    // SAFETY: mapped, writable, and nobody else's.
+    unsafe { from.cast::<u8>().write(1) };
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: both are pages of this test, to which nothing refers.
+    assert_eq!(unsafe { libc::mremap(from, page.len(), page.len(), flags, to) }, to);
+}
+
 #[test]
 fn the_self_check_finds_a_change_that_nobody_announced() {
     let space = AddressSpace::new();
@@ -143,12 +160,7 @@ fn the_self_check_finds_a_change_that_nobody_announced() {
     drop(cache.get(pages.range(), Access::Write).unwrap());
     drop(cache.get(pages.range(), Access::Write).unwrap());
     assert_eq!(cache.stats().stale, 0);
-    // Not announced: another page, which there is at the same time, so that it has another frame, is moved there.
-    let (part, other) = (pages.part(2..3), Pages::map(1));
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    let (from, to) = (other.range().start() as *mut libc::c_void, part.start() as *mut libc::c_void);
-    unsafe { from.cast::<u8>().write(1) };
-    assert_eq!(unsafe { libc::mremap(from, 4096, 4096, flags, to) }, to);
+    replace_unannounced(pages.part(2..3));
     drop(cache.get(pages.range(), Access::Write).unwrap());
     assert_eq!(cache.stats().stale, 1);
 }
@@ -161,13 +173,8 @@ fn enum_pfn() {
     let pages = Pages::map(4);
     for page in 0..4 {
         drop(cache.get(pages.range(), Access::Write).unwrap());
-        let (part, other) = (pages.part(page..page + 1), Pages::map(1));
-        let (from, to) = (other.range().start() as *mut libc::c_void, part.start() as *mut libc::c_void);
-        unsafe { from.cast::<u8>().write(1) };
-        assert_eq!(
-            unsafe { libc::mremap(from, 4096, 4096, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, to) },
-            to
-        );
+        let part = pages.part(page..page + 1);
+        replace_unannounced(part);
         drop(cache.get(pages.range(), Access::Write).unwrap());
         assert_eq!(cache.stats().stale, page as u64 + 1);
         // Announced at last: registered anew, with the frames of now.
