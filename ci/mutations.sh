@@ -209,6 +209,7 @@ rows+=(
 'cache: a change kills what it overlaps and nothing else|cache/kill.rs|s/\.filter\(\|it\| it\.overlaps\(&range\)\)//|cache-unit:there_an_index'
 'cache: who is killed first says that there is something to bury|cache/kill.rs|s/(self\.written\.unreleased\.fetch_add\(bytes, Ordering::Release\);)(\n.*?kill\(state\);)/$2\n        $1/s|cache-loom:two_changes'
 'cache: a change waits for what another one is killing|cache/burial.rs|s/if let Some\(id\) = self\.being_killed\(range\) \{/if let Some(id) = self.being_killed(range).filter(|_| false) {/|cache-loom:two_changes'
+'cache: and leaves no user behind meanwhile|cache/burial.rs|s/return Some\(\(id, None\)\);/if let Some((other, state)) = books.dying_in(&self.table, range, concerns) { self.table.entry(other).add_user(state); } return Some((id, None));/|cache-unit:a_change_waits'
 'cache: the killer is told first|cache.rs|s/(let undertaker = [^\n]*\n)(\s+let killer = [^\n]*\n)/$2$1/|cache'
 'cache: also of what is changed while deregistering|cache/told.rs|s/(fn try_start\(&self, change: &Change\) -> Result<\(\), WouldBlock> \{\n\s+)self\.told\(change\);\n\s+Ok/$1Ok/|cache'
 'cache: what survives a change stays|cache/told.rs|s/&& !store\.registrar\.survives\(change\.event\(\)\)//g|cache'

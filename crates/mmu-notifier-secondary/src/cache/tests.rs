@@ -1,9 +1,14 @@
-//! What a signal handler sees that has interrupted its own thread where it holds the lock of the books.
+//! Moments that nobody outside can bring about: a signal handler has interrupted its own thread where it holds the lock of
+//! the books; a change has killed something and not yet handed it on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use mmu_notifier::{AddressSpace, Event, Range};
 
+use super::counters::Counter;
+use super::table::Victims;
 use super::{Access, Cache, Options, RegisterError, Registrar, Unregistered, Wait};
 
 fn pages(first: usize, count: usize) -> Range {
@@ -84,4 +89,36 @@ fn there_an_index_that_is_being_changed_hides_nothing() {
     for (at, token) in tokens.iter().enumerate() {
         assert_eq!(token.is_valid(), !(10..30).contains(&at), "{at}");
     }
+}
+
+/// Two are hit: one that is in use, and one that another change has just killed. The change waits for both, says so, and
+/// leaves neither with a user that nobody is.
+#[test]
+fn a_change_waits_for_what_another_one_has_not_handed_on_yet() {
+    let (reported, report) = mpsc::channel();
+    let reported = Mutex::new(reported);
+    let options = Options {
+        patience: Duration::from_millis(1),
+        on_overdue: Arc::new(move |_| _ = reported.lock().unwrap().send(())),
+        ..Options::default()
+    };
+    let space = AddressSpace::new();
+    let cache = Cache::new(&space, Waits, options);
+    let held = cache.get(pages(0, 1), Access::Read).unwrap();
+    space.try_invalidate(pages(0, 1), Event::Unmap, || ()).unwrap_err();
+    drop(cache.get(pages(1, 1), Access::Read).unwrap());
+    let store = &*cache.store;
+    let victims = Victims::default();
+    assert!(store.kill_one(store.index.find(pages(1, 1).start()).unwrap(), &victims));
+    std::thread::scope(|scope| {
+        let change = scope.spawn(|| space.invalidate(pages(0, 2), Event::Unmap, || ()));
+        (0..3).for_each(|_| report.recv().unwrap());
+        store.lay_out(victims, &Counter::default());
+        store.try_settle();
+        (0..3).for_each(|_| report.recv().unwrap());
+        assert!(!change.is_finished(), "one is still in use");
+        drop(held);
+        change.join().unwrap();
+    });
+    assert_eq!((cache.stats().entries, cache.stats().unreleased), (0, 0));
 }
