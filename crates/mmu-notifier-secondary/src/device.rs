@@ -4,10 +4,14 @@
 
 mod futex;
 mod in_flight;
+#[cfg(all(test, mmu_loom))]
+pub(crate) mod loom;
+mod retry;
 
 pub(crate) use futex::WaitQueue;
 pub(crate) use in_flight::{InFlight, Inside, Seat};
 use mmu_notifier::PAGE_SIZE;
+pub(crate) use retry::Retry;
 
 pub use crate::cache::Access;
 
@@ -29,6 +33,23 @@ pub trait PageTable: Send + Sync {
     /// Called outside of callbacks and without a lock of a device, by several threads at a time. May wait, allocate, and
     /// make the page present; may also change the address space, but for the page that it is asked about.
     fn look_up(&self, address: usize, access: Access) -> Option<Page>;
+
+    /// What lies at that page now, without making it present: for a [snapshot](crate::mirror::Mirror::snapshot). As it is,
+    /// [looks it up](PageTable::look_up) for reading.
+    fn peek(&self, address: usize) -> Option<Page> {
+        self.look_up(address, Access::Read)
+    }
+
+    /// Takes the page from the processor: from now on an access of the processor is a change of the page first, which gives it
+    /// back. None if there is no page that may be written, or it cannot be taken; so it is unless this is overridden.
+    ///
+    /// Called inside a change of the page with [`Event::Exclusive`](mmu_notifier::Event::Exclusive), and once more if another
+    /// change came meanwhile: a page that is taken already must be left as it is.
+    #[doc(alias = "make_device_exclusive")]
+    fn take(&self, address: usize) -> Option<Page> {
+        let _ = address;
+        None
+    }
 }
 
 impl<F: Fn(usize, Access) -> Option<Page> + Send + Sync> PageTable for F {
@@ -40,6 +61,14 @@ impl<F: Fn(usize, Access) -> Option<Page> + Send + Sync> PageTable for F {
 impl<P: PageTable + ?Sized> PageTable for std::sync::Arc<P> {
     fn look_up(&self, address: usize, access: Access) -> Option<Page> {
         (**self).look_up(address, access)
+    }
+
+    fn peek(&self, address: usize) -> Option<Page> {
+        (**self).peek(address)
+    }
+
+    fn take(&self, address: usize) -> Option<Page> {
+        (**self).take(address)
     }
 }
 

@@ -50,25 +50,23 @@
 //! instruction, and waits for no lock.
 
 mod memslots;
-mod retry;
 mod table;
 mod told;
 mod vcpu;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use mmu_notifier::{AddressSpace, PAGE_SIZE, Subscription};
 
 use memslots::Memslots;
 pub use memslots::{Memslot, MemslotError};
-use retry::Retry;
 use told::Told;
 pub use vcpu::{Fault, Vcpu};
 
-use crate::device::{InFlight, PageTable};
+use crate::device::{InFlight, PageTable, Retry};
+use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// The second stage of a guest: see the [module documentation](self).
 #[doc(alias = "kvm")]
@@ -106,10 +104,10 @@ impl Stage2 {
     pub const MEMSLOTS: usize = 512;
 
     /// How many processors there are at a time.
-    pub const VCPUS: usize = 64;
+    pub const VCPUS: usize = if cfg!(mmu_loom) { 2 } else { 64 };
 
     /// The size of the guest's physical address space, in bytes.
-    pub const GUEST_SIZE: usize = 1 << 39;
+    pub const GUEST_SIZE: usize = Retry::PAGES * PAGE_SIZE;
 
     /// A guest without memory yet, which is going to be that of `space`, seen through `table`. Subscribes.
     ///

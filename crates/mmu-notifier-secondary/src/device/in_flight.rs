@@ -12,9 +12,7 @@
 //!
 //! Either the device finds no translation, or the start finds the device inside.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-
-use crate::sync::Backoff;
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Backoff, Ordering, fence};
 
 /// Places for so many devices (engines, processors) that access memory at the same time.
 #[derive(Debug)]

@@ -1,12 +1,12 @@
 //! A context: accesses, and the faults of those that miss.
 
 use std::fmt;
-use std::sync::atomic::{Ordering, fence};
 
 use mmu_notifier::{PAGE_SIZE, Range};
 
 use super::{Shared, count};
 use crate::device::{Access, Inside, Page, Seat};
+use crate::sync::{Ordering, fence};
 
 /// A user's context of a [`Gru`](super::Gru): accesses memory through a TLB of its own, until it is dropped.
 #[doc(alias = "gru_thread_state")]

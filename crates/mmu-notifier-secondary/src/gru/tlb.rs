@@ -1,12 +1,11 @@
 //! The TLB of one context. Its context loads and uses it; starts take out of it, from any thread.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use mmu_notifier::{PAGE_SIZE, Range};
 
 use crate::device::{Access, Page};
+use crate::sync::{AtomicUsize, Ordering};
 
-const ENTRIES: usize = 64;
+const ENTRIES: usize = if cfg!(mmu_loom) { 1 } else { 64 };
 
 /// States of an entry, in the low bits of its page's address.
 const VALID: usize = 1;

@@ -1,6 +1,5 @@
 //! Memslots: which guest-physical memory is which memory of this process.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use mmu_notifier::{PAGE_SIZE, Range};
 use super::table::Entry;
 use super::{Shared, Stage2};
 use crate::device::{Access, WaitQueue};
-use crate::sync::Backoff;
+use crate::sync::{AtomicBool, AtomicU64, Backoff, Ordering};
 
 /// Memory of this process as memory of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

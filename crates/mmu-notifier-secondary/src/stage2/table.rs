@@ -1,10 +1,9 @@
 //! The second-stage table: an entry a page of a memslot, each one word.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use mmu_notifier::PAGE_SIZE;
 
 use crate::device::{Access, Page};
+use crate::sync::{AtomicUsize, Ordering};
 
 // Beside the frame.
 const PRESENT: usize = 1;

@@ -1,13 +1,13 @@
 //! What the address space tells and asks. Takes no lock that anybody holds for long; neither allocates nor frees.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use mmu_notifier::{Aging, Change, Range, Subscriber};
 
 use super::Shared;
 use super::memslots::{Slot, Slots};
 use super::table::Entry;
+use crate::sync::{Ordering, fence};
 
 pub(super) struct Told(pub(super) Arc<Shared>);
 

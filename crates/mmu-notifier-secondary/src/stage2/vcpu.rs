@@ -2,14 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use mmu_notifier::{PAGE_SIZE, Range};
 
 use super::Shared;
 use super::memslots::{Slot, of_page};
 use crate::device::{Access, Inside, Seat};
-use crate::sync::Backoff;
+use crate::sync::{Backoff, Ordering, fence};
 
 /// A processor of the guest, until it is dropped.
 #[doc(alias = "kvm_vcpu")]
@@ -129,7 +128,7 @@ impl Shared {
                 return Ok(());
             }
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
-            if self.retry.covers(page) && !self.space.wait_for_changes(Range::EVERYTHING) {
+            if self.retry.covers(page..=page) && !self.space.wait_for_changes(Range::EVERYTHING) {
                 return Err(Fault::Changing { guest });
             }
             backoff.wait();
@@ -145,7 +144,7 @@ impl Shared {
         let Some(found) = found else {
             // A page that is just being replaced is not missing.
             fence(Ordering::SeqCst);
-            let is_changing = self.retry.must_retry(sequence, page);
+            let is_changing = self.retry.must_retry(sequence, page..=page);
             return if is_changing { Ok(false) } else { Err(Fault::NotMapped { guest, host, access }) };
         };
         let Some(loading) = slot.entry(page).load() else { return Ok(false) };
@@ -154,7 +153,7 @@ impl Shared {
         if self.released.load(Ordering::Relaxed) {
             return Err(Fault::Released { guest });
         }
-        if self.retry.must_retry(sequence, page) {
+        if self.retry.must_retry(sequence, page..=page) {
             return Ok(false);
         }
         Ok(loading.install(found, found.is_writable() && slot.may_write()))

@@ -1,25 +1,30 @@
-//! The retry rule: changes in progress, the union of their ranges, and a sequence.
+//! The retry rule: changes in progress, the union of their ranges, and a sequence. Pages are numbered by the device.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::RangeInclusive;
 
-/// Bits of a guest page's number: [`Stage2::GUEST_SIZE`](super::Stage2::GUEST_SIZE) of 4 KiB.
+use crate::sync::{AtomicU64, Ordering};
+
+/// Bits of the number of a page.
 const BITS: u32 = 27;
 const NUMBER: u64 = (1 << BITS) - 1;
 /// Above first and last page: how many are in progress. There are at most 512 changes at a time.
 const COUNT: u32 = 2 * BITS;
 const ONE: u64 = 1 << COUNT;
 
-#[derive(Default)]
-pub(super) struct Retry {
+#[derive(Debug, Default)]
+pub(crate) struct Retry {
     /// Count, last and first page, in one word, so that they belong together.
     open: AtomicU64,
     sequence: AtomicU64,
 }
 
 impl Retry {
-    /// A change of the guest pages from `first` to `last` begins. A full fence has to follow.
+    /// Numbers of pages are less than that.
+    pub(crate) const PAGES: usize = 1 << BITS;
+
+    /// A change of the pages from `first` to `last` begins. A full fence has to follow.
     #[doc(alias = "kvm_mmu_invalidate_range_add")]
-    pub(super) fn begin(&self, first: usize, last: usize) {
+    pub(crate) fn begin(&self, first: usize, last: usize) {
         let (first, last) = (first as u64, last as u64);
         let grow = |open: u64| {
             let (low, high) = match open >> COUNT {
@@ -32,7 +37,7 @@ impl Retry {
     }
 
     /// It is over.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         // Before the count: who sees that lowered sees this raised. Release pairs with the Acquire in `sequence`.
         self.sequence.fetch_add(1, Ordering::Release);
         // After a release there is nothing to end. Release pairs with the Acquire in `covers`.
@@ -41,31 +46,31 @@ impl Retry {
     }
 
     /// To be taken before the page table is looked at.
-    pub(super) fn sequence(&self) -> u64 {
+    pub(crate) fn sequence(&self) -> u64 {
         // Acquire pairs with the Release in `end`: the page table is that of after the change.
         self.sequence.load(Ordering::Acquire)
     }
 
-    /// Whether a change is in progress that may have that page.
-    pub(super) fn covers(&self, page: usize) -> bool {
+    /// Whether a change is in progress that may have one of those pages.
+    pub(crate) fn covers(&self, pages: RangeInclusive<usize>) -> bool {
         // Acquire pairs with the Release in `end`: the sequence is that of after the end.
         let open = self.open.load(Ordering::Acquire);
-        let pages = open & NUMBER..=open >> BITS & NUMBER;
-        open >= ONE && pages.contains(&(page as u64))
+        let (low, high) = (open & NUMBER, open >> BITS & NUMBER);
+        open >= ONE && low <= *pages.end() as u64 && *pages.start() as u64 <= high
     }
 
-    /// Whether what was seen of that page since the sequence was taken may be stale.
+    /// Whether what was seen of those pages since the sequence was taken may be stale.
     #[doc(alias = "mmu_invalidate_retry_gfn")]
-    pub(super) fn must_retry(&self, sequence: u64, page: usize) -> bool {
-        self.covers(page) || self.sequence.load(Ordering::Relaxed) != sequence
+    pub(crate) fn must_retry(&self, sequence: u64, pages: RangeInclusive<usize>) -> bool {
+        self.covers(pages) || self.sequence.load(Ordering::Relaxed) != sequence
     }
 
-    pub(super) fn in_progress(&self) -> u32 {
+    pub(crate) fn in_progress(&self) -> u32 {
         (self.open.load(Ordering::Relaxed) >> COUNT) as u32
     }
 
     /// Nobody's end comes any more.
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.open.store(0, Ordering::Relaxed);
     }
 }
