@@ -110,7 +110,9 @@ impl Mirror {
                 match self.look(page, need) {
                     Ok(frame) => found.push((page, frame)),
                     // A page that is just being replaced is not missing.
-                    Err(fault) => return if self.is_stale(seen, pages.clone()) { Ok(false) } else { Err(fault) },
+                    Err(fault) => {
+                        return if self.is_stale(seen, pages.clone()) { Ok(false) } else { Err(fault) };
+                    }
                 }
             }
             for (page, _) in &found {
@@ -188,7 +190,8 @@ impl Mirror {
     pub(super) fn pages_of(&self, range: Range) -> Result<RangeInclusive<usize>, Fault> {
         let (own, pages) = (self.range(), range.to_pages());
         if !own.contains(&pages) {
-            let address = if pages.start() < own.start() { pages.start() } else { own.end().max(pages.start()) };
+            let address =
+                if pages.start() < own.start() { pages.start() } else { own.end().max(pages.start()) };
             return Err(Fault::Outside { address });
         }
         let number = |address: usize| (address - own.start()) / PAGE_SIZE;

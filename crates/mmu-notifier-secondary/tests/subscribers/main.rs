@@ -2,6 +2,7 @@
 
 mod gru;
 mod memory;
+mod mirror;
 mod real;
 mod stage2;
 mod userptr;

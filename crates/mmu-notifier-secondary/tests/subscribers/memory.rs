@@ -36,6 +36,8 @@ struct Mapped {
     writable: bool,
     /// None before the first access.
     frame: Option<usize>,
+    /// The processor has to take it back first.
+    taken: bool,
 }
 
 struct Frame {
@@ -80,7 +82,7 @@ impl Memory {
     pub(crate) fn map(&self, pages: std::ops::Range<usize>) {
         let mut state = self.state.lock().unwrap();
         for page in pages {
-            state.pages.entry(page).or_insert(Mapped { writable: true, frame: None });
+            state.pages.entry(page).or_insert(Mapped { writable: true, frame: None, taken: false });
         }
     }
 
@@ -99,6 +101,7 @@ impl Memory {
         for page in pages {
             let Some(mapped) = state.pages.get_mut(&page) else { continue };
             let frame = mapped.frame.take();
+            mapped.taken = false;
             if and_mappings {
                 state.pages.remove(&page);
             }
@@ -137,6 +140,36 @@ impl Memory {
         self.present(page).map(|(frame, _)| FRAMES + frame * PAGE_SIZE)
     }
 
+    /// What the processor does with a page that a device has for itself: takes it back.
+    pub(crate) fn touch(&self, page: usize) {
+        let is_taken = self.state.lock().unwrap().pages.get(&page).is_some_and(|mapped| mapped.taken);
+        if is_taken {
+            self.space.invalidate(range(page..page + 1), Event::Clear, || {
+                if let Some(mapped) = self.state.lock().unwrap().pages.get_mut(&page) {
+                    mapped.taken = false;
+                }
+            });
+        }
+    }
+
+    pub(crate) fn is_taken(&self, page: usize) -> bool {
+        self.state.lock().unwrap().pages.get(&page).is_some_and(|mapped| mapped.taken)
+    }
+
+    /// Gives the page another frame, as a migration does, with what is in it; nobody is told. Its old frame is the next one that
+    /// is used.
+    pub(crate) fn move_page(&self, page: usize) {
+        let mut state = self.state.lock().unwrap();
+        let Some(old) = state.pages.get_mut(&page).and_then(|mapped| mapped.frame.take()) else { return };
+        let new = state.free.pop().expect("there are frames enough");
+        self.frames[new].word.store(self.frames[old].word.load(SeqCst), SeqCst);
+        self.frames[new].owner.store(page, SeqCst);
+        self.frames[old].owner.store(NOBODY, SeqCst);
+        self.frames[old].word.store(0xdead, SeqCst);
+        state.pages.get_mut(&page).expect("it is there").frame = Some(new);
+        state.free.push(old);
+    }
+
     fn present(&self, page: usize) -> Option<(usize, bool)> {
         let mut state = self.state.lock().unwrap();
         let mapped = *state.pages.get(&page)?;
@@ -170,6 +203,7 @@ impl PageTable for Memory {
     fn look_up(&self, address: usize, access: Access) -> Option<Page> {
         self.look_ups.fetch_add(1, SeqCst);
         let page = number(address);
+        self.touch(page);
         let found = self.present(page).filter(|(_, writable)| *writable || !access.includes(Access::Write));
         let hook = self.on_look_up.lock().unwrap().clone();
         if let Some(hook) = hook {
@@ -178,6 +212,30 @@ impl PageTable for Memory {
         let (frame, writable) = found?;
         let frame = FRAMES + frame * PAGE_SIZE;
         Some(if writable { Page::writable(frame) } else { Page::read_only(frame) })
+    }
+
+    fn peek(&self, address: usize) -> Option<Page> {
+        let page = number(address);
+        let found = self.state.lock().unwrap().pages.get(&page).copied();
+        let hook = self.on_look_up.lock().unwrap().clone();
+        if let Some(hook) = hook {
+            hook(page);
+        }
+        let Mapped { writable, frame, taken } = found?;
+        let frame = FRAMES + frame.filter(|_| !taken)? * PAGE_SIZE;
+        Some(if writable { Page::writable(frame) } else { Page::read_only(frame) })
+    }
+
+    fn take(&self, address: usize) -> Option<Page> {
+        let page = number(address);
+        let (frame, writable) = self.present(page)?;
+        let found = writable.then(|| Page::writable(FRAMES + frame * PAGE_SIZE))?;
+        self.state.lock().unwrap().pages.get_mut(&page)?.taken = true;
+        let hook = self.on_look_up.lock().unwrap().clone();
+        if let Some(hook) = hook {
+            hook(page);
+        }
+        Some(found)
     }
 }
 
