@@ -45,6 +45,8 @@
 //! shoots down their TLBs.
 
 mod context;
+#[cfg(all(test, mmu_loom))]
+mod loom;
 mod tlb;
 
 use std::fmt;

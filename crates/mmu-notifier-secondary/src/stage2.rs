@@ -49,6 +49,8 @@
 //! which one bit says which is in use; that bit and the count of open changes are one word, so a start takes both in one
 //! instruction, and waits for no lock.
 
+#[cfg(all(test, mmu_loom))]
+mod loom;
 mod memslots;
 mod table;
 mod told;

@@ -110,7 +110,7 @@ impl Drop for Loading<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(mmu_loom)))]
 mod tests {
     use super::*;
 

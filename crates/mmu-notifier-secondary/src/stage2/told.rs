@@ -94,7 +94,7 @@ impl Aging for Told {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(mmu_loom)))]
 mod tests {
     use mmu_notifier::{AddressSpace, Blocking, Event};
 
