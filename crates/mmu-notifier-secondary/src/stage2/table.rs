@@ -105,7 +105,8 @@ impl Loading<'_> {
 impl Drop for Loading<'_> {
     fn drop(&mut self) {
         if !self.is_installed {
-            self.entry.0.store(0, Ordering::Relaxed);
+            // By an exchange, as loom takes a store to be possibly older than a mark that it overwrites.
+            self.entry.0.swap(0, Ordering::Relaxed);
         }
     }
 }
