@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Takes away, one at a time, what keeps a promise of the core or of the registration cache, and checks that a test
-# notices: `docs/mutations.md`. An hour. With an argument, `it`, `loom` or `oracle`, or for the cache `cache`, `cache-unit` or
-# `cache-loom`, only the rows of these tests; with another one, only those with that word. With `check`, only that each
-# substitution still finds its place: at once.
+# Takes away, one at a time, what keeps a promise of the core, of the registration cache or of the kernel's subscribers, and
+# checks that a test notices: `docs/mutations.md`. An hour and a half. With an argument, `it`, `loom` or `oracle`, for the cache
+# `cache`, `cache-unit` or `cache-loom`, or for the subscribers `subscribers`, `subscribers-unit` or `subscribers-loom`, only the
+# rows of these tests; with another one, only those with that word. With `check`, only that each substitution still finds its
+# place: at once.
 #
-# Each row: promise | file in crates/mmu-notifier/src, or of the cache, in crates/mmu-notifier-secondary/src | perl
+# Each row: promise | file in crates/mmu-notifier/src, or of the others, in crates/mmu-notifier-secondary/src | perl
 # substitution | tests, or tests:FILTER.
 # A hang counts as noticed, but under loom, where it may be only slow, unless it has reported something.
 set -euo pipefail
@@ -276,6 +277,121 @@ rows+=(
 'places: both pieces are written down|cache/places.rs|s/\(range\.start\(\) >> order\.\.=\(range\.end\(\) - 1\) >> order\)/(range.start() >> order..=range.start() >> order)/|cache-unit:index'
 'places: an order stays as long as there is one of it|cache/places.rs|s/if orders\.0\[order as usize\] == 0 \{/{/|cache-unit:index'
 'places: and no longer|cache/places.rs|s/if orders\.0\[order as usize\] == 0 \{/if false {/|cache-unit:index'
+# The kernel's subscribers.
+'gru: a start counts|gru.rs|s/shared\.active\.fetch_add\(1, Ordering::Relaxed\);//|subscribers:gru'
+'gru: a start flushes|gru.rs|s/shared\.flush\(change\.range\(\)\.to_pages\(\)\);//|subscribers:gru::a_start_flushes'
+'gru: a start kills faults|gru/tlb.rs|s/LOADING => page \| KILLED,/LOADING => return 0,/|subscribers:gru'
+'gru: a fault waits until idle|gru/context.rs|s/if shared\.active\.load\(Ordering::Acquire\) > 0 \{/if false {/|subscribers:gru'
+'gru: an end wakes|gru.rs|s/(self\.0\.active\.fetch_sub\(1, Ordering::Release\);\n\s+)self\.0\.idle\.wake_all\(\);/$1/|subscribers:gru::the_last_end'
+'gru: an end counts|gru.rs|s/self\.0\.active\.fetch_sub\(1, Ordering::Release\);//|subscribers:gru::the_count'
+'gru: a start waits for accesses|gru.rs|s/self\.accesses\.wait\(self\.space\.caller\(\)\.thread\(\), \|page\| range\.contains\(&tlb::page_at\(page\)\)\);//|subscribers:gru'
+'gru: a start waits for accesses of its pages only|gru.rs|s/\|page\| range\.contains\(&tlb::page_at\(page\)\)/|_| true/|subscribers:gru'
+'accesses: a start does not wait for its own thread|device/in_flight.rs|s/self\.thread\.load\(Ordering::Relaxed\) != thread && //|subscribers:a_thread_that_changes'
+'gru: a fault in an own change is an error|gru/context.rs|s/if !self\.space\.wait_for_changes\(Range::EVERYTHING\) \{/if false {/|subscribers:gru::a_fault_inside'
+'gru: nothing is loaded after a release|gru/context.rs|s/(\n            if )shared\.released\.load\(Ordering::Relaxed\)/$1false/|subscribers:gru::after_release'
+'gru: release flushes|gru.rs|s/self\.0\.flush\(Range::EVERYTHING\);//|subscribers:gru'
+'gru: release wakes|gru.rs|s/(self\.0\.flush\(Range::EVERYTHING\);\n\s+)self\.0\.idle\.wake_all\(\);/$1/|subscribers:gru::release_wakes'
+'gru: a new context is empty|gru/context.rs|s/shared\.tlbs\[seat\.number\(\)\]\.clear\(\);//|subscribers:gru'
+'gru: a page being replaced is not missing|gru/context.rs|s/None if loading\.is_killed\(\) => \{\}//|subscribers:gru'
+'gru: whole pages|gru.rs|s/change\.range\(\)\.to_pages\(\)/change.range()/|subscribers:gru'
+'gru: rights are looked at|gru/tlb.rs|s/page\.allows\(access\)\.then_some\(page\)/Some(page)/|subscribers:gru'
+'gru: the page is compared|gru/tlb.rs|s/self\.tag\.load\(Ordering::Relaxed\) != page \| VALID/self.tag.load(Ordering::Relaxed) \& STATE != VALID/|subscribers:gru::two_pages'
+'gru: a fault looks at the count behind its mark|gru/context.rs|s/let loading = entry\.load\(page\);(.*?)drop\(loading\);(.*?)(match shared\.table)/$1$2let loading = entry.load(page);\n            $3/s|subscribers-loom:gru'
+'gru: the mark of a fault is a full fence|gru/context.rs|s/(Pairs with the fence in `start`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:gru'
+'gru: so is the count of a start|gru.rs|s/(Pairs with the fence in `Context::load`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:gru'
+'gru: an end is published|gru.rs|s/self\.0\.active\.fetch_sub\(1, Ordering::Release\);/self.0.active.fetch_sub(1, Ordering::Relaxed);/|subscribers-loom:gru'
+'gru: and acquired|gru/context.rs|s/shared\.active\.load\(Ordering::Acquire\) > 0/shared.active.load(Ordering::Relaxed) > 0/|subscribers-loom:gru'
+'accesses: the beginning of one is a full fence: gru|device/in_flight.rs|s/(Pairs with the fence in `wait`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:gru'
+'accesses: of stage2|device/in_flight.rs|s/(Pairs with the fence in `wait`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:stage2'
+'accesses: of mirror|device/in_flight.rs|s/(Pairs with the fence in `wait`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:mirror'
+'accesses: the wait for them is a full fence: gru|device/in_flight.rs|s/(Pairs with the fence in `enter`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:gru'
+'accesses: of stage2, the wait|device/in_flight.rs|s/(Pairs with the fence in `enter`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:stage2'
+'accesses: of mirror, the wait|device/in_flight.rs|s/(Pairs with the fence in `enter`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:mirror'
+'accesses: so is the look who is there|device/in_flight.rs|s/(As in `wait`, both\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:mirror::loom::an_access_beside_a_change_that'
+'accesses: the end of one is published|device/in_flight.rs|s/(the access happened before the change\.\n\s+place\.inside|the access happened before the change\.\n\s+self\.place\.inside)\.store\(inside, Ordering::Release\)/$1.store(inside, Ordering::Relaxed)/|subscribers-loom:an_access'
+'accesses: and acquired|device/in_flight.rs|s/while place\.inside\.load\(Ordering::Acquire\) == inside/while place.inside.load(Ordering::Relaxed) == inside/|subscribers-loom:an_access'
+'accesses: also by who only looks|device/in_flight.rs|s/is_odd\(place\.inside\.load\(Ordering::Acquire\)\) && place\.is_used/is_odd(place.inside.load(Ordering::Relaxed)) \&\& place.is_used/|subscribers-loom:mirror::loom::an_access_beside_a_change_that'
+'stage2: a start zaps|stage2/told.rs|s/shared\.zap\(&slots, &range\);//|subscribers:stage2::a_start_zaps'
+'retry: a fault in a range that is in progress begins anew|device/retry.rs|s/self\.covers\(pages\) \|\| //|subscribers:stage2'
+'retry: union low|device/retry.rs|s/first\.min\(open & NUMBER\)/first/|subscribers:stage2'
+'retry: union high|device/retry.rs|s/last\.max\(open >> BITS & NUMBER\)/last/|subscribers:stage2'
+'retry: union is reset|device/retry.rs|s/0 => \(first, last\),/0 if open == 0 => (first, last),/|subscribers:stage2'
+'retry: another sequence begins anew|device/retry.rs|s/ \|\| self\.sequence\.load\(Ordering::Relaxed\) != sequence//|subscribers:stage2'
+'retry: only the union has to wait|device/retry.rs|s/open >= ONE && low [^\n]*/open >= ONE/|subscribers:stage2'
+'retry: the sequence is published and acquired|device/retry.rs|s/self\.sequence\.load\(Ordering::Acquire\)/self.sequence.load(Ordering::Relaxed)/|subscribers-loom:beside'
+'stage2: a loading entry is killed|stage2/table.rs|s/Some\(LOADING \| KILLED\)/None/|subscribers-unit:stage2'
+'stage2: a fault looks again behind its mark|stage2/vcpu.rs|s/if self\.retry\.must_retry\(sequence, page\.\.=page\) \{\n\s+return Ok\(false\);\n\s+\}//|subscribers:stage2'
+'stage2: what is missing in a change is looked for again|stage2/vcpu.rs|s/let is_changing = self\.retry\.must_retry\(sequence, page\.\.=page\);/let is_changing = false;/|subscribers:stage2'
+'stage2: the mark of a fault is a full fence|stage2/vcpu.rs|s/(Pairs with the fence in `start`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:stage2'
+'stage2: so is the count of a start|stage2/told.rs|s/(Pairs with the fence of the fault: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:stage2'
+'stage2: a start waits for accesses|stage2/told.rs|s/if hit\.is_some\(\) \|\| is_draining \{/if is_draining {/|subscribers:stage2'
+'stage2: a start drains|stage2/told.rs|s/if hit\.is_some\(\) \|\| is_draining \{/if hit.is_some() {/|subscribers:stage2'
+'stage2: update waits for accesses|stage2/memslots.rs|s/(return Err\(error\);\n\s+\}\n\s+)self\.wait_for_accesses\(\);/$1/|subscribers:stage2'
+'stage2: update waits for changes|stage2/memslots.rs|s/\(gate & OPEN == 0\)\.then_some\(/Some(/|subscribers:stage2'
+'stage2: last end wakes|stage2/memslots.rs|s/if gate\.is_ok_and\(\|gate\| gate & OPEN == 1\) \{/if false {/|subscribers:stage2::memslots_wait'
+'stage2: an update gives up|stage2/memslots.rs|s/return Err\(MemslotError::Stalled \{ open, waited \}\);/continue;/|subscribers:stage2::memslots_do'
+'stage2: release resets active|stage2/told.rs|s/shared\.memslots\.reset\(\);//|subscribers:stage2'
+'stage2: release resets progress|stage2/told.rs|s/shared\.retry\.reset\(\);//|subscribers:stage2'
+'stage2: released memslots|stage2/memslots.rs|s/return Err\(MemslotError::Released\);//|subscribers:stage2'
+'stage2: released faults|stage2/vcpu.rs|s/return Err\(Fault::Released \{ guest \}\);//g|subscribers:stage2'
+'stage2: a fault in an own change is an error|stage2/vcpu.rs|s/return Err\(Fault::Changing \{ guest \}\);//|subscribers:stage2::during'
+'stage2: write needs rights|stage2/table.rs|s/\(PRESENT \| WRITABLE, ACCESSED \| DIRTY\)/(PRESENT, ACCESSED | DIRTY)/|subscribers:stage2'
+'stage2: read-only memslot|stage2/vcpu.rs|s/if access\.includes\(Access::Write\) && !slot\.may_write\(\) \{/if false {/|subscribers:stage2::a_guest'
+'stage2: memslots do not overlap|stage2/memslots.rs|s/\|slot\| slot\.first < new\.end\(\) && new\.first < slot\.end\(\)/|_| false/|subscribers:stage2::bad'
+'stage2: dirty: cleaned with log|stage2.rs|s/(who writes later makes a new one\.\n\s+)entry\.clean\(\);/$1/|subscribers:stage2'
+'stage2: dirty: cleaned when begun|stage2.rs|s/slot\.entries\.iter\(\)\.for_each\(\|entry\| entry\.clean\(\)\);//|subscribers:stage2'
+'stage2: dirty: marked|stage2/vcpu.rs|s/slot\.mark_dirty\(page\);//|subscribers:stage2'
+'stage2: aging asks all|stage2/told.rs|s/filter\(\|entry\| entry\.make_old\(\)\)\.count\(\) > 0/any(|entry| entry.make_old())/|subscribers:stage2'
+'stage2: an end without a start has no effect|stage2/memslots.rs|s/\(gate & OPEN > 0\)\.then\(\|\| gate - 1\)/Some(gate.wrapping_sub(1))/|subscribers-unit:stage2'
+'userptr: a start takes pages away|userptr/listed.rs|s/slot\.take_away\(&range, true\)\.expect\("[^"]*"\);//|subscribers:userptr::a_change_that_may_wait'
+'userptr: a busy object refuses|userptr/listed.rs|s/if state\.has_jobs\(\) && !stopping \{/if false {/|subscribers:userptr'
+'userptr: a start waits for steps|userptr/listed.rs|s/shared\.engines\.wait\(shared\.space\.caller\(\)\.thread\(\), shared\.concerns\(range\)\);//|subscribers:userptr'
+'userptr: a quick one refuses beside a step|userptr/listed.rs|s/if is_used \{ Err\(WouldBlock\) \} else \{ Ok\(\(\)\) \}/{ let _ = is_used; Ok(()) }/|subscribers:userptr'
+'userptr: a start takes a binding under way, too|userptr/listed.rs|s/Phase::Pinning \| Phase::Bound\) \|\| !self/Phase::Bound) || !self/|subscribers:userptr'
+'userptr: binding waits|userptr/listed.rs|s/if !shared\.space\.wait_for_changes\(range\) \{/if false {/|subscribers:userptr'
+'userptr: what is missing in the middle of a change|userptr/listed.rs|s/Some\(address\) if self\.slot\(\)\.state\(\) == pinning => \{/Some(address) => {/|subscribers:userptr'
+'userptr: nothing is bound after a release|userptr/listed.rs|s/if shared\.released\.load\(Ordering::Relaxed\) \{/if false {/|subscribers:userptr'
+'userptr: release takes away|userptr/listed.rs|s/slot\.take_away\(&Range::EVERYTHING, true\)\.expect\("[^"]*"\);//|subscribers:userptr'
+'userptr: tracked: sequence at submission|userptr/tracked.rs|s/if self\.object\.interval\.is_stale\(&self\.pinned\.ticket\) \{/if false {/|subscribers:userptr'
+'userptr: tracked: sequence at use|userptr/tracked.rs|s/&& !self\.interval\.is_stale\(&pinned\.ticket\)//|subscribers:userptr'
+'userptr: tracked: sequence behind pinning|userptr/tracked.rs|s/(let \(found, missing\) = self\.pin\(\);\n\s+if )self\.interval\.is_stale\(&ticket\)/$1false/|subscribers:userptr'
+'userptr: tracked: given back|userptr/tracked.rs|s/self\.pinner\.unpin\(self\.start \+ number \* PAGE_SIZE, \*page\);//|subscribers:userptr'
+'userptr: tracked: own change|userptr/tracked.rs|s/return Err\(BindError::Changing \{ range \}\);//|subscribers:userptr'
+'mirror: a change zaps|mirror.rs|s/self\.0\.zap\(change\.range\(\)\);//|subscribers:mirror::a_change_zaps'
+'mirror: a quick one zaps, too|mirror.rs|s/shared\.zap\(change\.range\(\)\);(\n\s+if shared)/$1/|subscribers:mirror'
+'mirror: a change waits for accesses|mirror.rs|s/self\.0\.wait_for_accesses\(change\.range\(\)\);//|subscribers:mirror'
+'mirror: in its second pass|mirror.rs|s/Pass::Unfinished/Pass::Done/|subscribers:mirror'
+'mirror: a quick one refuses beside an access|mirror.rs|s/if shared\.accesses\.is_used\([^\n]*\{/if false {/|subscribers:mirror'
+'mirror: of its pages only|mirror.rs|s/pages\.start\(\) <= page && page < pages\.end\(\)/pages.start() <= page.max(pages.start())/|subscribers:mirror::an_idle'
+'mirror: whole pages|mirror.rs|s/let pages = range\.to_pages\(\);/let pages = range;/|subscribers:mirror::an_idle'
+'mirror: tickets are looked at|mirror/fault.rs|s/self\.interval\.is_stale\(&seen\.ticket\) \|\| //|subscribers:mirror::a_change_while'
+'mirror: and the own sequence|mirror/fault.rs|s/ \|\| self\.shared\.own\.must_retry\(seen\.own, pages\)//|subscribers:mirror::a_migration'
+'mirror: behind the marks|mirror/fault.rs|s/(see the module documentation\.\n\s+)if self\.is_stale\(seen, pages\.clone\(\)\) \{/$1if false {/|subscribers:mirror::a_change_while'
+'mirror: a loading entry is killed|mirror/table.rs|s/Some\(LOADING \| KILLED\)/None/|subscribers-unit:mirror'
+'mirror: a snapshot is of one moment|mirror/fault.rs|s/Ok\(!self\.is_stale\(seen, pages\.clone\(\)\)\)/{\n                let _ = seen;\n                Ok(true)\n            }/|subscribers:mirror'
+'mirror: what is missing in the middle of a change is not missing|mirror/fault.rs|s/return if self\.is_stale\(seen, pages\.clone\(\)\) \{ Ok\(false\) \} else \{ Err\(fault\) \}/return Err(fault)/|subscribers:mirror'
+'mirror: a fault in an own change is an error|mirror/fault.rs|s/return Err\(Fault::Changing \{ range \}\);//|subscribers:mirror'
+'mirror: a fault gives up|mirror/fault.rs|s/return Err\(Fault::Unsettled \{ range, waited \}\);//|subscribers:mirror::changes_for_ever'
+'mirror: nothing is brought in after a release|mirror/fault.rs|s/return Err\(Fault::Released\);//|subscribers:mirror'
+'mirror: nothing lies outside|mirror/fault.rs|s/if !own\.contains\(&pages\) \{/if false {/|subscribers:mirror'
+'mirror: rights are looked at|mirror/fault.rs|s/\.filter\(\|found\| found\.allows\(access\)\)//|subscribers:mirror::what_does_not'
+'mirror: also of what is taken|mirror/fault.rs|s/\.filter\(Page::is_writable\)//|subscribers:mirror::what_does_not'
+'mirror: write needs rights|mirror/table.rs|s/PRESENT \| WRITABLE,(\n\s+Need::Shared\(_\))/PRESENT,$1/|subscribers:mirror'
+'mirror: to be alone, the page must have been taken|mirror/table.rs|s/PRESENT \| WRITABLE \| EXCLUSIVE,/PRESENT | WRITABLE,/|subscribers:mirror'
+'mirror: and what was not taken is not|mirror/table.rs|s/if need == Need::Exclusive \{ EXCLUSIVE \} else \{ 0 \}/EXCLUSIVE/|subscribers:mirror'
+'mirror: own changes are ignored|mirror.rs|s/matches!\(change\.event\(\), Event::Migrate \| Event::Exclusive\) &&/false \&\&/|subscribers:mirror'
+'mirror: by owner|mirror.rs|s/ && change\.owner\(\) == self\.0\.owner\(\)//|subscribers:mirror'
+'mirror: and by event|mirror.rs|s/matches!\(change\.event\(\), Event::Migrate \| Event::Exclusive\) && //|subscribers:mirror'
+'mirror: others are told whose it is|mirror/own.rs|s/\.with_owner\(self\.owner\(\)\)//|subscribers:mirror'
+'mirror: an own migration zaps first|mirror/own.rs|s/shared\.zap\(range\);//|subscribers:mirror'
+'mirror: and waits for accesses|mirror/own.rs|s/shared\.wait_for_accesses\(range\);//|subscribers:mirror'
+'mirror: it counts|mirror/own.rs|s/shared\.own\.begin\([^\n]*\);//|subscribers:mirror::a_fault_during'
+'mirror: and raises the sequence|mirror/own.rs|s/self\.0\.own\.end\(\);/self.0.own.reset();/|subscribers:mirror'
+'mirror: to take a page is a change|mirror/own.rs|s/let open = self\.open\(page, Event::Exclusive\);(.*?)drop\(open\);/let _ = page;$1/s|subscribers:mirror'
+'mirror: a shared page table has its own way to take|device.rs|s/\(\*\*self\)\.take\(address\)/{\n            let _ = address;\n            None\n        }/|subscribers:mirror'
+'mirror: and to peek|device.rs|s/\(\*\*self\)\.peek\(address\)/self.look_up(address, Access::Read)/|subscribers:mirror'
+'mirror: the marks of a fault are a full fence|mirror/fault.rs|s/(Pairs with the fence in `Shared::zap`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:mirror'
+'mirror: a change is a full fence|mirror.rs|s/(Pairs with the fence in `Mirror::is_stale`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:mirror'
 )
 
 failed=0
@@ -290,10 +406,11 @@ for row in "${rows[@]}"; do
     case "$promise" in *"${2:-}"*) ;; *) continue ;; esac
     tried=$((tried + 1))
     case "$suite" in
-        cache*) package=mmu-notifier-secondary target=(--lib) ;;
+        cache* | subscribers*) package=mmu-notifier-secondary target=(--lib) ;;
         *) package=mmu-notifier target=(--test "$suite") ;;
     esac
     [ "$suite" != cache ] || target=(--test it)
+    [ "$suite" != subscribers ] || target=(--test subscribers)
     [ -z "$mutated" ] || cp "$root/$mutated" "$mutated"
     mutated=crates/$package/src/$file
     perl -0pi -e "$edit" "$mutated"

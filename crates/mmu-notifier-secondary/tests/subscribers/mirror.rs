@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::time::Duration;
 
-use mmu_notifier::{Blocking, Change, Event, IntervalSubscriber, Invalidation, Pass, Range, WouldBlock};
+use mmu_notifier::{
+    AddressSpace, Blocking, Change, Event, IntervalSubscriber, Invalidation, Pass, Range, WouldBlock,
+};
 use mmu_notifier_secondary::device::{Access, Page, PageTable};
 use mmu_notifier_secondary::mirror::{Engine, Fault, Mirror, MirrorError, NoEngine};
 
@@ -589,6 +591,92 @@ fn what_cannot_be_taken_is_said() {
     let own = |address: usize, _: Access| Some(Page::writable(address));
     let mirror = Mirror::new(&memory.space, range(0..4), own).unwrap();
     assert_eq!(mirror.make_exclusive(range(0..1)), Err(Fault::NotTaken { address: address(0) }));
+}
+
+/// A page table that gives less than it is asked for.
+struct ReadOnly;
+
+impl PageTable for ReadOnly {
+    fn look_up(&self, address: usize, _: Access) -> Option<Page> {
+        Some(Page::read_only(address))
+    }
+
+    fn take(&self, address: usize) -> Option<Page> {
+        Some(Page::read_only(address))
+    }
+}
+
+#[test]
+fn what_does_not_allow_the_access_is_not_brought_in() {
+    let mirror = Mirror::new(&AddressSpace::new(), range(0..2), ReadOnly).unwrap();
+    mirror.fault(range(0..2), Access::Read).unwrap();
+    let not_mapped = Fault::NotMapped { address: address(0), access: Access::Write };
+    assert_eq!(mirror.fault(range(0..2), Access::Write), Err(not_mapped));
+    assert_eq!(mirror.make_exclusive(range(1..2)), Err(Fault::NotTaken { address: address(1) }));
+}
+
+/// A page that the device has for itself, and a child's write: the child has the old page, the device goes to the new one.
+#[test]
+fn exclusive_cow() {
+    let (memory, mirror) = rig(2);
+    let mut engine = mirror.engine().unwrap();
+    let add = |frame| memory.use_frame(frame, 0, |word| word.fetch_add(1, SeqCst));
+    engine.access_alone(address(0), add).unwrap();
+    // The fork.
+    memory.space.invalidate(range(0..2), Event::ProtectionPage, || {
+        assert_eq!(mirror.stats().zapped, 1);
+    });
+    memory.touch(0);
+    // The first write behind it.
+    memory.space.invalidate(range(0..1), Event::Clear, || memory.move_page(0));
+    assert_eq!(engine.access_alone(address(0), add), Ok(1));
+}
+
+/// Pages at one device, at another one, and at home, as the second one reads them: what is at the first one comes back.
+#[test]
+fn migrate_mixed() {
+    /// As another device sees it.
+    struct Other {
+        memory: Arc<Memory>,
+        first: Arc<Mirror>,
+        at_first: Arc<Mutex<Vec<usize>>>,
+    }
+    impl PageTable for Other {
+        fn look_up(&self, address: usize, access: Access) -> Option<Page> {
+            let page = crate::memory::number(address);
+            let is_at_first = self.at_first.lock().unwrap().contains(&page);
+            if is_at_first {
+                let back = || {
+                    self.memory.move_page(page);
+                    self.at_first.lock().unwrap().retain(|it| *it != page);
+                };
+                self.first.migrate(range(page..page + 1), back).unwrap();
+            }
+            self.memory.look_up(address, access)
+        }
+    }
+    let memory = Memory::new(0..6);
+    let first = Arc::new(Mirror::new(&memory.space, range(0..6), memory.clone()).unwrap());
+    let at_first = Arc::new(Mutex::new(Vec::new()));
+    let other = Other { memory: memory.clone(), first: first.clone(), at_first: at_first.clone() };
+    let second = Mirror::new(&memory.space, range(0..6), other).unwrap();
+    first.fault(range(0..6), Access::Write).unwrap();
+    first
+        .migrate(range(1..3), || {
+            (1..3).for_each(|page| memory.move_page(page));
+            at_first.lock().unwrap().extend([1, 2]);
+        })
+        .unwrap();
+    second.migrate(range(4..5), || memory.move_page(4)).unwrap();
+    first.fault(range(0..6), Access::Write).unwrap();
+    let mut engine = second.engine().unwrap();
+    for page in 0..6 {
+        engine.access(address(page), Access::Read, |frame| memory.use_frame(frame, page, |_| ())).unwrap();
+    }
+    assert_eq!(*at_first.lock().unwrap(), [0; 0]);
+    // Two times its own, one time the other's, and then what has come back.
+    assert_eq!((first.stats().zapped, first.stats().migrations, second.stats().migrations), (5, 3, 1));
+    assert!(second.stats().retries >= 2, "the tickets of the second one went stale");
 }
 
 /// A change between the taking and the installation.
