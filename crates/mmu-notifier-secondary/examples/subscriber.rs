@@ -2,9 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use mmu_notifier::{
-    AddressSpace, Change, Event, IntervalSubscriber, IntervalSubscription, Pass, Range, WouldBlock,
-};
+use mmu_notifier::{AddressSpace, Change, Event, IntervalSubscriber, Pass, Range, WouldBlock};
 
 /// What is kept: the frame of one page.
 #[derive(Default)]
@@ -21,29 +19,26 @@ impl IntervalSubscriber for Kept {
     }
 }
 
-/// Uses what is kept, or looks at the page table first.
-fn with_frame<R>(kept: &Kept, interval: &IntervalSubscription, used: impl FnOnce(usize) -> R) -> R {
-    loop {
-        // Used under the lock: a change waits for it, or is refused. It should be short, and change no memory.
-        if let Some(frame) = *kept.0.lock().unwrap() {
-            return used(frame);
-        }
-        let ticket = interval.read(); // waits for open changes of the page
-        let frame = interval.range().start(); // look at the page table, without the lock
-        let mut kept = kept.0.lock().unwrap();
-        if !interval.is_stale(&ticket) {
-            *kept = Some(frame);
-        }
-    }
-}
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (space, kept) = (AddressSpace::new(), Arc::new(Kept::default()));
     let page = Range::new(0x1000, 0x2000)?;
     let interval = space.insert(page, kept.clone())?;
-    assert_eq!(with_frame(&kept, &interval, |frame| frame), 0x1000);
+    // Uses what is kept, or looks at the page table first.
+    let access = || loop {
+        // Used under the lock: a change waits for it, or is refused. It should be short, and change no memory.
+        if let Some(frame) = *kept.0.lock().unwrap() {
+            return assert_eq!(frame, 0x1000);
+        }
+        let ticket = interval.read(); // waits for open changes of the page
+        let frame = page.start(); // look at the page table, without the lock
+        let mut kept = kept.0.lock().unwrap();
+        if !interval.is_stale(&ticket) {
+            *kept = Some(frame);
+        }
+    };
+    access();
     space.invalidate(page, Event::Unmap, || assert_eq!(*kept.0.lock().unwrap(), None));
-    assert_eq!(with_frame(&kept, &interval, |frame| frame), 0x1000);
+    access();
     println!("never stale");
     Ok(())
 }

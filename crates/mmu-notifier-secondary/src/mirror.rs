@@ -315,3 +315,27 @@ impl IntervalSubscriber for Told {
         self.0.wait_for_accesses(change.range());
     }
 }
+
+#[cfg(all(test, not(mmu_loom)))]
+mod tests {
+    use super::*;
+    use crate::device::{Access, Page};
+    use table::Need;
+
+    /// As one in a signal handler that has interrupted a fault: in the middle of installing there is nobody else to ask.
+    #[test]
+    fn a_change_on_top_of_a_fault_waits_for_nobody() {
+        let space = AddressSpace::new();
+        let pages = Range::new(0x1000, 0x3000).unwrap();
+        let own = |address: usize, _: Access| Some(Page::writable(address));
+        let mirror = Mirror::new(&space, pages, own).unwrap();
+        let need = Need::Shared(Access::Write);
+        let [first, second] = [0x1000, 0x2000].map(|at| mirror.shared.entry(at).load().unwrap());
+        assert!(first.install(Page::writable(0x1000), need));
+        space.try_invalidate(pages, Event::Clear, || ()).unwrap();
+        space.invalidate(pages, Event::Unmap, || ());
+        assert!(!second.install(Page::writable(0x2000), need));
+        assert_eq!([0x1000, 0x2000].map(|at| mirror.shared.entry(at).find(need)), [None, None]);
+        assert_eq!(mirror.stats().zapped, 1);
+    }
+}

@@ -127,10 +127,8 @@ impl Mirror {
                 loading.clear();
                 return Ok(false);
             }
-            let frames = found.iter().map(|(_, frame)| *frame);
-            let installed = loading.drain(..).zip(frames).map(|(entry, frame)| entry.install(frame, need));
-            // All of them, not only until the first that was killed.
-            Ok(installed.fold(true, |all, one| all && one))
+            let mut loading = loading.drain(..).zip(&found);
+            Ok(loading.all(|(entry, (_, frame))| entry.install(*frame, need)))
         })
     }
 

@@ -13,6 +13,7 @@
 mod access;
 mod alone;
 mod buffer;
+#[expect(dead_code, reason = "one kind of child is not needed here")]
 #[path = "../io_uring/child.rs"]
 mod child;
 mod device_memory;
