@@ -217,7 +217,11 @@ pub(crate) fn anon_teardown(world: &World) {
                 }
             });
         }
-        for round in 1..ROUNDS {
+        for round in 1.. {
+            // As long as it takes to meet accesses.
+            if round >= ROUNDS && mirror.stats().zapped > 0 {
+                break;
+            }
             begun.store(round, SeqCst);
             buffer.unmap(world, 0..PAGES);
             buffer.map(0..PAGES).unwrap();
@@ -226,7 +230,6 @@ pub(crate) fn anon_teardown(world: &World) {
         }
         done.store(true, SeqCst);
     });
-    assert!(mirror.stats().zapped > 0);
 }
 
 pub(crate) fn snapshot(world: &World) {
