@@ -25,20 +25,38 @@ fn caller() -> Caller {
     unsafe { Caller::new(number, 0) }
 }
 
-/// Starts a thread with that number; the first one has 1.
-pub(crate) fn spawn(number: u64, run: impl FnOnce() + 'static) -> loom::thread::JoinHandle<()> {
-    loom::thread::spawn(move || {
-        NUMBER.with(|it| it.set(number));
-        run();
-    })
+/// Every interleaving of the device and the change, which `rig` makes, with what they both have. Each of them is the thread that
+/// begins, once: who begins has been interrupted once less when the other one does.
+pub(crate) fn beside<D: FnOnce() + 'static, C: FnOnce() + 'static, K>(
+    rig: impl Fn() -> (D, C, K) + Sync + Send + Copy + 'static,
+) {
+    explore(move || {
+        let (device, change, kept) = rig();
+        in_two_threads(device, change);
+        drop(kept);
+    });
+    explore(move || {
+        let (device, change, kept) = rig();
+        in_two_threads(change, device);
+        drop(kept);
+    });
 }
 
-pub(crate) fn explore(run: impl Fn() + Sync + Send + 'static) {
+fn explore(run: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
     // `LOOM_MAX_PREEMPTIONS` says otherwise.
     model.preemption_bound.get_or_insert(2);
     model.max_branches = 20_000;
     model.check(run);
+}
+
+fn in_two_threads(first: impl FnOnce(), second: impl FnOnce() + 'static) {
+    let second = loom::thread::spawn(move || {
+        NUMBER.with(|it| it.set(2));
+        second();
+    });
+    first();
+    second.join().expect("it has told what went wrong");
 }
 
 /// A page, which is in the first of two frames until a change. loom says whether a frame is used while it is gone, or without an

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Gru;
 use crate::device::Access;
-use crate::device::loom::{Memory, PAGE, explore, spawn};
+use crate::device::loom::{Memory, PAGE, beside};
 
 fn rig() -> (Arc<Memory>, Arc<Gru>) {
     let memory = Memory::new();
@@ -12,35 +12,28 @@ fn rig() -> (Arc<Memory>, Arc<Gru>) {
     (memory, Arc::new(gru))
 }
 
-fn access(memory: &Memory, gru: &Gru) {
-    let mut context = gru.context().unwrap();
-    context.access(PAGE, Access::Write, |pointer| memory.is_used(pointer)).unwrap();
+fn accesses_beside_a_change(times: usize) {
+    beside(move || {
+        let (memory, gru) = rig();
+        let (its_memory, kept) = (memory.clone(), gru.clone());
+        let device = move || {
+            let mut context = gru.context().unwrap();
+            for _ in 0..times {
+                context.access(PAGE, Access::Write, |pointer| memory.is_used(pointer)).unwrap();
+            }
+        };
+        (device, move || its_memory.change(), kept)
+    });
 }
 
 /// What is loaded beside a change is not of before it.
 #[test]
 fn a_fault_beside_a_change() {
-    explore(|| {
-        let (memory, gru) = rig();
-        let its_memory = memory.clone();
-        let change = spawn(2, move || its_memory.change());
-        access(&memory, &gru);
-        change.join().unwrap();
-        assert_eq!(gru.stats().active, 0);
-    });
+    accesses_beside_a_change(1);
 }
 
 /// What was loaded before is not used any more.
 #[test]
 fn an_access_beside_a_change() {
-    explore(|| {
-        let (memory, gru) = rig();
-        let mut context = gru.context().unwrap();
-        context.access(PAGE, Access::Write, |_| ()).unwrap();
-        let its_memory = memory.clone();
-        let change = spawn(2, move || its_memory.change());
-        context.access(PAGE, Access::Write, |pointer| memory.is_used(pointer)).unwrap();
-        drop(context);
-        change.join().unwrap();
-    });
+    accesses_beside_a_change(2);
 }

@@ -1,88 +1,47 @@
 //! Every interleaving of an engine beside a change, with the address space's own, under loom's memory model: `ci/loom.sh`.
 
-use std::sync::Arc;
-
 use mmu_notifier::Event;
 
 use super::Mirror;
 use crate::device::Access;
-use crate::device::loom::{Memory, PAGE, explore, spawn};
+use crate::device::loom::{Memory, PAGE, beside};
 
-fn rig() -> (Arc<Memory>, Arc<Mirror>) {
-    let memory = Memory::new();
-    let mirror = Mirror::new(&memory.space, memory.page(), memory.clone()).unwrap();
-    (memory, Arc::new(mirror))
+/// An access beside a change, which does not find the page in the table, or does.
+fn an_access_beside(change: impl Fn(&Mirror, &Memory) + Sync + Send + Copy + 'static) {
+    for is_there in [false, true] {
+        beside(move || {
+            let memory = Memory::new();
+            let mirror = Mirror::new(&memory.space, memory.page(), memory.clone()).unwrap();
+            if is_there {
+                mirror.fault(memory.page(), Access::Write).unwrap();
+            }
+            let mirror = std::sync::Arc::new(mirror);
+            let (its_mirror, its_memory, kept) = (mirror.clone(), memory.clone(), mirror.clone());
+            let device = move || {
+                let mut engine = mirror.engine().unwrap();
+                engine.access(PAGE, Access::Write, |pointer| memory.is_used(pointer)).unwrap();
+            };
+            (device, move || change(&its_mirror, &its_memory), kept)
+        });
+    }
 }
 
-fn access(memory: &Memory, mirror: &Mirror) {
-    let mut engine = mirror.engine().unwrap();
-    engine.access(PAGE, Access::Write, |pointer| memory.is_used(pointer)).unwrap();
-}
-
-/// What is installed beside a change is not of before it.
-#[test]
-fn a_fault_beside_a_change() {
-    explore(|| {
-        let (memory, mirror) = rig();
-        let its_memory = memory.clone();
-        let change = spawn(2, move || its_memory.change());
-        access(&memory, &mirror);
-        change.join().unwrap();
-    });
-}
-
-/// What was installed before is not used any more.
+/// What is installed beside it is not of before it, and what was installed before is not used any more.
 #[test]
 fn an_access_beside_a_change() {
-    explore(|| {
-        let (memory, mirror) = rig();
-        mirror.fault(memory.page(), Access::Write).unwrap();
-        let its_memory = memory.clone();
-        let change = spawn(2, move || its_memory.change());
-        access(&memory, &mirror);
-        change.join().unwrap();
-    });
+    an_access_beside(|_, memory| memory.change());
 }
 
-/// One that must not wait is refused, or finds nobody there.
+/// It is refused, or finds nobody there.
 #[test]
 fn an_access_beside_a_change_that_must_not_wait() {
-    explore(|| {
-        let (memory, mirror) = rig();
-        mirror.fault(memory.page(), Access::Write).unwrap();
-        let its_memory = memory.clone();
-        let change = spawn(2, move || {
-            _ = its_memory.space.try_invalidate(its_memory.page(), Event::Clear, || its_memory.replace());
-        });
-        access(&memory, &mirror);
-        change.join().unwrap();
+    an_access_beside(|_, memory| {
+        _ = memory.space.try_invalidate(memory.page(), Event::Clear, || memory.replace());
     });
 }
 
-/// Of a migration of its own no ticket tells.
-#[test]
-fn a_fault_beside_an_own_migration() {
-    explore(|| {
-        let (memory, mirror) = rig();
-        let (its_memory, its_mirror) = (memory.clone(), mirror.clone());
-        let change = spawn(2, move || {
-            its_mirror.migrate(its_memory.page(), || its_memory.replace()).unwrap();
-        });
-        access(&memory, &mirror);
-        change.join().unwrap();
-    });
-}
-
+/// Of which no ticket tells.
 #[test]
 fn an_access_beside_an_own_migration() {
-    explore(|| {
-        let (memory, mirror) = rig();
-        mirror.fault(memory.page(), Access::Write).unwrap();
-        let (its_memory, its_mirror) = (memory.clone(), mirror.clone());
-        let change = spawn(2, move || {
-            its_mirror.migrate(its_memory.page(), || its_memory.replace()).unwrap();
-        });
-        access(&memory, &mirror);
-        change.join().unwrap();
-    });
+    an_access_beside(|mirror, memory| mirror.migrate(memory.page(), || memory.replace()).unwrap());
 }

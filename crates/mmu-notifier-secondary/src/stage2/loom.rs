@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Memslot, Stage2};
 use crate::device::Access;
-use crate::device::loom::{Memory, explore, spawn};
+use crate::device::loom::{Memory, beside};
 
 fn rig() -> (Arc<Memory>, Arc<Stage2>) {
     let memory = Memory::new();
@@ -14,32 +14,29 @@ fn rig() -> (Arc<Memory>, Arc<Stage2>) {
     (memory, Arc::new(stage2))
 }
 
+fn accesses_beside_a_change(is_there: bool) {
+    beside(move || {
+        let (memory, stage2) = rig();
+        if is_there {
+            stage2.vcpu().unwrap().access(0, Access::Write, |_| ()).unwrap();
+        }
+        let (its_memory, kept) = (memory.clone(), stage2.clone());
+        let device = move || {
+            let mut vcpu = stage2.vcpu().unwrap();
+            vcpu.access(0, Access::Write, |pointer| memory.is_used(pointer)).unwrap();
+        };
+        (device, move || its_memory.change(), kept)
+    });
+}
+
 /// What is installed beside a change is not of before it.
 #[test]
 fn a_fault_beside_a_change() {
-    explore(|| {
-        let (memory, stage2) = rig();
-        let its_memory = memory.clone();
-        let change = spawn(2, move || its_memory.change());
-        let mut vcpu = stage2.vcpu().unwrap();
-        vcpu.access(0, Access::Write, |pointer| memory.is_used(pointer)).unwrap();
-        drop(vcpu);
-        change.join().unwrap();
-        assert_eq!((stage2.stats().active, stage2.stats().in_progress), (0, 0));
-    });
+    accesses_beside_a_change(false);
 }
 
 /// What was installed before is not used any more.
 #[test]
 fn an_access_beside_a_change() {
-    explore(|| {
-        let (memory, stage2) = rig();
-        let mut vcpu = stage2.vcpu().unwrap();
-        vcpu.access(0, Access::Write, |_| ()).unwrap();
-        let its_memory = memory.clone();
-        let change = spawn(2, move || its_memory.change());
-        vcpu.access(0, Access::Write, |pointer| memory.is_used(pointer)).unwrap();
-        drop(vcpu);
-        change.join().unwrap();
-    });
+    accesses_beside_a_change(true);
 }
