@@ -288,7 +288,7 @@ rows+=(
 'gru: a start waits for accesses of its pages only|gru.rs|s/\|page\| range\.contains\(&tlb::page_at\(page\)\)/|_| true/|subscribers:gru'
 'accesses: a start does not wait for its own thread|device/in_flight.rs|s/self\.thread\.load\(Ordering::Relaxed\) != thread && //|subscribers:a_thread_that_changes'
 'gru: a fault in an own change is an error|gru/context.rs|s/if !self\.space\.wait_for_changes\(Range::EVERYTHING\) \{/if false {/|subscribers:gru::a_fault_inside'
-'gru: nothing is loaded after a release|gru/context.rs|s/(\n            if )shared\.released\.load\(Ordering::Relaxed\)/$1false/|subscribers:gru::after_release'
+'gru: nothing is loaded after a release|gru/context.rs|s/(\n            if )shared\.released\.load\(Ordering::Relaxed\)/$1false/|subscribers:gru'
 'gru: release flushes|gru.rs|s/self\.0\.flush\(Range::EVERYTHING\);//|subscribers:gru'
 'gru: release wakes|gru.rs|s/(self\.0\.flush\(Range::EVERYTHING\);\n\s+)self\.0\.idle\.wake_all\(\);/$1/|subscribers:gru::release_wakes'
 'gru: a new context is empty|gru/context.rs|s/shared\.tlbs\[seat\.number\(\)\]\.clear\(\);//|subscribers:gru'
@@ -320,7 +320,6 @@ rows+=(
 'stage2: a fault looks again behind its mark|stage2/vcpu.rs|s/if self\.retry\.must_retry\(sequence, page\.\.=page\) \{\n\s+return Ok\(false\);\n\s+\}//|subscribers:stage2'
 'stage2: what is missing in a change is looked for again|stage2/vcpu.rs|s/let is_changing = self\.retry\.must_retry\(sequence, page\.\.=page\);/let is_changing = false;/|subscribers:stage2'
 'stage2: the mark of a fault is a full fence|stage2/vcpu.rs|s/(Pairs with the fence in `start`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:stage2'
-'stage2: so is the count of a start|stage2/told.rs|s/(Pairs with the fence of the fault: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:stage2'
 'stage2: a start waits for accesses|stage2/told.rs|s/if hit\.is_some\(\) \|\| is_draining \{/if is_draining {/|subscribers:stage2'
 'stage2: a start drains|stage2/told.rs|s/if hit\.is_some\(\) \|\| is_draining \{/if hit.is_some() {/|subscribers:stage2'
 'stage2: update waits for accesses|stage2/memslots.rs|s/(return Err\(error\);\n\s+\}\n\s+)self\.wait_for_accesses\(\);/$1/|subscribers:stage2'
@@ -440,8 +439,8 @@ for row in "${rows[@]}"; do
     elif [ "$status" = 124 ] && [[ "$suite" = *loom ]] && ! grep -q 'Causality violation' "$work/log"; then
         echo "SURVIVED  $promise ($file), so far: loom was not done"; failed=$((failed + 1))
     else
-        by=$(grep -oE "^---- [a-z_:]+|^thread '[a-z_:]+|^test [a-z_:]+ .* FAILED|[a-z_:]+ --- FAILED|SIGSEGV|SIGABRT" "$work/log" |
-            grep -oE '[a-z_]+(::[a-z_]+)+|^---- [a-z_]+|SIG[A-Z]+' | head -n 1 || true)
+        by=$(grep -oE "^---- [a-z0-9_:]+|^thread '[a-z0-9_:]+|^test [a-z0-9_:]+ .* FAILED|[a-z0-9_:]+ --- FAILED|SIGSEGV|SIGABRT" "$work/log" |
+            grep -oE '[a-z0-9_]+(::[a-z0-9_]+)+|^---- [a-z0-9_]+|SIG[A-Z]+' | head -n 1 || true)
         if [ "$status" = 124 ]; then by=${by:-it hangs}; fi
         echo "noticed   $promise: ${by:-it fails}"
     fi

@@ -318,6 +318,15 @@ fn after_release_nothing_is_loaded_and_who_waits_is_woken() {
     assert_eq!(read(&mut context, 1), Err(Fault::Released { address: address(1) }));
 }
 
+/// With no change open, only the release itself says so.
+#[test]
+fn after_release_nothing_is_loaded() {
+    let (memory, gru) = rig(2);
+    memory.space.release();
+    let mut context = gru.context().unwrap();
+    assert_eq!(read(&mut context, 1), Err(Fault::Released { address: address(1) }));
+}
+
 /// Releases the address space at the end of a change, when somebody waits for that in the queue.
 struct Releasing(Arc<Gru>, AddressSpace);
 
