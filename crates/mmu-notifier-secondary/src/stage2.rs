@@ -45,7 +45,8 @@
 //! # Memslots
 //!
 //! They are constant while a change is open, so that an end finds what its start found: an update waits until none is, at
-//! most [`PATIENCE`](Stage2::PATIENCE) (a stream of changes that overlap in time can use that up). There are two sides, of
+//! most [`PATIENCE`](Stage2::PATIENCE) (a stream of changes that overlap in time can use that up), and not at all inside a
+//! change of its own thread. There are two sides, of
 //! which one bit says which is in use; that bit and the count of open changes are one word, so a start takes both in one
 //! instruction, and waits for no lock.
 
@@ -239,6 +240,32 @@ impl Stage2 {
     /// [`NoVcpu`] if all [`VCPUS`](Stage2::VCPUS) are in use.
     pub fn vcpu(&self) -> Result<Vcpu<'_>, NoVcpu> {
         self.shared.accesses.take().map(|seat| Vcpu::new(&self.shared, seat)).ok_or(NoVcpu)
+    }
+
+    /// How many pages are in the table. Looks at each entry of each memslot, one by one; never waits.
+    ///
+    /// ```
+    /// # use mmu_notifier::{AddressSpace, Event, PAGE_SIZE, Range};
+    /// # use mmu_notifier_secondary::device::{Access, Page};
+    /// # use mmu_notifier_secondary::stage2::{Memslot, Stage2};
+    /// # let own = |address: usize, _: Access| Some(Page::writable(address));
+    /// # let space = AddressSpace::new();
+    /// # let stage2 = Stage2::new(&space, own);
+    /// # let memory = Range::new(0x70_0000, 0x74_0000)?;
+    /// # stage2.add(0, Memslot { guest: 0, memory, access: Access::ReadWrite })?;
+    /// # let mut vcpu = stage2.vcpu()?;
+    /// for page in 0..4 {
+    ///     vcpu.access(page * PAGE_SIZE, Access::Read, |_| ())?;
+    /// }
+    /// assert_eq!(stage2.pages(), 4);
+    /// space.invalidate(Range::with_len(0x70_0000, PAGE_SIZE)?, Event::Clear, || { /* madvise */ });
+    /// assert_eq!(stage2.pages(), 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "pages_4k")]
+    pub fn pages(&self) -> usize {
+        let slots = self.shared.memslots.current();
+        slots.iter().flat_map(|slot| &slot.entries).filter(|entry| entry.is_present()).count()
     }
 
     /// What it has done.

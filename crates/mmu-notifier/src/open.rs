@@ -307,6 +307,13 @@ impl OpenChanges {
         self.of(caller).any(|(_, phase, _)| phase.calls() || phase == Phase::Editing)
     }
 
+    /// Whether the calling thread makes a change, or ends one.
+    pub(crate) fn is_changing(&self, caller: &Caller) -> bool {
+        // Not what is `Taken`: another thread ends that.
+        self.of(caller)
+            .any(|(_, phase, _)| matches!(phase, Phase::Starting | Phase::Changing | Phase::Ending))
+    }
+
     /// Takes over a change that the calling thread itself has abandoned, in `Starting` or `Ending`; `None` if it is over, or
     /// was none. Says whether a callback was left in its middle.
     pub(crate) fn adopt(&self, caller: &Caller, token: Token) -> Option<(Held<'_>, bool)> {

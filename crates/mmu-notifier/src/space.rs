@@ -370,6 +370,24 @@ impl AddressSpace {
         self.shared.open.wait_for_changes(&caller, &range, |_| false, &mut patience)
     }
 
+    /// Whether the calling thread has begun a change that is not over, or is in a callback of one: to wait for
+    /// its end would be for ever. Never waits.
+    ///
+    /// A change that is ended by another thread than that which began it is the other one's from then on. One that its
+    /// thread has jumped out of is still its own, until that is found out.
+    ///
+    /// ```
+    /// use mmu_notifier::{AddressSpace, Event, Range};
+    ///
+    /// let space = AddressSpace::new();
+    /// space.invalidate(Range::new(0x1000, 0x2000)?, Event::Unmap, || assert!(space.is_changing()));
+    /// assert!(!space.is_changing());
+    /// # Ok::<(), mmu_notifier::RangeError>(())
+    /// ```
+    pub fn is_changing(&self) -> bool {
+        self.shared.open.is_changing(&self.caller())
+    }
+
     /// The address space is going: tells every interval by a change with [`Event::Release`], and every subscriber once
     /// by `release`, then nobody on a list of anything. Intervals stay, and hear of the unmapping that follows.
     ///

@@ -73,8 +73,12 @@ pub enum MemslotError {
         /// The other's.
         other: usize,
     },
-    /// Changes have been open all the time. If one of them is the calling thread's own, or was begun by somebody who never ends
-    /// it, it would have been for ever. (KVM waits for ever.)
+    /// The calling thread itself is changing the address space, or is in a callback of a change: to wait for its end would be
+    /// for ever. (KVM waits for ever.)
+    #[error("memslots cannot be changed inside a change of the calling thread")]
+    Changing,
+    /// Changes have been open all the time. If one of them was begun by somebody who never ends it, it would have been for
+    /// ever. (KVM waits for ever.)
     #[error("memslots could not be changed: {open} changes are open, some have been for {waited:?}")]
     Stalled {
         /// How many are open.
@@ -331,6 +335,9 @@ impl Shared {
                 return Err(MemslotError::Released);
             }
             let Err(open) = self.memslots.switch() else { return Ok(()) };
+            if self.space.is_changing() {
+                return Err(MemslotError::Changing);
+            }
             let waited = begin.elapsed();
             let Some(left) = patience.checked_sub(waited).filter(|left| !left.is_zero()) else {
                 return Err(MemslotError::Stalled { open, waited });

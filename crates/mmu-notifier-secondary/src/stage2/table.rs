@@ -70,6 +70,11 @@ impl Entry {
         before.is_ok_and(|entry| entry & PRESENT != 0)
     }
 
+    /// Whether there is a page.
+    pub(super) fn is_present(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & PRESENT != 0
+    }
+
     /// Forgets that it was written.
     pub(super) fn clean(&self) {
         self.0.fetch_and(!DIRTY, Ordering::Relaxed);

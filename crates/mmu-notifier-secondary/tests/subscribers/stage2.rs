@@ -314,13 +314,78 @@ fn memslots_wait_for_changes_and_are_woken_by_the_last_end() {
 fn memslots_do_not_wait_for_ever() {
     let (memory, stage2) = rig(4);
     let unbalanced = open(&memory, 0..1);
-    match stage2.delete(0) {
-        Err(MemslotError::Stalled { open: 1, waited }) => assert!(waited >= Duration::from_millis(30)),
-        other => panic!("{other:?}"),
-    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| match stage2.delete(0) {
+            Err(MemslotError::Stalled { open: 1, waited }) => assert!(waited >= Duration::from_millis(30)),
+            other => panic!("{other:?}"),
+        });
+    });
     read(&mut stage2.vcpu().unwrap(), 3).unwrap();
     unbalanced.end();
     stage2.delete(0).unwrap();
+}
+
+#[test]
+fn memslots_do_not_wait_for_their_own_thread() {
+    let memory = Memory::new(0..4);
+    let hour = Duration::from_secs(3600);
+    let stage2 = Stage2::with_patience(&memory.space, memory.clone(), hour);
+    stage2.add(0, slot(0, 0..4)).unwrap();
+    memory.space.invalidate(range(0..1), Event::Clear, || {
+        assert_eq!(stage2.add(1, slot(4, 0..4)), Err(MemslotError::Changing));
+        assert_eq!(stage2.relocate(0, PAGE_SIZE), Err(MemslotError::Changing));
+        assert_eq!(stage2.delete(0), Err(MemslotError::Changing));
+        assert_eq!(stage2.delete(1), Err(MemslotError::NoSuch { id: 1 }), "what is wrong anyhow comes first");
+    });
+    stage2.delete(0).unwrap();
+}
+
+/// The change that was open when the guest came is not one of those that it was told of.
+#[test]
+fn memslots_wait_for_no_change_that_the_guest_was_not_told_of() {
+    let memory = Memory::new(0..4);
+    let unknown = open(&memory, 0..1);
+    let stage2 = Stage2::with_patience(&memory.space, memory.clone(), Duration::from_secs(3600));
+    stage2.add(0, slot(0, 0..4)).unwrap();
+    unknown.end();
+    assert_eq!(stage2.stats().unbalanced, 0);
+}
+
+#[test]
+fn who_waits_for_changes_is_woken_by_a_release() {
+    let memory = Memory::new(0..4);
+    let stage2 = Stage2::with_patience(&memory.space, memory.clone(), Duration::from_secs(3600));
+    let unbalanced = open(&memory, 0..1);
+    let (begun, has_begun) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let stage2 = &stage2;
+        scope.spawn(move || {
+            begun.send(()).unwrap();
+            assert_eq!(stage2.add(0, slot(0, 0..4)), Err(MemslotError::Released));
+        });
+        has_begun.recv().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        memory.space.release();
+    });
+    unbalanced.end();
+}
+
+/// Whoever unsubscribes in the middle of a change takes nobody's end along.
+#[test]
+fn memslots_are_not_blocked_by_who_leaves() {
+    let memory = Memory::new(0..4);
+    let hour = Duration::from_secs(3600);
+    let stays = Stage2::with_patience(&memory.space, memory.clone(), hour);
+    let leaves = Stage2::with_patience(&memory.space, memory.clone(), hour);
+    let open = open(&memory, 0..1);
+    drop(leaves);
+    let comes = Stage2::with_patience(&memory.space, memory.clone(), hour);
+    assert_eq!((stays.stats().active, comes.stats().active), (1, 0));
+    open.end();
+    for stage2 in [&stays, &comes] {
+        stage2.add(0, slot(0, 0..4)).unwrap();
+        assert_eq!(stage2.stats().unbalanced, 0);
+    }
 }
 
 /// K6.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use mmu_notifier::{AddressSpace, Blocking, Change, Event, IntervalSubscriber, Pass, Range, WouldBlock};
 
+use crate::witness::{Log, Witness};
+
 /// Moves pages to its device itself, under this name.
 const DEVICE: usize = 7;
 
@@ -85,4 +87,25 @@ fn a_ticket_taken_inside_a_change_that_was_made_for_nobody_is_stale() {
     assert!(interval.is_stale(&interval.read()), "the change that is open overlaps");
     foreign.end();
     assert!(!interval.is_stale(&interval.read()));
+}
+
+#[test]
+fn a_thread_knows_whether_it_is_changing_anything() {
+    let (space, log) = (AddressSpace::new(), Log::default());
+    let inner = space.clone();
+    let is_told_so = move |_: &Change| assert!(inner.is_changing(), "in the end of a change");
+    let _a = space.subscribe(Witness::new("A", &log).on_end(is_told_so));
+    assert!(!space.is_changing());
+    let outer = space.begin(migration()).unwrap();
+    space.invalidate(Range::new(0x8000, 0x9000).unwrap(), Event::Unmap, || assert!(space.is_changing()));
+    assert!(space.is_changing(), "one of two is open");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            assert!(!space.is_changing(), "another thread does not");
+            outer.end();
+            assert!(!space.is_changing());
+        });
+    });
+    assert!(!space.is_changing(), "another thread has ended it");
+    assert_eq!(log.take(), "A+ A+ A- A-");
 }
