@@ -6,7 +6,7 @@ use crate::memory::{HUGE, Way};
 use crate::rig::Rig;
 
 /// How many random changes each of the seeds makes.
-fn steps() -> usize {
+pub(crate) fn steps() -> usize {
     let wanted = std::env::var("MMU_KVM_STEPS").ok();
     wanted.map_or(2000, |text| text.parse().expect("MMU_KVM_STEPS is a number of changes"))
 }

@@ -139,14 +139,6 @@ fn online_cpus() -> io::Result<Vec<usize>> {
     Ok(cpus)
 }
 
-/// Now, as the events have it.
-pub(crate) fn now() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: written by the call.
-    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) }, 0);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
 /// The calling thread, as the events have it.
 pub(crate) fn this_thread() -> i32 {
     // SAFETY: has no arguments.

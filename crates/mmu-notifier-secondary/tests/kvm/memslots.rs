@@ -46,7 +46,8 @@ fn what_kvm_refuses_is_refused_for_the_same_reason() {
     assert!(matches!(add(1, last, memory, 2 * page), Err(MemslotError::TooHigh { .. })));
     add(1, DATA, memory, 4 * page).unwrap();
     // Overlapping by a page, at both ends, within, around, and exactly.
-    for (at, pages) in [(DATA - page, 2), (DATA + 3 * page, 2), (DATA + page, 1), (DATA - page, 6), (DATA, 4)] {
+    for (at, pages) in [(DATA - page, 2), (DATA + 3 * page, 2), (DATA + page, 1), (DATA - page, 6), (DATA, 4)]
+    {
         let overlaps = MemslotError::Overlaps { id: 2, other: 1 };
         assert_eq!(add(2, at, memory, pages * page), Err(overlaps));
     }
@@ -128,7 +129,8 @@ fn both_logs_have_what_was_written() {
     let take = |rig: &mut Rig| -> Vec<usize> {
         let mut log = [0];
         rig.guest.dirty_log(SLOT, &mut log).unwrap();
-        let theirs: Vec<usize> = (0..PAGES).filter(|page| log[0] >> page & 1 == 1).map(guest_address).collect();
+        let theirs: Vec<usize> =
+            (0..PAGES).filter(|page| log[0] >> page & 1 == 1).map(guest_address).collect();
         assert_eq!(rig.stage2.dirty_log(SLOT as usize).unwrap(), theirs);
         theirs
     };

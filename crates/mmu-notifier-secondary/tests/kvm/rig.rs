@@ -20,6 +20,14 @@ pub(crate) const SLOT: u32 = 1;
 /// One at a time: the fork of one changes the memory of all.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// All but the guest.
+pub(crate) struct Rest<'a> {
+    pub(crate) space: &'a AddressSpace,
+    pub(crate) memory: &'a mut Memory,
+    pub(crate) stage2: &'a Stage2,
+    pub(crate) events: &'a mut Events,
+}
+
 pub(crate) struct Rig {
     pub(crate) space: AddressSpace,
     pub(crate) memory: Memory,
@@ -196,6 +204,12 @@ impl Rig {
         let is_made = self.memory.change(&self.space, way, pages).is_some();
         self.events.take();
         is_made
+    }
+
+    /// For threads of their own.
+    pub(crate) fn split(&mut self) -> (&mut Guest, Rest<'_>) {
+        let Rig { space, memory, guest, stage2, events, .. } = self;
+        (guest, Rest { space, memory, stage2, events })
     }
 
     /// Both guests read all of their memory, after all of it was taken away from them.
