@@ -77,8 +77,14 @@ fn guests_that_run_beside_changes_read_what_is_there() {
             while !is_over.load(SeqCst) {
                 let page = random.below(PAGES);
                 let then = truths[page].now();
-                // SAFETY: this is what is tested: the page is there while the access is under way.
-                let read = |pointer: usize| unsafe { (pointer as *const u64).read_volatile() };
+                // A change waits for it: it stays the same, whatever page that is.
+                let read = |pointer: usize| {
+                    // SAFETY: this is what is tested: the page is there while the access is under way.
+                    let word = || unsafe { (pointer as *const u64).read_volatile() };
+                    let first = word();
+                    assert!((0..500).all(|_| word() == first), "page {page} has changed during an access");
+                    first
+                };
                 let word = match vcpu.access(addresses[page], Access::Read, read) {
                     Ok(word) => word,
                     Err(Fault::NotMapped { .. }) => NOTHING,
