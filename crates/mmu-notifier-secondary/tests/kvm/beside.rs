@@ -30,7 +30,7 @@ impl Truth {
 
     /// Whether `word` may have been read since it was `then`; none if it has changed since, and anything may.
     fn allows(&self, then: (u64, u64), word: u64) -> Option<bool> {
-        (then.0.is_multiple_of(2) && self.version.load(SeqCst) == then.0).then(|| word == then.1)
+        (then.0.is_multiple_of(2) && self.version.load(SeqCst) == then.0).then_some(word == then.1)
     }
 }
 

@@ -34,7 +34,7 @@ fn what_kvm_refuses_is_refused_for_the_same_reason() {
         let theirs = guest.set_memory_raw(id as u32, at, memory, len, 0);
         let range = Range::with_len(memory, len).expect("bytes");
         let ours = stage2.add(id, Memslot { guest: at, memory: range, access: Access::ReadWrite });
-        assert_eq!(ours.clone().map_err(error_number), theirs, "{id} {at:#x} {memory:#x} {len:#x}: {ours:?}");
+        assert_eq!(ours.map_err(error_number), theirs, "{id} {at:#x} {memory:#x} {len:#x}: {ours:?}");
         ours
     };
     let (page, last) = (PAGE_SIZE, usize::MAX - (PAGE_SIZE - 1));
@@ -61,13 +61,13 @@ fn what_kvm_refuses_is_refused_for_the_same_reason() {
     let delete = |id: usize| {
         let theirs = guest.set_memory_raw(id as u32, 0, 0, 0, 0);
         let ours = stage2.delete(id);
-        assert_eq!(ours.clone().map_err(error_number), theirs, "deleting {id}: {ours:?}");
+        assert_eq!(ours.map_err(error_number), theirs, "deleting {id}: {ours:?}");
         ours
     };
     let relocate = |id: usize, at: usize, pages: usize| {
         let theirs = guest.set_memory_raw(id as u32, at, memory, pages * page, 0);
         let ours = stage2.relocate(id, at);
-        assert_eq!(ours.clone().map_err(error_number), theirs, "moving {id} to {at:#x}: {ours:?}");
+        assert_eq!(ours.map_err(error_number), theirs, "moving {id} to {at:#x}: {ours:?}");
         ours
     };
     assert_eq!(delete(4), Err(MemslotError::NoSuch { id: 4 }));
