@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use io_uring::IoUring;
 use io_uring::opcode::ReadFixed;
@@ -107,9 +108,16 @@ impl Ring {
     pub(crate) fn give_back(mut self, space: &AddressSpace, memory: &Memory) -> Result<(), String> {
         space.invalidate(memory.range(0..PAGES + EVICTABLE), Event::Clear, || ());
         self.cache.flush();
-        self.ring.submit_and_wait(0).map_err(|error| error.to_string())?;
-        for done in self.ring.completion() {
-            assert!(self.cache.registrar().released(done.user_data()));
+        // There may be more of them than the queue has room for.
+        for _ in 0..1000 {
+            self.ring.submit_and_wait(0).map_err(|error| error.to_string())?;
+            for done in self.ring.completion() {
+                assert!(self.cache.registrar().released(done.user_data()));
+            }
+            if self.cache.registrar().pinned() == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
         let (stats, registrar) = (self.cache.stats(), self.cache.registrar());
         let left = (stats.stale, stats.entries, stats.unreleased, registrar.in_use(), registrar.pinned());
