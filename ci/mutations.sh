@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Takes away, one at a time, what keeps a promise of the core, of the registration cache or of the kernel's subscribers, and
 # checks that a test notices: `docs/mutations.md`. An hour and a half. With an argument, `it`, `loom` or `oracle`, for the cache
-# `cache`, `cache-unit` or `cache-loom`, or for the subscribers `subscribers`, `subscribers-unit` or `subscribers-loom`, only the
-# rows of these tests; with another one, only those with that word. With `check`, only that each substitution still finds its
-# place: at once.
+# `cache`, `cache-unit` or `cache-loom`, or for the subscribers `subscribers`, `subscribers-unit`, `subscribers-loom` or
+# `kvm` (beside the real KVM), only the rows of these tests; with another one, only those with that word. With `check`, only that
+# each substitution still finds its place: at once.
 #
 # Each row: promise | file in crates/mmu-notifier/src, or of the others, in crates/mmu-notifier-secondary/src | perl
 # substitution | tests, or tests:FILTER.
@@ -390,6 +390,25 @@ rows+=(
 'mirror: a change is a full fence|mirror.rs|s/(Pairs with the fence in `Mirror::is_stale`: see the module documentation\.\n)\s+fence\(Ordering::SeqCst\);/$1/|subscribers-loom:mirror'
 )
 
+# What the real KVM does, and stage2 as well: where there is /dev/kvm, as root.
+rows+=(
+'kvm: a start takes out what it hits|stage2/told.rs|s/shared\.zap\(&slots, &range\);/let _ = \&range;/|kvm:each_way'
+'kvm: up to the last page of it|stage2/memslots.rs|s/at\(common\.end\(\)\)\.div_ceil\(PAGE_SIZE\)/at(common.end()) \/ PAGE_SIZE - 1/|kvm:each_way'
+'kvm: and no other one|stage2/memslots.rs|s/at\(common\.start\(\)\) \/ PAGE_SIZE/at(common.start()) \/ PAGE_SIZE \/ 2/|kvm:each_way'
+'kvm: what was found for reading is not written|stage2/vcpu.rs|s/found\.is_writable\(\) && slot\.may_write\(\)/slot.may_write()/|kvm:agree'
+'kvm: a start waits for accesses|stage2/told.rs|s/if hit\.is_some\(\) \|\| is_draining \{/if false {/|kvm:beside'
+'kvm: no memslot ends too high|stage2/memslots.rs|s/guest\.checked_add\(len\)\.is_none_or\(\|end\| end > Stage2::GUEST_SIZE\)/false/|kvm:memslots'
+'kvm: neighbours do not overlap|stage2/memslots.rs|s/new\.first < slot\.end\(\)\) \{/new.first <= slot.end()) {/|kvm:memslots'
+'stage2: an update inside an own change fails at once|stage2/memslots.rs|s/if self\.space\.is_changing\(\) \{/if false {/|subscribers:stage2::memslots_do_not_wait_for_their'
+'stage2: a release wakes who updates|stage2/memslots.rs|s/(fn reset.*?)self\.idle\.wake_all\(\);/$1/s|subscribers:stage2::who_waits'
+'kvm: what is reported dirty is clean|stage2.rs|s/entry\.clean\(\);\n(\s+)pages\.push/$1pages.push/|kvm:memslots'
+)
+# What a thread knows of its own changes.
+rows+=(
+'own changes: one is known in its middle|open.rs|s/Phase::Starting \| Phase::Changing \| Phase::Ending\)\)/Phase::Starting | Phase::Ending))/|it:own_changes'
+'own changes: and in its end|open.rs|s/Phase::Starting \| Phase::Changing \| Phase::Ending\)\)/Phase::Starting | Phase::Changing))/|it:own_changes'
+)
+
 failed=0
 tried=0
 mutated=
@@ -407,6 +426,7 @@ for row in "${rows[@]}"; do
     esac
     [ "$suite" != cache ] || target=(--test it)
     [ "$suite" != subscribers ] || target=(--test subscribers)
+    [ "$suite" != kvm ] || { package=mmu-notifier-secondary; target=(--test kvm); }
     [ -z "$mutated" ] || cp "$root/$mutated" "$mutated"
     mutated=crates/$package/src/$file
     perl -0pi -e "$edit" "$mutated"
