@@ -19,6 +19,7 @@ pub(crate) struct Counts {
     pub(crate) stage2: AtomicU64,
     pub(crate) listed: AtomicU64,
     pub(crate) tracked: AtomicU64,
+    pub(crate) mirror: AtomicU64,
     pub(crate) interval: AtomicU64,
     /// Reads into fixed buffers, and those of them whose memory was still the same behind it: then the data was there.
     pub(crate) reads: AtomicU64,
@@ -28,6 +29,28 @@ pub(crate) struct Counts {
     pub(crate) stalled: AtomicU64,
     /// Devices that came and went.
     pub(crate) visits: AtomicU64,
+}
+
+impl Counts {
+    /// Pages that each kind of device has used.
+    fn devices(&self) -> [(&'static str, &AtomicU64); 6] {
+        [
+            ("gru", &self.gru),
+            ("stage2", &self.stage2),
+            ("userptr (listed)", &self.listed),
+            ("userptr (tracked)", &self.tracked),
+            ("mirror", &self.mirror),
+            ("an interval", &self.interval),
+        ]
+    }
+
+    /// Who has done nothing at all.
+    pub(crate) fn idle(&self) -> Vec<&'static str> {
+        let others = [("changes", &self.changes), ("memslots", &self.memslots), ("visits", &self.visits)];
+        let is_idle =
+            |(name, counter): (&'static str, &AtomicU64)| (counter.load(SeqCst) == 0).then_some(name);
+        self.devices().into_iter().chain(others).filter_map(is_idle).collect()
+    }
 }
 
 pub(crate) fn add(counter: &AtomicU64) {
@@ -52,14 +75,7 @@ impl fmt::Display for Report {
         writeln!(f, "{starts} starts, as many ends; {refused} refused, and announced again")?;
         let what =
             if self.has_frames { "their frames compared" } else { "only looked at, as frames take root" };
-        let devices = [
-            ("gru", &counts.gru),
-            ("stage2", &counts.stage2),
-            ("userptr (listed)", &counts.listed),
-            ("userptr (tracked)", &counts.tracked),
-            ("an interval", &counts.interval),
-        ];
-        for (name, pages) in devices {
+        for (name, pages) in counts.devices() {
             writeln!(f, "{:>10} pages used by {name}, {what}", get(pages))?;
         }
         let (reads, compared) = (get(&counts.reads), get(&counts.compared));

@@ -11,6 +11,7 @@ use mmu_notifier::{
 };
 use mmu_notifier_secondary::device::{Access, Page, PageTable};
 use mmu_notifier_secondary::gru::{self, Gru};
+use mmu_notifier_secondary::mirror::{self, Engine, Mirror};
 use mmu_notifier_secondary::stage2::{Fault, Memslot, MemslotError, Stage2, Vcpu};
 use mmu_notifier_secondary::userptr::listed::Device;
 use mmu_notifier_secondary::userptr::tracked::{Object, Pinner};
@@ -25,6 +26,7 @@ pub(crate) struct Devices {
     stage2: Stage2,
     listed: Device,
     tracked: Vec<Object>,
+    mirror: Mirror,
     kept: Arc<Kept>,
     interval: IntervalSubscription,
 }
@@ -55,6 +57,7 @@ impl Devices {
             stage2,
             listed: Device::new(space, memory.clone()),
             tracked: objects.map(object).collect::<Result<_, _>>()?,
+            mirror: Mirror::new(space, memory.range(0..PAGES + EVICTABLE), memory.clone())?,
             interval: space.insert(memory.range(KEPT..KEPT + 1), kept.clone())?,
             kept,
         })
@@ -89,6 +92,16 @@ impl Devices {
             until(over, use_one, 14);
         });
         scope.spawn(move || {
+            let mut engine = self.mirror.engine().expect("an engine");
+            let use_or_move = |random: &mut Random| match random.below(50) {
+                // To the device, where it is not used, and back.
+                0 => memory
+                    .discard(|range, change| self.mirror.migrate(range, change).expect("inside"), random),
+                _ => use_mirror(&mut engine, memory, &counts.mirror, random),
+            };
+            until(over, use_or_move, 16);
+        });
+        scope.spawn(move || {
             until(over, |_| self.kept.used(&self.interval, memory, &counts.interval), 15);
         });
     }
@@ -120,9 +133,11 @@ impl Devices {
     pub(crate) fn agree(&self, memory: &Memory) {
         let mut context = self.gru.context().expect("a context");
         let mut vcpu = self.stage2.vcpu().expect("a processor");
+        let mut engine = self.mirror.engine().expect("an engine");
         for page in 0..PAGES + EVICTABLE {
             let address = memory.address(page);
             _ = context.access(address, Access::Read, |found| memory.check(address, found));
+            _ = engine.access(address, Access::Read, |found| memory.check(address, found));
             if page < PAGES {
                 _ = vcpu.access(page * PAGE_SIZE, Access::Read, |found| memory.check(address, found));
             }
@@ -166,6 +181,24 @@ pub(crate) fn use_gru(
     };
     match context.access(address, any_access(random), check) {
         Ok(()) | Err(gru::Fault::NotMapped { .. }) => (),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+pub(crate) fn use_mirror(engine: &mut Engine<'_>, memory: &Memory, used: &AtomicU64, random: &mut Random) {
+    let address = memory.address(random.below(PAGES + EVICTABLE));
+    let check = |found| {
+        memory.check(address, found);
+        add(used);
+    };
+    let used = match random.below(8) {
+        0 => engine.access_alone(address, check),
+        _ => engine.access(address, any_access(random), check),
+    };
+    match used {
+        Ok(()) | Err(mirror::Fault::NotMapped { .. } | mirror::Fault::NotTaken { .. }) => (),
+        // Changes came for all of its patience.
+        Err(mirror::Fault::Unsettled { .. }) => (),
         Err(other) => panic!("{other}"),
     }
 }

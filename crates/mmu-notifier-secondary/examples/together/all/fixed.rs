@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use io_uring::IoUring;
@@ -105,7 +105,12 @@ impl Ring {
     }
 
     /// All buffers are taken out, and the kernel says that it has let go of them.
-    pub(crate) fn give_back(mut self, space: &AddressSpace, memory: &Memory) -> Result<(), String> {
+    pub(crate) fn give_back(
+        mut self,
+        space: &AddressSpace,
+        memory: &Memory,
+        counts: &Counts,
+    ) -> Result<(), String> {
         space.invalidate(memory.range(0..PAGES + EVICTABLE), Event::Clear, || ());
         self.cache.flush();
         // There may be more of them than the queue has room for.
@@ -121,6 +126,9 @@ impl Ring {
         }
         let (stats, registrar) = (self.cache.stats(), self.cache.registrar());
         let left = (stats.stale, stats.entries, stats.unreleased, registrar.in_use(), registrar.pinned());
+        if counts.reads.load(SeqCst) > 20 && counts.compared.load(SeqCst) == 0 {
+            return Err("no read was undisturbed".to_owned());
+        }
         if left == (0, 0, 0, 0, 0) { Ok(()) } else { Err(format!("fixed buffers: {left:?} left: {stats}")) }
     }
 }

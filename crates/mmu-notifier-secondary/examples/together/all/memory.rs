@@ -189,6 +189,14 @@ impl Memory {
         std::thread::sleep(Duration::from_micros(random.below(100) as u64));
     }
 
+    /// Discards an evictable page inside what `inside` makes of it.
+    pub(crate) fn discard(&self, inside: impl FnOnce(Range, &mut dyn FnMut()), random: &mut Random) {
+        let page = PAGES + random.below(EVICTABLE);
+        inside(self.range(page..page + 1), &mut || {
+            _ = advise(self.address(page), 1, libc::MADV_DONTNEED);
+        });
+    }
+
     /// Copies what is there, if it can be read. Whatever becomes of it meanwhile.
     pub(crate) fn copy(&self, range: Range, to: &mut [u8]) -> bool {
         let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
@@ -212,5 +220,10 @@ impl PageTable for Memory {
         // It may be gone already: then a change has come, and whoever asks begins anew.
         let frame = self.frame(address, self.present(address)?);
         Some(if is_writable { Page::writable(frame) } else { Page::read_only(frame) })
+    }
+
+    /// For a device alone: it is as good as any other page, as no processor uses it.
+    fn take(&self, address: usize) -> Option<Page> {
+        self.look_up(address, Access::Write)
     }
 }

@@ -97,13 +97,17 @@ pub(crate) fn run(time: Duration) -> Result<Report, Box<dyn Error>> {
 
     devices.agree(&memory);
     if let Some(ring) = ring {
-        ring.give_back(space, &memory)?;
+        ring.give_back(space, &memory, &counts)?;
     }
     devices.are_balanced()?;
     drop(devices);
     // The last one to leave, so that it has heard of everything that the others have.
     drop(witness);
     is_over(space, &counts)?;
+    let idle = counts.idle();
+    if !idle.is_empty() && time >= Duration::from_secs(1) {
+        return Err(format!("nothing came of these: {}", idle.join(", ")).into());
+    }
     Ok(Report { counts, stats: space.stats(), has_frames: memory.has_frames() })
 }
 
