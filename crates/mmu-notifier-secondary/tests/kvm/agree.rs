@@ -8,7 +8,7 @@ use crate::rig::Rig;
 /// How many random changes each of the seeds makes.
 pub(crate) fn steps() -> usize {
     let wanted = std::env::var("MMU_KVM_STEPS").ok();
-    wanted.map_or(2000, |text| text.parse().expect("MMU_KVM_STEPS is a number of changes"))
+    wanted.map_or(1000, |text| text.parse().expect("MMU_KVM_STEPS is a number of changes"))
 }
 
 const PAGES: usize = 64;
@@ -68,10 +68,10 @@ fn each_way_leaves_the_same_pages() {
 
 #[test]
 fn random_changes_leave_the_same_pages() {
+    let mut made = [0; Way::ALL.len()];
     for seed in 1..=6 {
         let Some(mut rig) = Rig::new("random_changes_leave_the_same_pages", PAGES) else { return };
         let mut random = Random(seed);
-        let mut made = [0; Way::ALL.len()];
         for _ in 0..steps() {
             let kind = random.below(Way::ALL.len());
             let (way, first) = (Way::ALL[kind], random.below(PAGES));
@@ -98,9 +98,9 @@ fn random_changes_leave_the_same_pages() {
         rig.access(0..PAGES, true);
         assert_balanced(&rig);
         eprintln!("seed {seed}: {}", rig.summary());
-        for (way, made) in Way::ALL.iter().zip(made) {
-            assert!(made > 0 || steps() < 2000, "{way:?} was never made");
-        }
+    }
+    for (way, made) in Way::ALL.iter().zip(made) {
+        assert!(made > 0 || steps() < 1000, "{way:?} was never made");
     }
 }
 
