@@ -45,6 +45,10 @@ fn each_way_leaves_the_same_pages() {
     for is_written in [true, false] {
         for (before, way, left) in ROWS {
             let Some(mut rig) = Rig::new("each_way_leaves_the_same_pages", PAGES) else { return };
+            if is_guard(&way) && !rig.memory.has_guards() {
+                eprintln!("SKIPPED: {way:?}: this kernel has no guard regions");
+                continue;
+            }
             if is_written {
                 rig.access(0..PAGES, true);
             }
@@ -72,9 +76,13 @@ fn random_changes_leave_the_same_pages() {
     for seed in 1..=6 {
         let Some(mut rig) = Rig::new("random_changes_leave_the_same_pages", PAGES) else { return };
         let mut random = Random(seed);
+        let has_guards = rig.memory.has_guards();
         for _ in 0..steps() {
             let kind = random.below(Way::ALL.len());
             let (way, first) = (Way::ALL[kind], random.below(PAGES));
+            if is_guard(&way) && !has_guards {
+                continue;
+            }
             let most = match way {
                 // Of one mapping only.
                 Way::MoveAway | Way::MovePagesAway => 1,
@@ -100,8 +108,12 @@ fn random_changes_leave_the_same_pages() {
         eprintln!("seed {seed}: {}", rig.summary());
     }
     for (way, made) in Way::ALL.iter().zip(made) {
-        assert!(made > 0 || steps() < 1000, "{way:?} was never made");
+        assert!(made > 0 || steps() < 1000 || is_guard(way), "{way:?} was never made");
     }
+}
+
+fn is_guard(way: &Way) -> bool {
+    matches!(way, Way::Guard | Way::Unguard)
 }
 
 /// The kernel takes away all of the 2 MiB around a cut, and we what was changed; then both have the same again.

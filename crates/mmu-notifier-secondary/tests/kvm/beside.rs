@@ -98,13 +98,15 @@ fn guests_that_run_beside_changes_read_what_is_there() {
         });
         let _over = Over(is_over);
         let mut random = Random(9);
+        let has_guards = rest.memory.has_guards();
         for _ in 0..steps() {
             let way = Way::ALL[random.below(Way::ALL.len())];
             let (page, len) = (random.below(PAGES), 1 + random.below(2) * random.below(4));
             let pages = page..(page + len).min(PAGES);
             let is_of_one = matches!(way, Way::MoveAway | Way::MovePagesAway) && pages.len() > 1;
             // What the kernel may do later changes no version here.
-            if is_of_one || matches!(way, Way::Free | Way::Fork) || is_over.load(SeqCst) {
+            let is_missing = matches!(way, Way::Guard | Way::Unguard) && !has_guards;
+            if is_of_one || is_missing || matches!(way, Way::Free | Way::Fork) || is_over.load(SeqCst) {
                 continue;
             }
             pages.clone().for_each(|page| _ = truths[page].version.fetch_add(1, SeqCst));

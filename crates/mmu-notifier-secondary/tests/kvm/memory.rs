@@ -119,6 +119,14 @@ fn map(at: usize, len: usize, rights: c_int, flags: c_int, file: c_int, offset: 
 const OWN: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 
 impl Memory {
+    /// Whether this kernel has guard regions (6.13).
+    pub(crate) fn has_guards(&self) -> bool {
+        let at = self.parking as *mut libc::c_void;
+        map(self.parking, PAGE_SIZE, READ_WRITE, OWN | libc::MAP_FIXED, -1, 0);
+        // SAFETY: a page of ours.
+        unsafe { libc::madvise(at, PAGE_SIZE, MADV_GUARD_INSTALL) == 0 }
+    }
+
     /// So many pages; less than a huge one, and in the middle of one, or a whole one.
     pub(crate) fn new(pages: usize) -> Memory {
         let (len, size) = (pages * PAGE_SIZE, 6 * HUGE);
