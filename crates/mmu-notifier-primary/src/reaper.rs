@@ -237,7 +237,7 @@ pub enum EvictError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reaped {
-    /// Ranges that were announced: all that were not marked and had pages present.
+    /// Ranges that were announced: all that were not marked, and had pages that nobody else has.
     pub announced: usize,
     /// Those of them that a subscriber refused.
     pub refused: usize,
@@ -249,6 +249,8 @@ pub struct Reaped {
     pub held: usize,
     /// Those that are to be tried again.
     pub left: usize,
+    /// Those that were tried for the last time, and are marked.
+    pub marked: usize,
     /// Bytes that were discarded.
     pub discarded: u64,
 }
@@ -312,6 +314,7 @@ impl Counters {
         self.refused.fetch_add(reaped.refused as u64, Ordering::Relaxed);
         self.failed.fetch_add(reaped.failed as u64, Ordering::Relaxed);
         self.panicked.fetch_add(reaped.panicked as u64, Ordering::Relaxed);
+        self.marked.fetch_add(reaped.marked as u64, Ordering::Relaxed);
         self.discarded.fetch_add(reaped.discarded, Ordering::Relaxed);
     }
 }

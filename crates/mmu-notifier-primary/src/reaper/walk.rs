@@ -5,7 +5,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::TryLockError;
-use std::sync::atomic::Ordering;
 
 use mmu_notifier::{Event, PAGE_SIZE, Range, WouldBlock};
 
@@ -83,7 +82,7 @@ impl Shared {
             Then::Done => {}
             Then::Again => reaped.left += 1,
             Then::Marked => {
-                self.counters.marked.fetch_add(1, Ordering::Relaxed);
+                reaped.marked += 1;
                 (self.on_mark)(range);
             }
         }
@@ -112,11 +111,13 @@ unsafe fn discard(range: Range) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(Errno(-result as i32)) }
 }
 
-/// How many bytes of `range` are in memory of this process's own, which goes when they are discarded: pages that are
-/// present and not those of a file, from `/proc/self/pagemap`.
+/// How many bytes of `range` are in memory that only this process has, and that goes when they are discarded: pages that are
+/// present and are neither those of a file, nor shared with another process, nor the page of zeroes; from
+/// `/proc/self/pagemap`.
 fn present_in(range: Range, pagemap: &File) -> Option<usize> {
     const PRESENT: u64 = 1 << 63;
     const OF_A_FILE: u64 = 1 << 61;
+    const EXCLUSIVE: u64 = 1 << 56;
     const AT_ONCE: usize = 512;
     let pages = range.to_pages();
     let (mut next, end) = (pages.start() / PAGE_SIZE, pages.end() / PAGE_SIZE);
@@ -131,7 +132,8 @@ fn present_in(range: Range, pagemap: &File) -> Option<usize> {
         let words = entries[..read]
             .chunks_exact(8)
             .map(|word| u64::from_ne_bytes(word.try_into().unwrap_or_default()));
-        count += words.filter(|word| word & PRESENT != 0 && word & OF_A_FILE == 0).count();
+        let is_own = |word: &u64| word & (PRESENT | OF_A_FILE | EXCLUSIVE) == PRESENT | EXCLUSIVE;
+        count += words.filter(is_own).count();
         next += wanted;
     }
     Some(count * PAGE_SIZE)

@@ -179,11 +179,14 @@ pub(super) fn watch(shared: &Shared) {
     // What is above the threshold already passes no threshold.
     let mut pressed = watch.is_pressed() == Some(true);
     let mut walk = Walk::Anew;
+    // What the last alarm wanted has not been freed, as it is marked.
+    let mut is_unmet = false;
     loop {
         if pressed {
             let reaped = shared.walk(walk);
             let is_left = reaped.is_none_or(|it| it.left > 0);
             let freed = reaped.is_none_or(|it| it.discarded > 0);
+            is_unmet = shared.table.marked() > 0;
             pressed = watch.is_pressed().unwrap_or(is_left);
             if pressed && !is_left && !freed && watch.let_the_killer_go() {
                 shared.counters.given_up.fetch_add(1, Ordering::Relaxed);
@@ -209,6 +212,6 @@ pub(super) fn watch(shared: &Shared) {
                 alarm.descriptor = -1;
             }
         }
-        pressed = watch.is_pressed().unwrap_or(pressed || woken || heard);
+        pressed = watch.is_pressed().unwrap_or(pressed || heard || woken && is_unmet);
     }
 }

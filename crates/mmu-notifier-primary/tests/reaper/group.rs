@@ -1,0 +1,1 @@
+//! A control group with a limit, made and removed by the test.
