@@ -76,6 +76,7 @@ use std::time::Duration;
 use mmu_notifier::{AddressSpace, Range};
 
 use crate::gate::safe::{self, File};
+pub use group::memory_group;
 use locked::Locked;
 pub use source::{Armed, Source, Trigger};
 use table::{Place, Table};
@@ -94,12 +95,13 @@ pub struct Options {
     pub group: Option<PathBuf>,
     /// From how much of its limit on there is pressure, in percent: 1 to 99.
     pub level: u8,
-    /// How many ranges there may be at a time. Each takes 48 bytes of locked memory.
+    /// How many ranges there may be at a time. Each takes 56 bytes of locked memory.
     pub ranges: usize,
     /// How long after a refusal it is tried again, and how often it is looked whether the pressure is over.
     pub retry_after: Duration,
-    /// How many bytes secondaries still hold of memory that has been discarded, now: pinned pages that an operation uses.
-    /// Called between the changes; must neither wait nor allocate. The default is none.
+    /// How many bytes secondaries hold now of memory that they have been told to let go of: pages that are pinned until an
+    /// operation ends. What it grows by while a range is discarded is not free. Called between the changes; must neither
+    /// wait nor allocate. The default is none.
     pub unreleased: Box<dyn Fn() -> u64 + Send + Sync>,
     /// What is done when a range is marked. Must neither wait nor allocate. The default is nothing.
     pub on_mark: Box<dyn Fn(Range) + Send + Sync>,
@@ -462,7 +464,7 @@ impl Reaper {
             marked: get(&counters.marked),
             given_up: get(&counters.given_up),
             discarded: get(&counters.discarded),
-            unreleased: unreleased(),
+            unreleased: table.held().min(unreleased()),
             marked_now: table.marked(),
             ranges: table.ranges().count(),
         }

@@ -43,14 +43,34 @@ impl Group {
 
     /// That of this process, or the one above it with the lowest limit.
     pub(super) fn of_this_process() -> Option<Group> {
-        let mounts = fs::read("/proc/self/mountinfo").ok()?;
-        let groups = fs::read("/proc/self/cgroup").ok()?;
-        let limited = directories(&mounts, &groups).into_iter().flat_map(|(mount, own)| {
+        let limited = own_directories().into_iter().flat_map(|(mount, own)| {
             let above = own.ancestors().map(Path::to_path_buf).collect::<Vec<_>>();
             above.into_iter().take_while(move |path| path.starts_with(&mount)).filter_map(|it| Group::at(&it))
         });
         limited.min_by_key(|group| group.limit)
     }
+}
+
+/// The directory of this process's control group of memory, whether it has a limit or not. `None`: there are none here, or
+/// they cannot be seen. Where there are both versions, it is that which has the controller.
+///
+/// ```
+/// if let Some(group) = mmu_notifier_primary::reaper::memory_group() {
+///     assert!(group.is_dir());
+/// }
+/// ```
+pub fn memory_group() -> Option<PathBuf> {
+    let has_memory = |own: &PathBuf| {
+        let controllers = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
+        own.join("memory.limit_in_bytes").exists()
+            || controllers.split_whitespace().any(|name| name == "memory")
+    };
+    own_directories().into_iter().map(|(_, own)| own).find(has_memory)
+}
+
+fn own_directories() -> Vec<(PathBuf, PathBuf)> {
+    let read = |path| fs::read(path).unwrap_or_default();
+    directories(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
 }
 
 /// A number in a file; `None` if there is none, as in "max".

@@ -10,7 +10,7 @@
 //! The reaper takes no lock and waits for nobody: who removes a range while it is being reaped waits. So once a range has
 //! been removed, its memory is the owner's alone.
 
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mmu_notifier::Range;
@@ -28,6 +28,8 @@ pub(super) struct Slot {
     /// Good if ready or reaping.
     start: AtomicUsize,
     end: AtomicUsize,
+    /// Bytes of it that were discarded and that somebody held then.
+    held: AtomicU64,
 }
 
 const PHASE: u32 = 3;
@@ -94,6 +96,7 @@ impl Table {
         slot.start.store(range.start(), Ordering::Relaxed);
         slot.end.store(range.end(), Ordering::Relaxed);
         slot.refusals.store(0, Ordering::Relaxed);
+        slot.held.store(0, Ordering::Relaxed);
         // Release pairs with the Acquire in `claim` and in `ranges`: the range is seen.
         slot.state.store(READY, Ordering::Release);
         Some(number)
@@ -132,6 +135,11 @@ impl Table {
     /// How many are marked.
     pub(super) fn marked(&self) -> usize {
         (0..self.len()).filter(|&number| self.is_marked(number)).count()
+    }
+
+    /// Bytes that were discarded and that somebody held then.
+    pub(super) fn held(&self) -> u64 {
+        self.slots.iter().map(|slot| slot.held.load(Ordering::Relaxed)).sum()
     }
 
     /// Every range is worth trying again.
@@ -195,6 +203,14 @@ pub(super) struct Claim<'a> {
 impl Claim<'_> {
     pub(super) fn range(&self) -> Range {
         self.slot.range().expect("a slot that is claimed has a range")
+    }
+
+    /// What somebody holds of it, bytes, has become more or less. How much that is.
+    pub(super) fn hold(&self, before: u64, after: u64) -> u64 {
+        // Relaxed: only who has claimed it writes this.
+        let held = (self.slot.held.load(Ordering::Relaxed) + after).saturating_sub(before).min(after);
+        self.slot.held.store(held, Ordering::Relaxed);
+        held
     }
 
     /// The reaper is done with it.

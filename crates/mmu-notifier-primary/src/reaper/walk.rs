@@ -58,14 +58,14 @@ impl Shared {
             claim.settle(Outcome::Freed);
             return;
         }
-        let held_before = if was_left { 0 } else { (self.unreleased)() };
+        let before = (self.unreleased)();
         reaped.announced += 1;
         // SAFETY: who has added the range lets it be discarded at any time, and it is claimed, so it is still there.
         let discarded = self.space.try_invalidate(range, Event::Clear, || unsafe { discard(range) });
         let outcome = match discarded {
             Ok(Ok(())) => {
                 reaped.discarded += present as u64;
-                let is_held = (self.unreleased)() > held_before;
+                let is_held = claim.hold(before, (self.unreleased)()) > 0;
                 reaped.held += usize::from(is_held);
                 if is_held { Outcome::Left } else { Outcome::Freed }
             }
