@@ -82,6 +82,13 @@ impl Watch {
         Poll { descriptor, events, came: 0 }
     }
 
+    /// A file that was never read counts as changed.
+    fn forget_the_past(&self) {
+        if let Some(Alarm::Notified(_)) = &self.alarm {
+            self.hear();
+        }
+    }
+
     /// Takes what has come, so that the next one is heard. False: nothing will come any more.
     fn hear(&self) -> bool {
         let mut bytes = [0; 512];
@@ -176,6 +183,7 @@ pub(super) fn lock_own_memory() -> Result<(), StartError> {
 pub(super) fn watch(shared: &Shared) {
     let watch = &shared.watch;
     let mut alarm = watch.poll();
+    watch.forget_the_past();
     // What is above the threshold already passes no threshold.
     let mut pressed = watch.is_pressed() == Some(true);
     let mut walk = Walk::Anew;
@@ -213,5 +221,58 @@ pub(super) fn watch(shared: &Shared) {
             }
         }
         pressed = watch.is_pressed().unwrap_or(pressed || heard || woken && is_unmet);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use super::*;
+
+    fn is_heard(watch: &Watch, patience: Duration) -> bool {
+        let mut polls = [watch.poll()];
+        safe::poll(&mut polls, Some(patience));
+        polls[0].came != 0
+    }
+
+    /// With another file of the second version that the kernel tells of in the same way: there may be no memory controller.
+    #[test]
+    fn a_file_of_a_group_is_heard_of_when_it_changes_and_not_before() {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mount =
+            mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
+        let group = mount
+            .map(|mount| PathBuf::from(mount).join(format!("mmu-notifier-watch-{}", std::process::id())));
+        let Some(group) = group.filter(|group| std::fs::create_dir(group).is_ok()) else {
+            eprintln!(
+                "SKIPPED: a_file_of_a_group_is_heard_of: no control groups of version 2, or they cannot be made"
+            );
+            return;
+        };
+        let alarm = Alarm::Notified(File::open(group.join("cgroup.events")).unwrap());
+        let watch = Watch { alarm: Some(alarm), ..Watch::default() };
+        watch.forget_the_past();
+        assert!(!is_heard(&watch, Duration::ZERO));
+        let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
+        std::fs::write(group.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
+        assert!(is_heard(&watch, Duration::from_secs(60)));
+        assert!(watch.hear());
+        assert!(!is_heard(&watch, Duration::ZERO), "heard once");
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(is_heard(&watch, Duration::from_secs(60)));
+        drop(watch);
+        while std::fs::remove_dir(&group).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn numbers_end_where_the_line_ends() {
+        assert_eq!(number(b"4096\n"), Some(4096));
+        assert_eq!(number(b"max\n"), None);
+        assert_eq!(number(b""), None);
     }
 }

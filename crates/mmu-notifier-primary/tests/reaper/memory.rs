@@ -63,6 +63,23 @@ impl Memory {
 
     /// A mapping with those flags.
     pub(crate) fn of(pages: usize, flags: i32) -> Memory {
+        Memory::map(pages, flags, -1)
+    }
+
+    /// A mapping of a file in memory with those flags.
+    pub(crate) fn of_file(pages: usize, flags: i32) -> Memory {
+        // SAFETY: a zero-ended name.
+        let file = unsafe { libc::memfd_create(c"reaper".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(file >= 0);
+        // SAFETY: a file of ours.
+        assert_eq!(unsafe { libc::ftruncate(file, (pages * PAGE_SIZE) as i64) }, 0);
+        let memory = Memory::map(pages, flags, file);
+        // SAFETY: the mapping keeps the file.
+        unsafe { libc::close(file) };
+        memory
+    }
+
+    fn map(pages: usize, flags: i32, file: i32) -> Memory {
         let (bytes, none) = ((pages + 2) * PAGE_SIZE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping.
         let all = unsafe { libc::mmap(null_mut(), bytes, libc::PROT_NONE, none, -1, 0) };
@@ -70,7 +87,7 @@ impl Memory {
         let at = all.wrapping_byte_add(PAGE_SIZE);
         let (bytes, protection) = (pages * PAGE_SIZE, libc::PROT_READ | libc::PROT_WRITE);
         // SAFETY: over a part of that one.
-        let mapped = unsafe { libc::mmap(at, bytes, protection, flags | libc::MAP_FIXED, -1, 0) };
+        let mapped = unsafe { libc::mmap(at, bytes, protection, flags | libc::MAP_FIXED, file, 0) };
         assert_eq!(mapped, at);
         Memory { all, at: at.cast(), pages }
     }
@@ -92,6 +109,12 @@ impl Memory {
         let byte = |page| unsafe { self.at.add(page * PAGE_SIZE).read_volatile() };
         assert!((1..self.pages).all(|page| byte(page) == byte(0)), "a mixture");
         byte(0)
+    }
+
+    /// Whether all of it has been discarded, also while it is being so.
+    pub(crate) fn is_gone(&self) -> bool {
+        // SAFETY: mapped and readable.
+        (0..self.pages).all(|page| unsafe { self.at.add(page * PAGE_SIZE).read_volatile() } == 0)
     }
 
     pub(crate) fn lock(&self) {
