@@ -79,6 +79,7 @@ pub(crate) mod safe {
     const SIGALTSTACK: usize = 131;
     const SETPRIORITY: usize = 141;
     const MLOCK: usize = 149;
+    const MUNLOCK: usize = 150;
     const GETTID: usize = 186;
     const PPOLL: usize = 271;
     const EVENTFD2: usize = 290;
@@ -215,6 +216,12 @@ pub(crate) mod safe {
     pub(crate) fn lock_memory(range: mmu_notifier::Range) -> Result<(), Errno> {
         // SAFETY: neither what is in the memory nor where it is changes.
         result(unsafe { call(MLOCK, &[range.start(), range.len(), 0, 0, 0, 0]) }).map(drop)
+    }
+
+    /// Undoes [`lock_memory`] (munlock(2)).
+    pub(crate) fn unlock_memory(range: mmu_notifier::Range) {
+        // SAFETY: as there.
+        unsafe { call(MUNLOCK, &[range.start(), range.len(), 0, 0, 0, 0]) };
     }
 
     /// Keeps signal handlers off the calling thread.

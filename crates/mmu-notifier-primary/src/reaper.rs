@@ -359,7 +359,9 @@ pub struct Reaper {
 }
 
 impl Reaper {
-    /// Starts a reaper for memory of `space`. Allocates, locks about 256 KiB and its code, and starts a thread.
+    /// Starts a reaper for memory of `space`. Allocates, and starts a thread, which runs at nice -20 if it may. Locks about
+    /// 256 KiB for tables and stack, and, as far as `RLIMIT_MEMLOCK` allows, the code that the reaper is part of, which stays
+    /// locked.
     ///
     /// If there is pressure already, the first walk begins at once.
     ///
@@ -398,11 +400,13 @@ impl Reaper {
             let locked = watch::lock_own_memory();
             // Whoever has to find out who is calling does so now.
             let _ = shared.space.caller();
-            let is_locked = locked.is_ok();
-            let _ = ready.send(locked);
+            let stack = locked.as_ref().ok().copied();
+            let _ = ready.send(locked.map(drop));
             drop(ready);
-            if is_locked {
+            if let Some(stack) = stack {
                 watch::watch(&shared);
+                // The C library keeps stacks for the next thread.
+                stack.into_iter().for_each(safe::unlock_memory);
             }
         };
         let builder = std::thread::Builder::new().name("reaper".into()).stack_size(watch::STACK);

@@ -16,7 +16,7 @@
 //! | `oom.rs` | a program that meets its memory limit, four ways |
 //! | `oom/group.rs` | its control group |
 //! | `oom/program.rs` | the program |
-//! | `oom/devices.rs` | who refers to its caches |
+//! | `oom/disk.rs` | fixed buffers of io_uring that refer to its caches |
 //! | `oom/memory.rs` | memory that is filled and looked at |
 //! | `oom/table.rs` | the result |
 

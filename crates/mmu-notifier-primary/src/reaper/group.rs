@@ -93,7 +93,8 @@ fn directories(mounts: &[u8], groups: &[u8]) -> Vec<(PathBuf, PathBuf)> {
         let options = words.get(dash + 3).copied().unwrap_or_default();
         let has_memory = options.split(|&byte| byte == b',').any(|option| option == b"memory");
         let is_v2 = kind == b"cgroup2";
-        if !is_v2 && !(kind == b"cgroup" && has_memory) {
+        let is_v1 = kind == b"cgroup" && has_memory;
+        if !is_v1 && !is_v2 {
             continue;
         }
         // number:controllers:path

@@ -157,8 +157,9 @@ fn number(text: &[u8]) -> Option<u64> {
     str::from_utf8(text).ok()?.trim().parse().ok()
 }
 
-/// Makes the memory that the calling thread is going to need present. To be called at the bottom of its stack.
-pub(super) fn lock_own_memory() -> Result<(), StartError> {
+/// Locks the memory that the calling thread is going to need: what of its stack it has to unlock again. To be called at the
+/// bottom of the stack.
+pub(super) fn lock_own_memory() -> Result<Option<Range>, StartError> {
     let stack = std::hint::black_box([0u8; 1]);
     let (here, code) = (stack.as_ptr() as usize, watch as fn(&Shared) as usize);
     let (mut own, mut text) = (None, None);
@@ -176,7 +177,7 @@ pub(super) fn lock_own_memory() -> Result<(), StartError> {
     lock(own)?;
     // The code may be more than this user may lock; then it is there now, and no more than that.
     let _ = lock(text);
-    Ok(())
+    Ok(own)
 }
 
 /// What the thread does until it is told to stop.

@@ -1,6 +1,6 @@
 //! A program that meets the memory limit of its control group, four ways.
 
-mod devices;
+mod disk;
 mod group;
 mod memory;
 pub mod program;

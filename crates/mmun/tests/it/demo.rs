@@ -92,6 +92,88 @@ fn the_hole_is_there_if_one_is_told_once_and_closed_if_twice() {
     }
 }
 
+/// `None` where there are no control groups that it can make, or no io_uring: which it must say.
+fn oom(test: &str, options: &[&str]) -> Option<Ended> {
+    let ended = run(Command::new(MMUN).args(["demo", "oom"]).args(options), &workshop(test), "oom");
+    if ended.status.code() == Some(2) {
+        let said = ended.stderr();
+        let why = ["control group", "io_uring is not available here"];
+        assert!(why.iter().any(|why| said.contains(why)) && ended.stdout.is_empty(), "{ended:?}");
+        eprintln!("SKIPPED: {test}: {}", said.trim_end());
+        return None;
+    }
+    Some(ended)
+}
+
+/// The control groups that it might have left.
+fn groups_of_oom() -> usize {
+    let Some(group) = mmu_notifier_primary::reaper::memory_group() else { return 0 };
+    let entries = std::fs::read_dir(group).expect("a group is a directory").flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("mmun-oom-")).count()
+}
+
+#[test]
+fn at_its_limit_a_program_is_killed_without_the_reaper_and_lives_with_it() {
+    let test = "at_its_limit_a_program_is_killed_without_the_reaper_and_lives_with_it";
+    let before = groups_of_oom();
+    let Some(ended) = oom(test, &["--runs", "5"]) else { return };
+    let text = ended.assert_success().stdout();
+    assert!(ended.stderr.is_empty() && text.lines().all(|line| line.chars().count() <= 80), "{ended:?}");
+    let table = text.lines().skip_while(|line| !line.starts_with("alarm: ")).collect::<Vec<_>>().join("\n");
+    assert_eq!(table.matches("alarm: usage threshold ").count(), 1, "{text}");
+    assert_eq!(table.matches("alarm: oom control ").count(), 1, "{text}");
+    for (way, expected, alike) in [
+        ("no reaper", "· 5 of 5 · · ·", 2),
+        ("discarded, nobody told", "· 5 of 5 · · ·", 2),
+        ("reaper ", "5 of 5 · 120 MiB 0 none", 2),
+        ("reaper, a quarter in use", "5 of 5 · 90.0 MiB", 2),
+    ] {
+        let rows = table.lines().filter_map(|line| line.strip_prefix(way));
+        let rows =
+            rows.filter(|row| row.split_whitespace().collect::<Vec<_>>().join(" ").starts_with(expected));
+        assert_eq!(rows.count(), alike, "{way}: {expected}\n{text}");
+    }
+    assert_eq!(table.matches("untouched").count(), 3, "in two rows and the verdict\n{text}");
+    assert_eq!(groups_of_oom(), before, "it removes its control groups");
+}
+
+#[test]
+fn an_alarm_is_chosen_and_an_exit_status_says_how_it_went() {
+    let test = "an_alarm_is_chosen_and_an_exit_status_says_how_it_went";
+    let options = ["--runs", "1", "--alarm", "oom-control", "--color", "always"];
+    let Some(ended) = oom(test, &options) else { return };
+    let text = ended.assert_success().stdout();
+    assert!(text.contains("oom control") && !text.contains("usage threshold"), "{text}");
+    assert!(text.contains("\x1b[32mreaper "), "{text}");
+}
+
+/// Nobody but root may make a control group; what to do is said.
+#[test]
+fn who_may_not_make_a_control_group_is_told_what_to_do() {
+    let test = "who_may_not_make_a_control_group_is_told_what_to_do";
+    let dir = workshop(test);
+    // As nobody, which needs the command where nobody can read it.
+    let copy = std::env::temp_dir().join(format!("mmun-{}", std::process::id()));
+    std::fs::copy(MMUN, &copy).expect("a copy");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(["demo", "oom"]);
+    let tried = std::panic::catch_unwind(|| {
+        run(Command::new("setpriv").args(["--reuid=65534", "true"]), &dir, "setpriv")
+    });
+    if !tried.is_ok_and(|ended| ended.status.success()) {
+        eprintln!("SKIPPED: {test}: cannot become nobody (needs root and setpriv)");
+    } else {
+        let ended = run(&mut command, &dir, "nobody");
+        ended.assert_refused(2);
+        let said = ended.stderr();
+        assert!(
+            said.contains("control group") && (said.contains("as root") || said.contains("boot with")),
+            "{said}"
+        );
+    }
+    std::fs::remove_file(copy).expect("it is removed");
+}
+
 /// The three numbers of the line that begins with `label`; what is beside them is a bar or a word.
 fn numbers(text: &str, label: &str) -> [i64; 3] {
     // The last one: a sentence may begin with the same word.

@@ -79,7 +79,7 @@ impl Drop for Memory {
 
 /// What a device does with the byte at a pointer that it has by a page table: exchanges it.
 ///
-/// The pointer must be one that a device of [`devices`](super::devices) has found valid: its page is there until the device's
+/// The pointer must be one that a device of [`program`](super::program) has found valid: its page is there until the device's
 /// access is over.
 pub fn exchange(pointer: usize, byte: u8) -> u8 {
     // SAFETY: those devices find frames by the identity, for memory of this module that stays mapped while they exist.

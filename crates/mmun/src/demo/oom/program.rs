@@ -14,10 +14,10 @@ use mmu_notifier_primary::Primary;
 use mmu_notifier_primary::reaper::{self, Reaper, Source, Trigger};
 use mmu_notifier_secondary::device::{Access, Page};
 use mmu_notifier_secondary::stage2::{Memslot, Stage2};
-use mmu_notifier_secondary::userptr::listed::Device;
+use mmu_notifier_secondary::userptr::listed::{Device, Job, Object};
 use serde::{Deserialize, Serialize};
 
-use super::devices::{self, Disk, FILE, LEN, PIPE};
+use super::disk::{Disk, FILE, LEN, PIPE, Parked, Registrations};
 use super::memory::{Memory, exchange, without_huge_pages};
 use crate::cli::{Alarms, OomProgram, Way};
 
@@ -31,6 +31,8 @@ pub const LIMIT: u64 = 192 << 20;
 
 /// One in so many is in use.
 const BUSY: usize = 4;
+/// What says that a completion is that of a read into a cache that was taken: with the cache's number added.
+const READ_ANEW: u64 = 1000;
 
 /// What a program that has survived found.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -61,21 +63,29 @@ pub fn busy(way: Way) -> usize {
     (0..CACHES).filter(|&cache| is_busy(way, cache)).count()
 }
 
-/// Counts starts and ends, and those of the caches.
-#[derive(Default)]
+/// Counts starts and ends, and the starts of changes of the caches.
 struct Counts {
+    caches: Range,
     starts: AtomicU64,
     ends: AtomicU64,
     of_caches: AtomicU64,
-    caches: std::sync::OnceLock<Range>,
+}
+
+impl Counts {
+    fn of(caches: Range) -> Counts {
+        let zero = || AtomicU64::new(0);
+        Counts { caches, starts: zero(), ends: zero(), of_caches: zero() }
+    }
+
+    fn are_balanced(&self) -> bool {
+        self.starts.load(Ordering::Relaxed) == self.ends.load(Ordering::Relaxed)
+    }
 }
 
 impl Subscriber for Counts {
     fn start(&self, change: &Change) {
         self.starts.fetch_add(1, Ordering::Relaxed);
-        if change.event() == Event::Clear
-            && self.caches.get().is_some_and(|caches| caches.contains(&change.range()))
-        {
+        if change.event() == Event::Clear && self.caches.contains(&change.range()) {
             self.of_caches.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -110,8 +120,7 @@ fn found(options: &OomProgram) -> anyhow::Result<Found> {
     let at =
         |cache: usize| Range::with_len(caches.range().start() + cache * CACHE, CACHE).expect("it has bytes");
     (0..CACHES).for_each(|cache| caches.fill(cache * CACHE, CACHE, pattern(cache)));
-    let counts = Arc::new(Counts::default());
-    counts.caches.get_or_init(|| caches.range());
+    let counts = Arc::new(Counts::of(caches.range()));
     let _counts = space.subscribe(counts.clone());
 
     // Everything is where it is: the devices reach memory at its address.
@@ -119,53 +128,29 @@ fn found(options: &OomProgram) -> anyhow::Result<Found> {
     let guest = Stage2::new(space, own);
     guest.add(0, Memslot { guest: 0, memory: caches.range(), access: Access::ReadWrite })?;
     let mut vcpu = guest.vcpu()?;
-    for page in (0..CACHES * CACHE).step_by(PAGE_SIZE) {
-        vcpu.access(page, Access::Read, |_| ())?;
-    }
+    (0..CACHES * CACHE).step_by(PAGE_SIZE).try_for_each(|page| vcpu.access(page, Access::Read, |_| ()))?;
     let device = Device::new(space, own);
     let mut objects =
         (0..CACHES).map(|it| device.object(at(it), Access::ReadWrite)).collect::<Result<Vec<_>, _>>()?;
-    for object in &mut objects {
-        object.bind()?;
-    }
+    objects.iter_mut().try_for_each(Object::bind)?;
     let mut disk = Disk::new(space, 2 * CACHES as u16)?;
     (0..CACHES).try_for_each(|cache| disk.register(at(cache)))?;
-
-    // What is in use is so by turns: a job of the graphics processor, a read of the disk.
-    let is_a_job = |cache: usize| (cache / BUSY).is_multiple_of(2);
-    let busy = || (0..CACHES).filter(|&cache| is_busy(*way, cache));
-    let mut jobs = Vec::new();
-    for cache in busy().filter(|&cache| is_a_job(cache)) {
-        jobs.push((cache, objects[cache].submit()?));
-    }
-    let registrations = disk.cache.clone();
-    let (ring, _) = disk.parts();
-    let mut reads = Vec::new();
-    for cache in busy().filter(|&cache| !is_a_job(cache)) {
-        reads.push((cache, devices::park(ring, &registrations, at(cache), 1 + cache as u64)?));
-    }
+    let registrations = disk.registrations.clone();
+    let in_use = InUse::new(*way, &objects, &mut disk, &registrations, &at)?;
 
     let nobody = AddressSpace::new();
     let told = if *way == Way::Untold { &nobody } else { space };
     let reaper = match way {
         Way::Nobody => None,
-        _ => Some(start(told, group, *alarm, disk.cache.clone())?),
+        _ => Some(start(told, group, *alarm, registrations.clone())?),
     };
-    let mut evictable = Vec::new();
-    for cache in 0..CACHES {
-        evictable
-            .extend(reaper.as_ref().map(|reaper| caches.add_to(reaper, cache * CACHE, CACHE)).transpose()?);
-    }
-
+    let add = |cache| reaper.as_ref().map(|reaper| caches.add_to(reaper, cache * CACHE, CACHE));
+    let evictable = (0..CACHES).filter_map(add).collect::<Result<Vec<_>, _>>()?;
     let more = allocate()?;
-    let mut wrong = Vec::new();
-    let mut check = |is_so: bool, what: &str| {
-        if !is_so && !wrong.iter().any(|it| it == what) {
-            wrong.push(what.to_owned());
-        }
-    };
-    check(is_intact(&more), "what was allocated has changed");
+    let mut checks = Checks::default();
+    checks.check(is_intact(&more), "what was allocated has changed");
     drop(more);
+    // From here on nothing is taken any more.
     drop(evictable);
     let stats = reaper.as_ref().map(Reaper::stats).unwrap_or_default();
     drop(reaper);
@@ -173,63 +158,93 @@ fn found(options: &OomProgram) -> anyhow::Result<Found> {
     let (mut reaped, mut untouched) = (0, 0);
     for cache in 0..CACHES {
         let byte = caches.byte(cache * CACHE, CACHE);
-        check(byte == Some(0) || byte == Some(pattern(cache)), "a cache is neither as it was nor gone");
+        checks
+            .check(byte == Some(0) || byte == Some(pattern(cache)), "a cache is neither as it was nor gone");
         reaped += usize::from(byte == Some(0) && !is_busy(*way, cache));
         untouched += usize::from(byte == Some(pattern(cache)) && is_busy(*way, cache));
     }
-    check(
-        stats.announced == counts.of_caches.load(Ordering::Relaxed),
-        "a change was announced more than once, or not",
-    );
-
-    // What was in use goes on.
-    for (cache, job) in &mut jobs {
-        let stepped = job.step(|pages| pages.iter().all(|page| exchange(page.frame(), 1) == pattern(*cache)));
-        check(stepped == Ok(true), "a job lost its memory");
-        check(byte_at(&caches, *cache) == Some(1), "what a job has written is not there");
-    }
-    drop(jobs);
-    let (ring, registrations) = (disk.parts().0, &*registrations);
-    for (cache, read) in reads {
-        read.finish(ring, registrations)?;
-        check(caches.byte(cache * CACHE, LEN) == Some(PIPE), "what was read is not there");
-        check(
-            caches.byte(cache * CACHE + LEN, CACHE - LEN) == Some(pattern(cache)),
-            "a read has changed more",
-        );
-    }
-    // And what was taken can be used anew.
+    let is_once = stats.announced == counts.of_caches.load(Ordering::Relaxed);
+    checks.check(is_once, "a change was announced more than once, or not at all");
+    in_use.go_on(&mut disk, &caches, &mut checks)?;
+    // What was taken can be used anew, by everybody, and all see the same.
     for cache in (0..CACHES).filter(|&cache| !is_busy(*way, cache)) {
-        disk.read(at(cache), 1000 + cache as u64)?;
-        check(caches.byte(cache * CACHE, LEN) == Some(FILE), "what was read anew is not there");
-        check(
-            vcpu.access(cache * CACHE, Access::Write, |at| exchange(at, 3)) == Ok(FILE),
-            "the guest sees other memory",
-        );
-        check(byte_at(&caches, cache) == Some(3), "what the guest has written is not there");
+        disk.read(at(cache), READ_ANEW + cache as u64)?;
+        checks.check(caches.byte(cache * CACHE, LEN) == Some(FILE), "what was read anew is not there");
+        let before = vcpu.access(cache * CACHE, Access::Write, |pointer| exchange(pointer, 3));
+        checks.check(before == Ok(FILE), "the guest sees other memory");
+        checks.check(caches.byte(cache * CACHE, 1) == Some(3), "what the guest has written is not there");
         objects[cache].bind()?;
-        let stepped = objects[cache].submit()?.step(|pages| exchange(pages[0].frame(), 4));
-        check(stepped == Ok(3), "a job sees other memory");
+        let before = objects[cache].submit()?.step(|pages| exchange(pages[0].frame(), 4));
+        checks.check(before == Ok(3), "a job sees other memory");
+        checks.check(caches.byte(cache * CACHE, 1) == Some(4), "what a job has written is not there");
     }
     let of_guest = guest.stats();
-    check(
-        of_guest.active == 0 && of_guest.in_progress == 0 && of_guest.unbalanced == 0,
-        "the guest's counts are raised",
-    );
-    let [starts, ends] = [&counts.starts, &counts.ends].map(|count| count.load(Ordering::Relaxed));
-    check(starts == ends, "a start has no end");
-    Ok(Found { reaped, untouched, freed: stats.freed(), refused: stats.refused, wrong })
+    let is_idle = (of_guest.active, of_guest.in_progress, of_guest.unbalanced) == (0, 0, 0);
+    checks.check(is_idle, "the guest's counts are raised");
+    checks.check(counts.are_balanced(), "a start has no end");
+    Ok(Found { reaped, untouched, freed: stats.freed(), refused: stats.refused, wrong: checks.wrong })
 }
 
-fn byte_at(caches: &Memory, cache: usize) -> Option<u8> {
-    caches.byte(cache * CACHE, 1)
+/// The caches that are in use, by turns by a job of the graphics processor and by a read of the disk.
+struct InUse<'a> {
+    jobs: Vec<(usize, Job<'a>)>,
+    reads: Vec<(usize, Parked<'a>)>,
+}
+
+impl<'a> InUse<'a> {
+    fn new(
+        way: Way,
+        objects: &'a [Object<'_>],
+        disk: &mut Disk,
+        registrations: &'a Registrations,
+        at: &dyn Fn(usize) -> Range,
+    ) -> anyhow::Result<InUse<'a>> {
+        let (mut jobs, mut reads) = (Vec::new(), Vec::new());
+        for cache in (0..CACHES).filter(|&cache| is_busy(way, cache)) {
+            match (cache / BUSY).is_multiple_of(2) {
+                true => jobs.push((cache, objects[cache].submit()?)),
+                false => reads.push((cache, disk.park(registrations, at(cache), 1 + cache as u64)?)),
+            }
+        }
+        Ok(InUse { jobs, reads })
+    }
+
+    /// To their ends.
+    fn go_on(self, disk: &mut Disk, caches: &Memory, checks: &mut Checks) -> anyhow::Result<()> {
+        for (cache, mut job) in self.jobs {
+            let all = |pages: &[Page]| pages.iter().all(|page| exchange(page.frame(), 1) == pattern(cache));
+            checks.check(job.step(all) == Ok(true), "a job lost its memory");
+            checks.check(caches.byte(cache * CACHE, 1) == Some(1), "what a job has written is not there");
+        }
+        for (cache, read) in self.reads {
+            disk.finish(read)?;
+            checks.check(caches.byte(cache * CACHE, LEN) == Some(PIPE), "what was read is not there");
+            let rest = caches.byte(cache * CACHE + LEN, CACHE - LEN);
+            checks.check(rest == Some(pattern(cache)), "a read has changed more than it read");
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong, each once.
+#[derive(Default)]
+struct Checks {
+    wrong: Vec<String>,
+}
+
+impl Checks {
+    fn check(&mut self, is_so: bool, otherwise: &str) {
+        if !is_so && !self.wrong.iter().any(|it| it == otherwise) {
+            self.wrong.push(otherwise.to_owned());
+        }
+    }
 }
 
 fn start(
     space: &AddressSpace,
     group: &Path,
     alarm: Alarms,
-    cache: Arc<mmu_notifier_secondary::cache::Cache<mmu_notifier_secondary::io_uring::FixedBuffers>>,
+    registrations: Arc<Registrations>,
 ) -> anyhow::Result<Reaper> {
     let source = match alarm {
         Alarms::OomControl => Source::OomControl,
@@ -239,7 +254,7 @@ fn start(
         trigger: Trigger::Source(source),
         group: Some(group.into()),
         ranges: CACHES,
-        unreleased: Box::new(move || cache.unreleased() as u64),
+        unreleased: Box::new(move || registrations.unreleased() as u64),
         ..reaper::Options::default()
     };
     Ok(Reaper::start(space, options)?)
