@@ -5,8 +5,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use mmu_notifier::{AddressSpace, PAGE_SIZE, Range};
 use mmu_notifier_primary::reaper::{Options, Reaper, Source, Trigger, memory_group};
@@ -132,11 +132,23 @@ fn the_killer_waits_until_there_is_nothing_more_to_reap() {
     }
     let Some(group) = Group::new(test) else { return };
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture"]).env(GROUP, &group.0);
-    let ended = command.output().unwrap();
-    let text = String::from_utf8_lossy(&ended.stderr);
+    command.args(["--exact", test, "--nocapture"]).env(GROUP, &group.0).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if began.elapsed() > Duration::from_secs(60) {
+            // It would be stopped for ever.
+            child.kill().unwrap();
+            panic!("it was not killed: {}", group.control());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let text = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
     assert!(text.contains("it lives"), "{text}");
-    assert!(!ended.status.success(), "it was killed");
+    assert!(!status.success(), "it was killed");
     assert!(group.control().contains("oom_kill 1"), "{}", group.control());
 }
 
@@ -174,5 +186,25 @@ fn as_long_as_there_is_pressure_it_goes_on() {
         assert!(caches[1..].iter().all(|cache| cache.byte() == 7), "and the others are left alone");
         caches[0].fill(9);
         until("it is reaped again, without an alarm", || caches[0].is_gone());
+    });
+}
+
+/// Who is over the first threshold and goes on growing meets another one.
+#[test]
+fn there_are_more_thresholds_above_the_first() {
+    in_a_group("group::there_are_more_thresholds_above_the_first", |_| {
+        let options = Options { level: 50, retry_after: Duration::from_secs(3600), ..Options::default() };
+        let space = AddressSpace::new();
+        let _busy = space.subscribe_refuser(Busy::with(Range::EVERYTHING));
+        let reaper = Reaper::start(&space, options).unwrap();
+        let cache = Memory::new(MIB);
+        let _evictable = cache.add_to(&reaper).unwrap();
+        let mut more: Vec<_> = (0..34).map(|_| Memory::new(MIB)).collect();
+        until("the first one is heard of", || reaper.stats().alarms > 0);
+        until("the cache was tried", || reaper.stats().refused > 0);
+        let alarms = reaper.stats().alarms;
+        more.extend((0..14).map(|_| Memory::new(MIB)));
+        until("another one is heard of", || reaper.stats().alarms > alarms);
+        assert_eq!(cache.byte(), 7);
     });
 }

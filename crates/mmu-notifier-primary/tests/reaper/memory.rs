@@ -175,3 +175,29 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
+
+/// Does that in a forked child with the child's copy of `it`, and waits for the child's end. `it` is this process's again.
+pub(crate) fn in_a_child<T>(it: T, work: impl FnOnce(T)) -> T {
+    // SAFETY: the child frees memory, for which the C library is prepared, and ends.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        work(it);
+        // SAFETY: nothing has to be cleaned up.
+        unsafe { libc::_exit(7) };
+    }
+    let (mut status, began) = (0, Instant::now());
+    // SAFETY: a child of ours.
+    while unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) } != child {
+        if began.elapsed() > Duration::from_secs(60) {
+            // SAFETY: as above.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(
+        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7,
+        "the child hung, or died: {status:#x}"
+    );
+    it
+}

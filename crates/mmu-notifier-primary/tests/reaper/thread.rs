@@ -8,7 +8,8 @@ use std::time::Duration;
 use mmu_notifier::{AddressSpace, Change, Refuser, Subscriber, WouldBlock};
 use mmu_notifier_primary::reaper::{ATTEMPTS, Options, Reaper, Source, Trigger};
 
-use crate::memory::{Memory, Told, allocations, until};
+use crate::memory::{Memory, Told, allocations, in_a_child, until};
+use crate::own_process;
 use crate::walk::Busy;
 
 /// A reaper, and what makes it believe that memory runs short.
@@ -199,4 +200,39 @@ fn pressure_stall_information_is_armed_and_silent() {
     std::thread::sleep(Duration::from_millis(50));
     assert!(reaper.stats().alarms <= 1, "the thread does not go round and round");
     assert_eq!(reaper.armed().to_string(), "pressure stall information");
+}
+
+/// The thread is not there, so nobody may wait for it; not even if it was in the middle of something.
+#[test]
+fn in_a_forked_child_all_of_it_can_be_dropped() {
+    own_process::run(
+        "thread::in_a_forked_child_all_of_it_can_be_dropped",
+        |_| (),
+        || {
+            #[derive(Default)]
+            struct Waits {
+                is_inside: AtomicBool,
+                may_go_on: AtomicBool,
+            }
+            impl Subscriber for Waits {
+                fn start(&self, _: &Change) {
+                    self.is_inside.store(true, SeqCst);
+                    until("it may go on", || self.may_go_on.load(SeqCst));
+                }
+                fn end(&self, _: &Change) {}
+            }
+            let space = AddressSpace::new();
+            let waits = Arc::new(Waits::default());
+            let _waits = space.subscribe(waits.clone());
+            let (reaper, mut pressure) = told_by_a_pipe(&space, quick());
+            let memory = Memory::new(1);
+            let evictable = memory.add_to(&reaper).unwrap();
+            pressure.write_all(b"!").unwrap();
+            until("it is inside", || waits.is_inside.load(SeqCst));
+            let (reaper, evictable) = in_a_child((reaper, evictable), drop);
+            waits.may_go_on.store(true, SeqCst);
+            until("it is reaped", || memory.is_gone());
+            drop((evictable, reaper));
+        },
+    );
 }

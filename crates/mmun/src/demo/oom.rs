@@ -17,6 +17,7 @@ use clap::ValueEnum;
 
 use crate::cli::{Alarms, Oom, Way};
 use crate::page::{self, Page};
+use crate::signals;
 use group::Group;
 use program::{CACHES, Found, LIMIT, busy};
 
@@ -79,11 +80,28 @@ impl Course {
     }
 }
 
+/// Somebody wants mmun to end, by this signal.
+#[derive(Debug)]
+struct AskedToEnd(i32);
+
+impl std::fmt::Display for AskedToEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ended by signal {}", self.0)
+    }
+}
+
+impl std::error::Error for AskedToEnd {}
+
 /// Runs the experiment and shows it; gives the exit status.
 pub fn show(options: &Oom) -> i32 {
+    signals::defer_the_end();
     let courses = match courses(options) {
         Ok(courses) => courses,
         Err(error) => {
+            // All is cleaned up by now.
+            if let Some(AskedToEnd(signal)) = error.downcast_ref() {
+                signals::die_of(*signal);
+            }
             crate::complain(&error);
             return 2;
         }
@@ -137,10 +155,11 @@ fn wait(child: &mut Child) -> anyhow::Result<Option<std::process::ExitStatus>> {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if began.elapsed() > PATIENCE {
+        let asked = signals::asked_to_end();
+        if asked.is_some() || began.elapsed() > PATIENCE {
             child.kill()?;
             child.wait()?;
-            return Ok(None);
+            return asked.map_or(Ok(None), |signal| Err(AskedToEnd(signal).into()));
         }
         sleep(Duration::from_millis(5));
     }

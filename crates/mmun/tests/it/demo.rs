@@ -1,8 +1,10 @@
 //! `mmun demo`, by the numbers that it shows.
 
-use std::process::Command;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use crate::command::{Ended, MMUN, run};
+use crate::command::{DEADLINE, Ended, MMUN, run, start};
 use crate::program::workshop;
 
 fn pairing(test: &str, options: &[&str]) -> Ended {
@@ -105,46 +107,62 @@ fn oom(test: &str, options: &[&str]) -> Option<Ended> {
     Some(ended)
 }
 
-/// The control groups that it might have left.
-fn groups_of_oom() -> usize {
-    let Some(group) = mmu_notifier_primary::reaper::memory_group() else { return 0 };
-    let entries = std::fs::read_dir(group).expect("a group is a directory").flatten();
-    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("mmun-oom-")).count()
-}
-
-#[test]
-fn at_its_limit_a_program_is_killed_without_the_reaper_and_lives_with_it() {
-    let test = "at_its_limit_a_program_is_killed_without_the_reaper_and_lives_with_it";
-    let before = groups_of_oom();
-    let Some(ended) = oom(test, &["--runs", "5"]) else { return };
-    let text = ended.assert_success().stdout();
-    assert!(ended.stderr.is_empty() && text.lines().all(|line| line.chars().count() <= 80), "{ended:?}");
-    let table = text.lines().skip_while(|line| !line.starts_with("alarm: ")).collect::<Vec<_>>().join("\n");
-    assert_eq!(table.matches("alarm: usage threshold ").count(), 1, "{text}");
-    assert_eq!(table.matches("alarm: oom control ").count(), 1, "{text}");
-    for (way, expected, alike) in [
-        ("no reaper", "· 5 of 5 · · ·", 2),
-        ("discarded, nobody told", "· 5 of 5 · · ·", 2),
-        ("reaper ", "5 of 5 · 120 MiB 0 none", 2),
-        ("reaper, a quarter in use", "5 of 5 · 90.0 MiB", 2),
-    ] {
-        let rows = table.lines().filter_map(|line| line.strip_prefix(way));
-        let rows =
-            rows.filter(|row| row.split_whitespace().collect::<Vec<_>>().join(" ").starts_with(expected));
-        assert_eq!(rows.count(), alike, "{way}: {expected}\n{text}");
-    }
-    assert_eq!(table.matches("untouched").count(), 3, "in two rows and the verdict\n{text}");
-    assert_eq!(groups_of_oom(), before, "it removes its control groups");
-}
-
-#[test]
-fn an_alarm_is_chosen_and_an_exit_status_says_how_it_went() {
-    let test = "an_alarm_is_chosen_and_an_exit_status_says_how_it_went";
-    let options = ["--runs", "1", "--alarm", "oom-control", "--color", "always"];
+/// All four ways with one alarm.
+fn at_its_limit(test: &str, alarm: &str, title: &str) {
+    let options = ["--runs", "4", "--alarm", alarm, "--color", "always"];
     let Some(ended) = oom(test, &options) else { return };
     let text = ended.assert_success().stdout();
-    assert!(text.contains("oom control") && !text.contains("usage threshold"), "{text}");
-    assert!(text.contains("\x1b[32mreaper "), "{text}");
+    assert!(ended.stderr.is_empty() && text.contains(&format!("alarm: {title} ")), "{ended:?}");
+    for (way, expected) in [
+        ("\x1b[33mno reaper ", "· 4 of 4 · · ·"),
+        ("\x1b[33mdiscarded, nobody told ", "· 4 of 4 · · ·"),
+        ("\x1b[32mreaper ", "4 of 4 · 120 MiB 0 none"),
+        ("\x1b[32mreaper, a quarter in use ", "4 of 4 · 90.0 MiB"),
+    ] {
+        let row = text.lines().find_map(|line| line.strip_prefix(way));
+        let row = row.unwrap_or_else(|| panic!("there is no row {way:?}:\n{text}"));
+        let row = row.replace("\x1b[0m", "").split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(row.starts_with(expected), "{way}: {expected}\n{text}");
+        assert_eq!(row.ends_with("untouched"), way.contains("quarter"), "{text}");
+    }
+}
+
+#[test]
+fn at_a_threshold_the_reaper_saves_who_is_killed_without_it() {
+    at_its_limit("at_a_threshold_the_reaper_saves_who_is_killed_without_it", "threshold", "usage threshold");
+}
+
+#[test]
+fn with_the_killer_stopped_the_reaper_saves_who_is_killed_without_it() {
+    at_its_limit(
+        "with_the_killer_stopped_the_reaper_saves_who_is_killed_without_it",
+        "oom-control",
+        "oom control",
+    );
+}
+
+#[test]
+fn who_is_interrupted_removes_the_control_group() {
+    let test = "who_is_interrupted_removes_the_control_group";
+    let dir = workshop(test);
+    let Some(text) = oom(test, &["--runs", "1", "--alarm", "threshold"]).map(|ended| ended.stdout()) else {
+        return;
+    };
+    assert!(text.lines().all(|line| line.chars().count() <= 80) && !text.contains('\x1b'), "{text}");
+    let mut command = Command::new(MMUN);
+    command.args(["demo", "oom", "--runs", "1000"]).stdin(Stdio::null());
+    let started = start(&mut command, &dir, "interrupted");
+    let group = mmu_notifier_primary::reaper::memory_group().expect("it was there before");
+    let group = group.join(format!("mmun-oom-{}", started.id()));
+    let began = Instant::now();
+    while !group.exists() {
+        assert!(began.elapsed() < DEADLINE, "there is no {}", group.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    started.signal_group("INT");
+    let ended = started.wait();
+    assert_eq!(ended.status.signal(), Some(2), "{ended:?}");
+    assert!(!group.exists() && ended.stdout.is_empty() && ended.stderr.is_empty(), "{ended:?}");
 }
 
 /// Nobody but root may make a control group; what to do is said.

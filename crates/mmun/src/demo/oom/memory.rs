@@ -48,17 +48,17 @@ impl Memory {
     /// The byte that this part of it consists of; none if it is a mixture.
     pub fn byte(&self, offset: usize, len: usize) -> Option<u8> {
         let mut page = [0; PAGE_SIZE];
-        let mut all = None;
+        let mut first = None;
         for at in (offset..offset + len).step_by(PAGE_SIZE) {
             let len = PAGE_SIZE.min(offset + len - at);
             // SAFETY: mapped and readable, and the copy is ours.
             unsafe { self.part(at, len).copy_to_nonoverlapping(page.as_mut_ptr(), len) };
-            let byte = *all.get_or_insert(page[0]);
-            if page[..len].iter().any(|&it| it != byte) {
+            let first = *first.get_or_insert(page[0]);
+            if page[..len] != [first; PAGE_SIZE][..len] {
                 return None;
             }
         }
-        all
+        first
     }
 
     /// Lets a part of it be discarded until the result is dropped.
@@ -86,11 +86,13 @@ pub fn exchange(pointer: usize, byte: u8) -> u8 {
     unsafe { (pointer as *mut u8).replace(byte) }
 }
 
-/// Small pages only, for the calling process: what is charged is what is used.
-pub fn without_huge_pages() -> anyhow::Result<()> {
-    // SAFETY: a flag of the process.
-    match unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) } {
-        0 => Ok(()),
-        _ => bail!("cannot do without huge pages: {}", io::Error::last_os_error()),
+/// For the calling process: only small pages, so that what is charged is what is used; and it ends with who has started it.
+pub fn set_up_process() -> anyhow::Result<()> {
+    for (option, value) in [(libc::PR_SET_THP_DISABLE, 1), (libc::PR_SET_PDEATHSIG, libc::SIGKILL)] {
+        // SAFETY: settings of the process.
+        if unsafe { libc::prctl(option, value, 0, 0, 0) } != 0 {
+            bail!("prctl({option}): {}", io::Error::last_os_error());
+        }
     }
+    Ok(())
 }

@@ -18,7 +18,7 @@ use mmu_notifier_secondary::userptr::listed::{Device, Job, Object};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, FILE, LEN, PIPE, Parked, Registrations};
-use super::memory::{Memory, exchange, without_huge_pages};
+use super::memory::{Memory, exchange, set_up_process};
 use crate::cli::{Alarms, OomProgram, Way};
 
 /// How many caches the program has, and how long each is, in bytes.
@@ -112,7 +112,7 @@ pub fn run(options: &OomProgram) -> i32 {
 fn found(options: &OomProgram) -> anyhow::Result<Found> {
     let OomProgram { group, way, alarm } = options;
     fs::write(group.join("cgroup.procs"), "0").context("cannot enter the control group")?;
-    without_huge_pages()?;
+    set_up_process()?;
     let primary = Primary::install(&Default::default()).context("cannot intercept our own system calls")?;
     let space = primary.space();
 
