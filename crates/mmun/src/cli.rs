@@ -265,8 +265,9 @@ EXIT STATUS:
 /// pages stay pinned; the reaper of this library takes the caches, telling everybody before and after; and it does so
 /// while a quarter of the caches is in use, which is refused and stays as it is. What is left is checked byte by byte.
 ///
-/// The alarm is a threshold of the group's memory, or the group's out-of-memory control with the killer stopped. The
-/// group (cgroup version 1) is made by this command, and removed.
+/// The alarm is a threshold of the group's memory, or the group's out-of-memory control with the killer stopped; in groups
+/// of cgroup version 2, which have neither, the memory in use is read once a millisecond. The group is made by this
+/// command, and removed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = OOM_EXAMPLES)]
 pub struct Oom {
@@ -275,7 +276,7 @@ pub struct Oom {
     pub runs: u32,
 
     /// What says that memory runs short.
-    #[arg(long, value_name = "WHICH", default_value = "both")]
+    #[arg(long, value_name = "WHICH", default_value = "all")]
     pub alarm: Alarms,
 
     /// Colours in the output.
@@ -290,8 +291,10 @@ pub enum Alarms {
     Threshold,
     /// The out-of-memory control, with the killer stopped.
     OomControl,
-    /// One after the other.
-    Both,
+    /// The memory in use is read once a millisecond.
+    Polling,
+    /// One after the other; where there are others, not polling.
+    All,
 }
 
 /// The program of `mmun demo oom`, which runs it.
@@ -303,7 +306,7 @@ pub struct OomProgram {
     /// Which way.
     pub way: Way,
 
-    /// The alarm: not both.
+    /// The alarm: not all.
     pub alarm: Alarms,
 }
 

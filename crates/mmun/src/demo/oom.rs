@@ -18,7 +18,7 @@ use clap::ValueEnum;
 use crate::cli::{Alarms, Oom, Way};
 use crate::page::{self, Page};
 use crate::signals;
-use group::Group;
+use group::{Group, Version};
 use program::{CACHES, Found, LIMIT, busy};
 
 /// How long a program may take before it counts as hung: it may be stopped at the limit for ever.
@@ -113,9 +113,13 @@ pub fn show(options: &Oom) -> i32 {
 }
 
 fn courses(options: &Oom) -> anyhow::Result<Vec<Course>> {
-    let alarms = match options.alarm {
-        Alarms::Both => vec![Alarms::Threshold, Alarms::OomControl],
-        one => vec![one],
+    let alarms = match (options.alarm, group::version()?) {
+        (Alarms::All, Version::V1) => vec![Alarms::Threshold, Alarms::OomControl],
+        (Alarms::All, Version::V2) => vec![Alarms::Polling],
+        (Alarms::Threshold | Alarms::OomControl, Version::V2) => {
+            bail!("control groups of version 2 have no such alarm; give --alarm polling, or no --alarm")
+        }
+        (one, _) => vec![one],
     };
     let mut courses = Vec::new();
     for alarm in alarms {

@@ -248,7 +248,8 @@ fn start(
 ) -> anyhow::Result<Reaper> {
     let source = match alarm {
         Alarms::OomControl => Source::OomControl,
-        Alarms::Threshold | Alarms::Both => Source::Threshold,
+        Alarms::Threshold => Source::Threshold,
+        Alarms::Polling | Alarms::All => Source::Polling,
     };
     let options = reaper::Options {
         trigger: Trigger::Source(source),

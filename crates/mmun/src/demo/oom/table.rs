@@ -49,7 +49,8 @@ pub(super) fn write(page: &mut Page, courses: &[Course]) -> io::Result<()> {
 fn title(alarm: Alarms) -> &'static str {
     match alarm {
         Alarms::OomControl => "alarm: oom control",
-        Alarms::Threshold | Alarms::Both => "alarm: usage threshold",
+        Alarms::Threshold => "alarm: usage threshold",
+        Alarms::Polling | Alarms::All => "alarm: polling",
     }
 }
 
