@@ -92,6 +92,13 @@ impl Disk {
         self.wait(number)
     }
 
+    /// Reads the completions that say that a buffer was released.
+    pub fn hear_of_releases(&mut self) {
+        let buffers = self.registrations.registrar();
+        // No operation of this disk is under way when this is called.
+        self.ring.completion().for_each(|done| _ = buffers.released(done.user_data()));
+    }
+
     fn submit(&mut self, operation: &Operation<'_>, from: Fd, offset: u64) -> anyhow::Result<()> {
         let to = operation.range().start() as *mut u8;
         let read = ReadFixed::new(from, to, LEN as u32, operation.slot()).offset(offset).build();

@@ -136,7 +136,11 @@ fn found(options: &OomProgram) -> anyhow::Result<Found> {
     let mut disk = Disk::new(space, 2 * CACHES as u16)?;
     (0..CACHES).try_for_each(|cache| disk.register(at(cache)))?;
     let registrations = disk.registrations.clone();
-    let in_use = InUse::new(*way, &objects, &mut disk, &registrations, &at)?;
+    // Reads that wait are on a ring of their own: older kernels release the buffers of a ring in order, so one that is in use
+    // would keep all others.
+    let mut waiting = Disk::new(space, CACHES as u16)?;
+    let waiting_registrations = waiting.registrations.clone();
+    let in_use = InUse::new(*way, &objects, &mut waiting, &waiting_registrations, &at)?;
 
     let nobody = AddressSpace::new();
     let told = if *way == Way::Untold { &nobody } else { space };
@@ -146,7 +150,7 @@ fn found(options: &OomProgram) -> anyhow::Result<Found> {
     };
     let add = |cache| reaper.as_ref().map(|reaper| caches.add_to(reaper, cache * CACHE, CACHE));
     let evictable = (0..CACHES).filter_map(add).collect::<Result<Vec<_>, _>>()?;
-    let more = allocate()?;
+    let more = allocate(&mut disk)?;
     let mut checks = Checks::default();
     checks.check(is_intact(&more), "what was allocated has changed");
     drop(more);
@@ -165,7 +169,7 @@ fn found(options: &OomProgram) -> anyhow::Result<Found> {
     }
     let is_once = stats.announced == counts.of_caches.load(Ordering::Relaxed);
     checks.check(is_once, "a change was announced more than once, or not at all");
-    in_use.go_on(&mut disk, &caches, &mut checks)?;
+    in_use.go_on(&mut waiting, &caches, &mut checks)?;
     // What was taken can be used anew, by everybody, and all see the same.
     for cache in (0..CACHES).filter(|&cache| !is_busy(*way, cache)) {
         disk.read(at(cache), READ_ANEW + cache as u64)?;
@@ -255,7 +259,9 @@ fn start(
         trigger: Trigger::Source(source),
         group: Some(group.into()),
         ranges: CACHES,
-        unreleased: Box::new(move || registrations.unreleased() as u64),
+        unreleased: Box::new(move || {
+            registrations.unreleased() as u64 + registrations.registrar().unreleased()
+        }),
         ..reaper::Options::default()
     };
     Ok(Reaper::start(space, options)?)
@@ -264,11 +270,12 @@ fn start(
 /// Bytes that are allocated before the program does something else for a moment.
 const AT_ONCE: usize = 2 << 20;
 
-/// Allocates past the limit.
-fn allocate() -> anyhow::Result<Memory> {
+/// Allocates past the limit. Now and then looks at what the disk has to say, as programs do.
+fn allocate(disk: &mut Disk) -> anyhow::Result<Memory> {
     let more = Memory::new(MORE)?;
     for at in (0..MORE).step_by(AT_ONCE) {
         more.fill(at, AT_ONCE, content(at));
+        disk.hear_of_releases();
         sleep(Duration::from_micros(500));
     }
     ensure!(more.range().len() == MORE, "not all of it is there");
