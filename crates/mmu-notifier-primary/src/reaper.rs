@@ -421,7 +421,8 @@ impl Reaper {
         &self.armed
     }
 
-    /// Lets `range` be discarded from now on, at any time, until what this returns is dropped. Reads `/proc/self/smaps`, which
+    /// Lets `range` be discarded from now on, at any time, until what this returns is dropped. A huge page goes as a whole or
+    /// not at all, so ranges that have some begin and end at multiples of 2 MiB. Reads `/proc/self/smaps`, which
     /// takes a millisecond or so a gigabyte of memory below the range; allocates.
     ///
     /// # Errors
