@@ -154,7 +154,7 @@ rows=(
 'reaper: who refuses keeps it|reaper/walk.rs|s/Err\(WouldBlock\) => \{/Err(WouldBlock) => {\n                \/\/ SAFETY: none.\n                let _ = unsafe { discard(range) };/|reaper:walk'
 'reaper: and is asked again|reaper/watch.rs|s/unwrap_or\(is_left\)/unwrap_or(is_left \&\& false)/|reaper:thread'
 'reaper: ten times|reaper/table.rs|s/ATTEMPTS\.\. => /u32::MAX => /|reaper-unit:reaper'
-'reaper: what is marked is left alone|reaper/table.rs|s/ && state & MARKED == 0 \{/ {/;s/ \|\| state & MARKED != 0 \{/ {/|reaper:thread'
+'reaper: what is marked is left alone|reaper/table.rs|s/ && state & MARKED == 0 \{/ {/;s/ \|\| state & MARKED != 0 \{/ {/|reaper:pressure_it_goes_on'
 'reaper: until the next alarm|reaper/walk.rs|s/self\.table\.retry_all\(\);//|reaper:thread'
 'reaper: or until its owner says so|reaper/table.rs|s/Some\(state & !MARKED/Some(state/|reaper:thread'
 'reaper: also while the last attempt is made|reaper/table.rs|s/if state & ASKED != 0 && flags == MARKED/if state \& ASKED != 0 \&\& flags > MARKED/|reaper-unit:reaper'
