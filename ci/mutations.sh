@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Takes away, one at a time, what keeps a promise of the core, of the registration cache or of the kernel's subscribers, and
-# checks that a test notices: `docs/mutations.md`. An hour and a half. With an argument, `it`, `loom` or `oracle`, for the cache
-# `cache`, `cache-unit` or `cache-loom`, or for the subscribers `subscribers`, `subscribers-unit`, `subscribers-loom` or
-# `kvm` (beside the real KVM), only the rows of these tests; with another one, only those with that word. With `check`, only that
-# each substitution still finds its place: at once.
+# Takes away, one at a time, what keeps a promise of the core, of the registration cache, of the kernel's subscribers or of the
+# reaper, and checks that a test notices: `docs/mutations.md`. Two hours. With an argument, `it`, `loom` or `oracle`, for the
+# cache `cache`, `cache-unit` or `cache-loom`, for the subscribers `subscribers`, `subscribers-unit`, `subscribers-loom` or `kvm`
+# (beside the real KVM), or for the reaper `reaper` or `reaper-unit`, only the rows of these tests; with another one, only those
+# with that word. With `check`, only that each substitution still finds its place: at once. One at a time in a tree: all share
+# a directory of builds.
 #
-# Each row: promise | file in crates/mmu-notifier/src, or of the others, in crates/mmu-notifier-secondary/src | perl
-# substitution | tests, or tests:FILTER.
+# Each row: promise | file in crates/mmu-notifier/src, of the reaper in crates/mmu-notifier-primary/src, or of the others in
+# crates/mmu-notifier-secondary/src | perl substitution | tests, or tests:FILTER.
 # A hang counts as noticed, but under loom, where it may be only slow, unless it has reported something.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +15,7 @@ root=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/crates"
-cp -r crates/mmu-notifier crates/mmu-notifier-model crates/mmu-notifier-secondary "$work/crates/"
+cp -r crates/mmu-notifier{,-model,-primary,-secondary} "$work/crates/"
 sed -i '/^mmu-notifier-primary/d' "$work/crates/mmu-notifier-secondary/Cargo.toml"
 cp Cargo.lock "$work/"
 sed 's|^mmu-notifier-primary = .*||' Cargo.toml >"$work/Cargo.toml"
@@ -147,6 +148,41 @@ rows=(
 'fork: the parent is not told in a child|list.rs|s/entry\.claim_release\(\);\n//|it'
 'fork: the intervals of the parent stay his|interval.rs|s/if self\.is_of_the_parent\(\) \{/if false {/|it'
 'fork: a slot forgets how far the parent came|open.rs|s/slot\.started\.store\(0, Ordering::Relaxed\);//|it'
+# The reaper.
+'reaper: the highest address comes first|reaper/table.rs|s/core::cmp::Reverse\(place\.start\)/place.start/|reaper:walk'
+'reaper: each range is announced|reaper/walk.rs|s/self\.space\.try_invalidate\(range, Event::Clear, (.*?)\);/Ok::<_, WouldBlock>(($1)());\n        let _ = (Event::Clear, \&self.space);/s|reaper:walk'
+'reaper: as a change that must not wait|reaper/walk.rs|s/self\.space\.try_invalidate\(range, Event::Clear, (.*?)\);/Ok::<_, WouldBlock>(self.space.invalidate(range, Event::Clear, $1));/s|reaper:walk'
+'reaper: who refuses keeps it|reaper/walk.rs|s/Err\(WouldBlock\) => \{/Err(WouldBlock) => {\n                \/\/ SAFETY: none.\n                let _ = unsafe { discard(range) };/|reaper:walk'
+'reaper: and is asked again|reaper/watch.rs|s/unwrap_or\(is_left\)/unwrap_or(is_left \&\& false)/|reaper:thread'
+'reaper: ten times|reaper/table.rs|s/ATTEMPTS\.\. => /u32::MAX => /|reaper-unit:reaper'
+'reaper: what is marked is left alone|reaper/table.rs|s/ && state & MARKED == 0 \{/ {/;s/ \|\| state & MARKED != 0 \{/ {/|reaper:pressure_it_goes_on'
+'reaper: until the next alarm|reaper/walk.rs|s/self\.table\.retry_all\(\);//|reaper:thread'
+'reaper: or until its owner says so|reaper/table.rs|s/Some\(state & !MARKED/Some(state/|reaper:thread'
+'reaper: also while the last attempt is made|reaper/table.rs|s/if state & ASKED != 0 && flags == MARKED/if state \& ASKED != 0 \&\& flags > MARKED/|reaper-unit:reaper'
+'reaper: a range that is being reaped cannot be removed|reaper/table.rs|s/\(state & PHASE == READY \|\| is_gone\(\)\) && free/let _ = \&is_gone;\n            if free/;s/if let _ = &is_gone;/let _ = \&is_gone;/|reaper-unit:reaper'
+'reaper: but in a forked child|reaper/table.rs|s/ \|\| is_gone\(\)\)/ || is_gone() \&\& false)/|reaper:thread'
+'reaper: whose reaper waits for nobody|reaper.rs|s/std::mem::forget\(self\.thread\.take\(\)\);\n\s+return;//|reaper:thread'
+'reaper: one walk at a time|reaper/walk.rs|s/Err\(TryLockError::WouldBlock\) => return None,/Err(TryLockError::WouldBlock) => self.places.lock().unwrap_or_else(|it| it.into_inner()),/|reaper:walk'
+'reaper: what is not present is passed over|reaper/walk.rs|s/if present == 0 && !was_left \{/if present == 1 \&\& !was_left {/|reaper:walk'
+'reaper: the page of zeroes is not present|reaper/walk.rs|s/\(PRESENT \| OF_A_FILE \| EXCLUSIVE\) == PRESENT \| EXCLUSIVE/(PRESENT | OF_A_FILE | EXCLUSIVE) >= PRESENT/|reaper:walk'
+'reaper: locked memory goes, too|reaper/walk.rs|s/MADV_DONTNEED_LOCKED: usize = 24/MADV_DONTNEED_LOCKED: usize = 4/|reaper:walk'
+'reaper: what is held is not free|reaper/walk.rs|s/claim\.hold\(before, \(self\.unreleased\)\(\)\) > 0/claim.hold(before, before) > u64::MAX - 1/|reaper:walk'
+'reaper: a panic is a refusal|reaper/walk.rs|s/catch_unwind\(reap\)\.is_err\(\)/{\n                let _ = catch_unwind(|| ());\n                reap.0();\n                false\n            }/|reaper:walk'
+'reaper: and ends the claim|reaper/table.rs|s/(fn drop\(&mut self\) \{\n\s+)self\.done\(Outcome::Left\);/$1/|reaper:walk'
+'reaper: shared memory is not added|reaper/mapping.rs|s/if mapping\.shared \{/if mapping.shared \&\& false {/|reaper:walk'
+'reaper: nor huge pages|reaper/mapping.rs|s/has\(b"ht"\)/has(b"--")/|reaper-unit:reaper'
+'reaper: nor what has no pages|reaper/mapping.rs|s/has\(b"pf"\)/has(b"--")/|reaper-unit:reaper'
+'reaper: nor a hole|reaper/mapping.rs|s/if part\.start\(\) > mapped_to \{/if part.start() > usize::MAX - 1 {/|reaper-unit:reaper'
+'reaper: nor anything twice|reaper.rs|s/other\.overlaps\(&range\)\)/other.overlaps(\&range) \&\& false)/|reaper:walk'
+'reaper: its stack is locked|reaper/watch.rs|s/lock\(own\)\?;/let _ = own;/|reaper:thread'
+'reaper: an alarm is heard once|reaper/watch.rs|s/Ok\(read\) => read > 0,/Ok(_) => true,/|reaper:thread'
+'reaper: a file is heard of when it changes|reaper/watch.rs|s/(Some\(Alarm::Notified\(file\)\) =>) read\(file, &mut bytes\)\.is_some\(\)/$1 { let _ = file; true }/|reaper-unit:reaper'
+'reaper: who is over the level already is reaped|reaper/watch.rs|s/let mut pressed = watch\.is_pressed\(\) == Some\(true\);/let mut pressed = false;/|reaper:over_the_level'
+'reaper: it goes on as long as there is pressure|reaper/watch.rs|s/Some\(shared\.retry_after\) \} else/watch.every } else/|reaper:pressure_it_goes_on'
+'reaper: there are more thresholds|reaper/source.rs|s/THRESHOLDS: u64 = 5/THRESHOLDS: u64 = 1/|reaper:more_thresholds'
+'reaper: the killer goes on when nothing is left|reaper/watch.rs|s/&& watch\.let_the_killer_go\(\)/\&\& false/|reaper:the_killer_waits'
+'reaper: and when the reaper goes|reaper/watch.rs|s/if safe::getpid\(\) == self\.pid \{/if false {/;s/self\.killer\.as_ref\(\)\.is_some_and\(Killer::let_go\)/false/|reaper:the_killer_is'
+'reaper: but not if it was stopped before|reaper/watch.rs|s/if !is_stopped \{/if true {/;s/AtomicBool::new\(!is_stopped\)/AtomicBool::new(true)/|reaper:the_killer_is'
 )
 
 # What the core must do like the model of the repaired kernel, or better.
@@ -422,11 +458,13 @@ for row in "${rows[@]}"; do
     tried=$((tried + 1))
     case "$suite" in
         cache* | subscribers*) package=mmu-notifier-secondary target=(--lib) ;;
+        reaper*) package=mmu-notifier-primary target=(--lib) ;;
         *) package=mmu-notifier target=(--test "$suite") ;;
     esac
     [ "$suite" != cache ] || target=(--test it)
     [ "$suite" != subscribers ] || target=(--test subscribers)
     [ "$suite" != kvm ] || { package=mmu-notifier-secondary; target=(--test kvm); }
+    [ "$suite" != reaper ] || target=(--test reaper)
     [ -z "$mutated" ] || cp "$root/$mutated" "$mutated"
     mutated=crates/$package/src/$file
     perl -0pi -e "$edit" "$mutated"

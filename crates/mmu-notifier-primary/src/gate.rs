@@ -68,14 +68,21 @@ pub(crate) mod safe {
     const OPEN: usize = 2;
     const CLOSE: usize = 3;
     const FSTAT: usize = 5;
+    const RT_SIGPROCMASK: usize = 14;
     const STAT: usize = 4;
+    const PREAD: usize = 17;
     const PWRITE: usize = 18;
     const GETPID: usize = 39;
     const SHMCTL: usize = 31;
     const READLINK: usize = 89;
     const GETPPID: usize = 110;
     const SIGALTSTACK: usize = 131;
+    const SETPRIORITY: usize = 141;
+    const MLOCK: usize = 149;
+    const MUNLOCK: usize = 150;
     const GETTID: usize = 186;
+    const PPOLL: usize = 271;
+    const EVENTFD2: usize = 290;
     const PROCESS_VM_READV: usize = 310;
     const MEMBARRIER: usize = 324;
 
@@ -141,6 +148,27 @@ pub(crate) mod safe {
             })
         }
 
+        /// A counter that is readable once something has been written to it (eventfd(2)), and never makes anybody wait.
+        pub(crate) fn counter() -> Result<File, Errno> {
+            const EFD_NONBLOCK: usize = 0o4000;
+            // SAFETY: touches no memory.
+            let fd = unsafe { call(EVENTFD2, &[0, O_CLOEXEC | EFD_NONBLOCK, 0, 0, 0, 0]) };
+            result(fd).map(|descriptor| File { descriptor, ours: true })
+        }
+
+        /// Adds one to a [counter](File::counter).
+        pub(crate) fn count_one(&self) {
+            let one = 1u64;
+            // SAFETY: the kernel reads eight bytes.
+            unsafe { call(WRITE, &[self.descriptor, &raw const one as usize, 8, 0, 0, 0]) };
+        }
+
+        pub(crate) fn read_at(&self, buffer: &mut [u8], offset: usize) -> Result<usize, Errno> {
+            let args = [self.descriptor, buffer.as_mut_ptr() as usize, buffer.len(), offset, 0, 0];
+            // SAFETY: the kernel writes into `buffer` only.
+            result(unsafe { call(PREAD, &args) })
+        }
+
         /// Writes to a file; on `/proc/self/mem` this changes memory, which the caller answers for.
         pub(crate) fn write_at(&self, buffer: &[u8], offset: usize) -> Result<usize, Errno> {
             // SAFETY: the kernel reads `buffer` only.
@@ -157,6 +185,57 @@ pub(crate) mod safe {
                 unsafe { call(CLOSE, &[self.descriptor, 0, 0, 0, 0, 0]) };
             }
         }
+    }
+
+    /// What to wait for at a descriptor: `struct pollfd`.
+    #[derive(Clone, Copy, Debug)]
+    #[repr(C)]
+    pub(crate) struct Poll {
+        /// Negative: nothing.
+        pub(crate) descriptor: i32,
+        pub(crate) events: i16,
+        /// What has come.
+        pub(crate) came: i16,
+    }
+
+    /// Something can be read.
+    pub(crate) const POLLIN: i16 = 1;
+    /// Something out of the ordinary has happened.
+    pub(crate) const POLLPRI: i16 = 2;
+
+    /// Waits until something has come at one of them, a signal has, or so much time is over.
+    pub(crate) fn poll(polls: &mut [Poll], timeout: Option<core::time::Duration>) {
+        let time = timeout.map(|it| [it.as_secs() as usize, it.subsec_nanos() as usize]);
+        let time = time.as_ref().map_or(0, |time| time.as_ptr() as usize);
+        polls.iter_mut().for_each(|poll| poll.came = 0);
+        // SAFETY: the kernel writes into `polls` only.
+        unsafe { call(PPOLL, &[polls.as_mut_ptr() as usize, polls.len(), time, 0, 0, 0]) };
+    }
+
+    /// Makes all pages around `range` present, and keeps them (mlock(2)).
+    pub(crate) fn lock_memory(range: mmu_notifier::Range) -> Result<(), Errno> {
+        // SAFETY: neither what is in the memory nor where it is changes.
+        result(unsafe { call(MLOCK, &[range.start(), range.len(), 0, 0, 0, 0]) }).map(drop)
+    }
+
+    /// Undoes [`lock_memory`] (munlock(2)).
+    pub(crate) fn unlock_memory(range: mmu_notifier::Range) {
+        // SAFETY: as there.
+        unsafe { call(MUNLOCK, &[range.start(), range.len(), 0, 0, 0, 0]) };
+    }
+
+    /// Keeps signal handlers off the calling thread.
+    pub(crate) fn block_signals() {
+        const SIG_SETMASK: usize = 2;
+        let all = u64::MAX;
+        // SAFETY: the kernel reads eight bytes.
+        unsafe { call(RT_SIGPROCMASK, &[SIG_SETMASK, &raw const all as usize, 0, 8, 0, 0]) };
+    }
+
+    /// Puts the calling thread before all those of normal priority, if it may.
+    pub(crate) fn come_first() {
+        // SAFETY: touches no memory.
+        unsafe { call(SETPRIORITY, &[0, 0, -20isize as usize, 0, 0, 0]) };
     }
 
     /// Which file a descriptor or path is, and how long.

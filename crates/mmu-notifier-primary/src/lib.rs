@@ -32,6 +32,7 @@
 //! | `patch`, `batch`, `entry`, `gate` | rewriting them; many at a time; the way into Rust and back; the one `syscall` instruction |
 //! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
+//! | [`reaper`] | takes a process's own caches away under memory pressure, as the kernel's OOM reaper does |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -52,6 +53,7 @@ mod maps;
 pub mod pages;
 mod patch;
 mod primary;
+pub mod reaper;
 mod search;
 pub mod session;
 mod sites;

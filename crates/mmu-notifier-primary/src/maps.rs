@@ -10,6 +10,7 @@ pub(crate) struct Mapping<'a> {
     pub(crate) range: Range,
     pub(crate) readable: bool,
     pub(crate) executable: bool,
+    pub(crate) shared: bool,
     /// Offset of the first byte in the file.
     pub(crate) offset: usize,
     pub(crate) device: u64,
@@ -48,7 +49,7 @@ pub(crate) fn for_each(mut visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno>
     }
 }
 
-fn parse(line: &[u8]) -> Option<Mapping<'_>> {
+pub(crate) fn parse(line: &[u8]) -> Option<Mapping<'_>> {
     let (start, rest) = hex(line)?;
     let (end, rest) = hex(rest.strip_prefix(b"-")?)?;
     let rest = rest.strip_prefix(b" ")?;
@@ -65,6 +66,7 @@ fn parse(line: &[u8]) -> Option<Mapping<'_>> {
         range: Range::new(start, end).ok()?,
         readable: permissions[0] == b'r',
         executable: permissions[2] == b'x',
+        shared: permissions[3] == b's',
         offset,
         device: device(major as u64, minor as u64),
         inode,
@@ -98,7 +100,7 @@ mod tests {
             b"7f0a5a400000-7f0a5a600000 r-xp 0002a000 fe:01 1234567                   /lib/a b.so (deleted)";
         let mapping = parse(line).unwrap();
         assert_eq!(mapping.range, Range::new(0x7f0a_5a40_0000, 0x7f0a_5a60_0000).unwrap());
-        assert!(mapping.readable && mapping.executable);
+        assert!(mapping.readable && mapping.executable && !mapping.shared);
         assert_eq!((mapping.offset, mapping.inode), (0x2a000, 1_234_567));
         assert_eq!(mapping.device, 0xfe01);
         assert_eq!(mapping.path, b"/lib/a b.so (deleted)");

@@ -207,6 +207,29 @@ impl<R: Registrar> Cache<R> {
         self.store.stats()
     }
 
+    /// Bytes that are out of the cache and still registered, now: [`Stats::unreleased`] alone, without the lock. For who frees
+    /// memory and has to know whether it is free.
+    ///
+    /// ```
+    /// # use mmu_notifier::{AddressSpace, Event, Range};
+    /// # use mmu_notifier_secondary::cache::{Access, Cache, Options, Unregistered};
+    /// let space = AddressSpace::new();
+    /// let cache = Cache::new(&space, Unregistered, Options::default());
+    /// let pages = Range::with_len(0x10000, 0x2000)?;
+    /// let registration = cache.get(pages, Access::Read)?;
+    /// space.invalidate(pages, Event::Clear, || { /* madvise */ });
+    /// assert_eq!(cache.unreleased(), 0x2000, "it is in use");
+    /// drop(registration);
+    /// assert_eq!(cache.unreleased(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn unreleased(&self) -> usize {
+        match self.store.homes.is_of_the_parent() {
+            true => 0,
+            false => self.store.unreleased(),
+        }
+    }
+
     /// Deregisters whatever is out of the cache and not in use, which changes that must not wait have left. May wait.
     /// (So does every request that misses.)
     pub fn flush(&self) {

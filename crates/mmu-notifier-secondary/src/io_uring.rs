@@ -150,6 +150,8 @@ pub struct FixedBuffers {
     submitting: RwLock<()>,
     /// Bytes in the table, and those that the kernel has not said yet to be released.
     pinned: AtomicU64,
+    /// The latter alone.
+    unreleased: AtomicU64,
 }
 
 impl FixedBuffers {
@@ -213,6 +215,7 @@ impl FixedBuffers {
             home: Home::new(),
             submitting: RwLock::new(()),
             pinned: AtomicU64::new(0),
+            unreleased: AtomicU64::new(0),
         })
     }
 
@@ -243,8 +246,9 @@ impl FixedBuffers {
     /// Such `user_data` has `0x6d6d` in its upper 16 bits, in which no address and no small number has anything.
     pub fn released(&self, user_data: u64) -> bool {
         let Some(bytes) = tag::bytes(user_data) else { return false };
-        // Relaxed: only a number.
+        // Relaxed: only numbers.
         self.pinned.fetch_sub(bytes, Ordering::Relaxed);
+        self.unreleased.fetch_sub(bytes, Ordering::Relaxed);
         true
     }
 
@@ -271,6 +275,16 @@ impl FixedBuffers {
         self.pinned.load(Ordering::Relaxed)
     }
 
+    /// Bytes that were taken out of the table, and that the kernel has not yet [said](FixedBuffers::released) to be released: an
+    /// operation uses them, or the completion that says so has not been read. With [`Releases::Untold`], 0.
+    ///
+    /// For who frees memory and has to know whether it is free. (Older kernels - 6.1, not 6.18 - release buffers in order: one
+    /// operation under way keeps all that are taken out after it began.)
+    pub fn unreleased(&self) -> u64 {
+        // Relaxed: only a number.
+        self.unreleased.load(Ordering::Relaxed)
+    }
+
     fn tag(&self, range: Range) -> u64 {
         match self.options.releases {
             Releases::Told => tag::of(range.len() as u64),
@@ -287,13 +301,20 @@ impl FixedBuffers {
 
     /// Takes a buffer out of the table. The slot can be used again at once: operations under way hold the buffer itself.
     fn clear(&self, range: Range, slot: &Slot) {
+        let bytes = range.len() as u64;
+        // Before, as the kernel may say so at once. Relaxed, here and below: only numbers.
+        let is_told = self.options.releases == Releases::Told;
+        if is_told {
+            self.unreleased.fetch_add(bytes, Ordering::Relaxed);
+        }
         // The kernel has no reason to fail; if it finds one, nobody gets the slot again.
         if self.set(slot.index(), 0, 0, 0).is_ok() {
-            if self.options.releases == Releases::Untold {
-                // Relaxed: only a number.
-                self.pinned.fetch_sub(range.len() as u64, Ordering::Relaxed);
+            if !is_told {
+                self.pinned.fetch_sub(bytes, Ordering::Relaxed);
             }
             self.slots.give_back(slot.index());
+        } else if is_told {
+            self.unreleased.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 }

@@ -31,6 +31,7 @@ EXAMPLES:
   mmun run -- ls -l                            what ls does to its address space
   mmun demo pairing                            the bug that started it, and its fix
   mmun demo io-uring                           data lost by a stale registration, and not
+  mmun demo oom                                killed at the memory limit, and not
   mmun replay golden:eagain_every_second       what the kernel's own code did
 
   mmun help COMMAND says more, with more examples.";
@@ -153,6 +154,9 @@ pub enum Experiment {
     Pairing(Pairing),
     IoUring(IoUring),
     Hole(Hole),
+    Oom(Oom),
+    #[command(hide = true)]
+    OomProgram(OomProgram),
 }
 
 const PAIRING_EXAMPLES: &str = "\
@@ -240,6 +244,83 @@ pub struct Hole {
     /// Colours in the output.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub color: Color,
+}
+
+const OOM_EXAMPLES: &str = "\
+EXAMPLES:
+  sudo mmun demo oom                           the four ways, three times each, with both alarms
+  sudo mmun demo oom --runs 20 --alarm threshold
+                                               more often, with one of them
+
+EXIT STATUS:
+  0: each way ended as it should, each time.  1: not so.
+  2: it cannot be shown here (no control groups, no io_uring), or wrong usage.";
+
+/// A program that meets its memory limit: killed without the reaper, and alive with it.
+///
+/// A program in a control group of its own has caches: memory that a guest (as KVM has it), objects of a graphics
+/// processor (as i915 had them) and fixed buffers of io_uring refer to. Then it allocates past the limit of the group.
+///
+/// Four ways: nobody does anything; the caches are discarded, and those who refer to them are not told, so that their
+/// pages stay pinned; the reaper of this library takes the caches, telling everybody before and after; and it does so
+/// while a quarter of the caches is in use, which is refused and stays as it is. What is left is checked byte by byte.
+///
+/// The alarm is a threshold of the group's memory, or the group's out-of-memory control with the killer stopped; in groups
+/// of cgroup version 2, which have neither, the memory in use is read once a millisecond. The group is made by this
+/// command, and removed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = OOM_EXAMPLES)]
+pub struct Oom {
+    /// How often each way is gone.
+    #[arg(long, value_name = "NUMBER", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+
+    /// What says that memory runs short.
+    #[arg(long, value_name = "WHICH", default_value = "all")]
+    pub alarm: Alarms,
+
+    /// Colours in the output.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// Which alarms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Alarms {
+    /// A threshold of the memory in use.
+    Threshold,
+    /// The out-of-memory control, with the killer stopped.
+    OomControl,
+    /// The memory in use is read once a millisecond.
+    Polling,
+    /// One after the other; where there are others, not polling.
+    All,
+}
+
+/// The program of `mmun demo oom`, which runs it.
+#[derive(Debug, clap::Args)]
+pub struct OomProgram {
+    /// The directory of the control group to run in.
+    pub group: PathBuf,
+
+    /// Which way.
+    pub way: Way,
+
+    /// The alarm: not all.
+    pub alarm: Alarms,
+}
+
+/// The ways of `mmun demo oom`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Way {
+    /// Nobody does anything.
+    Nobody,
+    /// Discarded, and nobody is told.
+    Untold,
+    /// The reaper.
+    Reaper,
+    /// The reaper, and a quarter is in use.
+    Busy,
 }
 
 /// When to use colours.

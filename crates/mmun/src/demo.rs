@@ -13,8 +13,15 @@
 //! | `hole/told_once.rs` | a cache with the hole |
 //! | `hole/watched.rs` | what the cache without it registers with, so that one sees what it does |
 //! | `fixed.rs` | what these two work on |
+//! | `oom.rs` | a program that meets its memory limit, four ways |
+//! | `oom/group.rs` | its control group |
+//! | `oom/program.rs` | the program |
+//! | `oom/disk.rs` | fixed buffers of io_uring that refer to its caches |
+//! | `oom/memory.rs` | memory that is filled and looked at |
+//! | `oom/table.rs` | the result |
 
 mod fixed;
 pub mod hole;
 pub mod io_uring;
+pub mod oom;
 pub mod pairing;

@@ -47,6 +47,8 @@ fn main() {
             Experiment::Pairing(options) => demo::pairing::show(&options),
             Experiment::IoUring(options) => demo::io_uring::show(&options),
             Experiment::Hole(options) => demo::hole::show(&options),
+            Experiment::Oom(options) => demo::oom::show(&options),
+            Experiment::OomProgram(options) => demo::oom::program::run(&options),
         }),
     }
 }

@@ -24,6 +24,9 @@ const WAITED_FOR: [i32; 10] = [
     libc::SIGTSTP,
 ];
 
+/// What asks mmun to end.
+const ENDS: [i32; 4] = [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP];
+
 /// Rust's runtime ignores SIGPIPE and opens closed standard descriptors before `main`; this is how it was
 /// before that.
 static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
@@ -129,6 +132,23 @@ pub fn next() -> Arrived {
     }
 }
 
+/// Blocks what asks mmun to end, so that it can clean up first: see [`asked_to_end`]. To be called before there are other
+/// threads.
+pub fn defer_the_end() {
+    let set = set_of(ENDS.into_iter().filter(|signal| !is_ignored(*signal)));
+    // SAFETY: reads the set.
+    unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
+}
+
+/// What has asked mmun to end, since that was deferred. Does not wait.
+pub fn asked_to_end() -> Option<i32> {
+    let set = set_of(ENDS.into_iter().filter(|signal| !is_ignored(*signal)));
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: reads the set and the time; with a null pointer nothing is written.
+    let signal = unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &at_once) };
+    (signal > 0).then_some(signal)
+}
+
 /// Sends a signal to a process.
 pub fn send(pid: i32, signal: i32) {
     // SAFETY: concerns no memory. That the process is still ours to signal is for the caller, who has
@@ -169,9 +189,13 @@ pub fn die_of(signal: i32) -> ! {
 }
 
 fn waited_for() -> libc::sigset_t {
+    set_of(WAITED_FOR)
+}
+
+fn set_of(signals: impl IntoIterator<Item = i32>) -> libc::sigset_t {
     // SAFETY: a plain structure of integers; all zeroes is the empty set.
     let mut set: libc::sigset_t = unsafe { zeroed() };
-    for signal in WAITED_FOR {
+    for signal in signals {
         // SAFETY: writes the set.
         unsafe { libc::sigaddset(&mut set, signal) };
     }

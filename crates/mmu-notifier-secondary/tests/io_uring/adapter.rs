@@ -93,6 +93,7 @@ fn the_release_is_told_when_the_last_operation_is_done() {
     let index = slot.index();
     buffers.deregister(memory.range(), slot);
     assert_eq!((buffers.in_use(), buffers.pinned()), (0, LEN as u64), "the slot is free, the pages are not");
+    assert_eq!(buffers.unreleased(), LEN as u64);
     assert!(lab.completions().is_empty());
     // The slot is used again meanwhile.
     let slot = register(&buffers, &memory);
@@ -102,7 +103,11 @@ fn the_release_is_told_when_the_last_operation_is_done() {
     assert!(matches!(told[..], [(5, 16), (tag, 0)] if buffers.released(tag)), "{told:?}");
     assert!(!buffers.released(5), "an operation's");
     assert_eq!(memory.first(), FILE);
-    assert_eq!(buffers.pinned(), LEN as u64);
+    assert_eq!(
+        (buffers.pinned(), buffers.unreleased()),
+        (LEN as u64, 0),
+        "what is in the table is not released, nor to be"
+    );
 }
 
 #[test]
@@ -114,7 +119,7 @@ fn releases_need_not_be_told() {
     let slot = register(&buffers, &memory);
     assert_eq!(buffers.pinned(), LEN as u64);
     buffers.deregister(memory.range(), slot);
-    assert_eq!(buffers.pinned(), 0);
+    assert_eq!((buffers.pinned(), buffers.unreleased()), (0, 0));
     assert_eq!(lab.read(&memory), LEN as i32);
     assert!(lab.completions().is_empty());
 }

@@ -89,6 +89,11 @@ pub(crate) struct Started {
 }
 
 impl Started {
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal to the whole group, as a terminal does.
     pub(crate) fn signal_group(&self, signal: &str) {
         let group = format!("-{}", self.child.id());

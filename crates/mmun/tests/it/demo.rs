@@ -1,8 +1,10 @@
 //! `mmun demo`, by the numbers that it shows.
 
-use std::process::Command;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use crate::command::{Ended, MMUN, run};
+use crate::command::{DEADLINE, Ended, MMUN, run, start};
 use crate::program::workshop;
 
 fn pairing(test: &str, options: &[&str]) -> Ended {
@@ -90,6 +92,101 @@ fn the_hole_is_there_if_one_is_told_once_and_closed_if_twice() {
     for _ in 0..20 {
         assert_eq!(with_io_uring(test, "hole", &[]).as_deref(), Some(&*text), "another time");
     }
+}
+
+/// `None` where there are no control groups that it can make, or no io_uring: which it must say.
+fn oom(test: &str, options: &[&str]) -> Option<Ended> {
+    let ended = run(Command::new(MMUN).args(["demo", "oom"]).args(options), &workshop(test), "oom");
+    if ended.status.code() == Some(2) {
+        let said = ended.stderr();
+        let why = ["control group", "io_uring is not available here"];
+        assert!(why.iter().any(|why| said.contains(why)) && ended.stdout.is_empty(), "{ended:?}");
+        eprintln!("SKIPPED: {test}: {}", said.trim_end());
+        return None;
+    }
+    Some(ended)
+}
+
+/// All four ways with one alarm.
+fn at_its_limit(test: &str, alarm: &str, title: &str) {
+    let options = ["--runs", "4", "--alarm", alarm, "--color", "always"];
+    let Some(ended) = oom(test, &options) else { return };
+    let text = ended.assert_success().stdout();
+    assert!(ended.stderr.is_empty() && text.contains(&format!("alarm: {title} ")), "{ended:?}");
+    for (way, expected) in [
+        ("\x1b[33mno reaper ", "· 4 of 4 · · ·"),
+        ("\x1b[33mdiscarded, nobody told ", "· 4 of 4 · · ·"),
+        ("\x1b[32mreaper ", "4 of 4 · 120 MiB 0 none"),
+        ("\x1b[32mreaper, a quarter in use ", "4 of 4 · 90.0 MiB"),
+    ] {
+        let row = text.lines().find_map(|line| line.strip_prefix(way));
+        let row = row.unwrap_or_else(|| panic!("there is no row {way:?}:\n{text}"));
+        let row = row.replace("\x1b[0m", "").split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(row.starts_with(expected), "{way}: {expected}\n{text}");
+        assert_eq!(row.ends_with("untouched"), way.contains("quarter"), "{text}");
+    }
+}
+
+#[test]
+fn at_a_threshold_the_reaper_saves_who_is_killed_without_it() {
+    at_its_limit("at_a_threshold_the_reaper_saves_who_is_killed_without_it", "threshold", "usage threshold");
+}
+
+#[test]
+fn with_the_killer_stopped_the_reaper_saves_who_is_killed_without_it() {
+    at_its_limit(
+        "with_the_killer_stopped_the_reaper_saves_who_is_killed_without_it",
+        "oom-control",
+        "oom control",
+    );
+}
+
+#[test]
+fn who_is_interrupted_removes_the_control_group() {
+    let test = "who_is_interrupted_removes_the_control_group";
+    let dir = workshop(test);
+    let Some(text) = oom(test, &["--runs", "1", "--alarm", "threshold"]).map(|ended| ended.stdout()) else {
+        return;
+    };
+    assert!(text.lines().all(|line| line.chars().count() <= 80) && !text.contains('\x1b'), "{text}");
+    let mut command = Command::new(MMUN);
+    command.args(["demo", "oom", "--runs", "1000"]).stdin(Stdio::null());
+    let started = start(&mut command, &dir, "interrupted");
+    let group = mmu_notifier_primary::reaper::memory_group().expect("it was there before");
+    let group = group.join(format!("mmun-oom-{}", started.id()));
+    let began = Instant::now();
+    while !group.exists() {
+        assert!(began.elapsed() < DEADLINE, "there is no {}", group.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    started.signal_group("INT");
+    let ended = started.wait();
+    assert_eq!(ended.status.signal(), Some(2), "{ended:?}");
+    assert!(!group.exists() && ended.stdout.is_empty() && ended.stderr.is_empty(), "{ended:?}");
+}
+
+/// Nobody but root may make a control group; what to do is said.
+#[test]
+fn who_may_not_make_a_control_group_is_told_what_to_do() {
+    let test = "who_may_not_make_a_control_group_is_told_what_to_do";
+    let dir = workshop(test);
+    // As nobody, which needs the command where nobody can read it.
+    let copy = std::env::temp_dir().join(format!("mmun-{}", std::process::id()));
+    std::fs::copy(MMUN, &copy).expect("a copy");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(["demo", "oom"]);
+    let tried = std::panic::catch_unwind(|| {
+        run(Command::new("setpriv").args(["--reuid=65534", "true"]), &dir, "setpriv")
+    });
+    if !tried.is_ok_and(|ended| ended.status.success()) {
+        eprintln!("SKIPPED: {test}: cannot become nobody (needs root and setpriv)");
+    } else {
+        let ended = run(&mut command, &dir, "nobody");
+        ended.assert_refused(2);
+        let said = ended.stderr();
+        assert!(said.contains("control group") && said.contains("as root"), "{said}");
+    }
+    std::fs::remove_file(copy).expect("it is removed");
 }
 
 /// The three numbers of the line that begins with `label`; what is beside them is a bar or a word.
