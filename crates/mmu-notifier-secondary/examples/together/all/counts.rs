@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use mmu_notifier::Stats;
+use mmu_notifier_primary::reaper;
 
 /// Relaxed would do; but here nothing is to be wrong that can be right.
 #[derive(Default)]
@@ -61,6 +62,7 @@ pub(crate) fn add(counter: &AtomicU64) {
 pub(crate) struct Report {
     pub(crate) counts: Arc<Counts>,
     pub(crate) stats: Stats,
+    pub(crate) reaped: reaper::Stats,
     /// Whether frames could be compared, or only whether there is a page.
     pub(crate) has_frames: bool,
 }
@@ -82,6 +84,11 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{reads:>10} reads into fixed buffers; {compared} were undisturbed, and every byte is right"
+        )?;
+        let reaper::Stats { announced, refused, walks, .. } = self.reaped;
+        writeln!(
+            f,
+            "{announced:>10} ranges announced by the reaper in {walks} walks; {refused} were refused, and left alone"
         )?;
         let (memslots, stalled) = (get(&counts.memslots), get(&counts.stalled));
         writeln!(f, "{memslots:>10} updates of memslots, {stalled} that found changes open for too long")?;

@@ -5,6 +5,7 @@
 //! | `memory.rs` | memory whose mappings change, and the kernel's page table of it |
 //! | `devices.rs` | one thread for each kind of device |
 //! | `fixed.rs` | the registration cache: fixed buffers of `io_uring` |
+//! | `reaping.rs` | the reaper, under pressure |
 //! | `visitors.rs` | devices that come and go |
 //! | `counts.rs` | what has happened |
 
@@ -12,6 +13,7 @@ mod counts;
 mod devices;
 mod fixed;
 mod memory;
+mod reaping;
 mod visitors;
 
 use std::error::Error;
@@ -26,6 +28,7 @@ use counts::{Counts, Report, add};
 use devices::Devices;
 use fixed::Ring;
 use memory::Memory;
+use reaping::Reaping;
 
 /// Threads that change the memory.
 const CHANGERS: u64 = 2;
@@ -70,10 +73,11 @@ pub(crate) fn run(time: Duration) -> Result<Report, Box<dyn Error>> {
     let witness = space.subscribe(Witness(counts.clone()));
     let devices = Devices::new(space, &memory)?;
     let mut ring = Ring::new(space, &memory);
+    let reaping = Reaping::new(space)?;
     let (over, changed) = (AtomicBool::new(false), AtomicBool::new(false));
 
     std::thread::scope(|scope| {
-        let (memory, counts, over, changed) = (&memory, &*counts, &over, &changed);
+        let (memory, counts, over, changed, reaping) = (&memory, &*counts, &over, &changed, &reaping);
         let changers: Vec<_> = (0..CHANGERS)
             .map(|number| scope.spawn(move || until(over, |random| memory.change(random), number)))
             .collect();
@@ -81,6 +85,7 @@ pub(crate) fn run(time: Duration) -> Result<Report, Box<dyn Error>> {
         if let Some(ring) = &mut ring {
             scope.spawn(move || ring.work(memory, counts, changed));
         }
+        scope.spawn(move || until(changed, |random| reaping.press(memory, random), 30));
         for number in 0..VISITORS {
             let visit = move |random: &mut _| visitors::visit(space, memory, counts, random);
             scope.spawn(move || until(changed, visit, 100 + number));
@@ -95,6 +100,7 @@ pub(crate) fn run(time: Duration) -> Result<Report, Box<dyn Error>> {
         changed.store(true, SeqCst);
     });
 
+    let reaped = reaping.end();
     devices.agree(&memory);
     if let Some(ring) = ring {
         ring.give_back(space, &memory, &counts)?;
@@ -104,11 +110,12 @@ pub(crate) fn run(time: Duration) -> Result<Report, Box<dyn Error>> {
     // The last one to leave, so that it has heard of everything that the others have.
     drop(witness);
     is_over(space, &counts)?;
-    let idle = counts.idle();
+    let mut idle = counts.idle();
+    idle.extend((reaped.announced == 0).then_some("reaping"));
     if !idle.is_empty() && time >= Duration::from_secs(1) {
         return Err(format!("nothing came of these: {}", idle.join(", ")).into());
     }
-    Ok(Report { counts, stats: space.stats(), has_frames: memory.has_frames() })
+    Ok(Report { counts, reaped, stats: space.stats(), has_frames: memory.has_frames() })
 }
 
 fn is_over(space: &AddressSpace, counts: &Counts) -> Result<(), String> {
