@@ -6,19 +6,20 @@
 //! call only once.
 //!
 //! A new thread may get the storage, and so the identity, of one that has ended: whoever makes a thread says
-//! [`Threads::forget`] first. Threads that share a base (a raw `clone` without `CLONE_SETTLS`) make the base useless as an
+//! [`Threads::born`] first. Threads that share a base (a raw `clone` without `CLONE_SETTLS`) make the base useless as an
 //! identity: after [`Threads::share_base`] everybody is asked for its thread id, every time.
 
 // UNSAFETY: reading the segment base is an instruction that only assembler has; asks for zeroed memory.
 #![expect(unsafe_code)]
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use mmu_notifier::Caller;
 
 use crate::Syscall;
 use crate::gate::safe::gettid;
+use crate::maps;
 
 /// Threads that are known at one time; more are served, but each call asks for its id again.
 const THREADS: usize = 1024;
@@ -56,6 +57,8 @@ pub(crate) struct Clone {
 #[repr(C)]
 pub(crate) struct Threads {
     table: Box<[Thread; THREADS]>,
+    /// Their stacks: the end, and the size. Looked at only if it matters; so not beside the rest.
+    stacks: Box<[[AtomicUsize; 2]; THREADS]>,
     by_base: AtomicBool,
     homes: AtomicU32,
 }
@@ -67,6 +70,21 @@ fn base() -> u64 {
     // SAFETY: reads a register; the kernel lets user space do it (checked in `Threads::new`).
     unsafe { asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
     base
+}
+
+/// Storage of threads lies at the end of their stacks: its address, and how much is mapped before it. (For the first thread
+/// it is somewhere else, and so nobody's stack is found.)
+#[cold]
+#[inline(never)]
+fn below_storage(base: usize) -> [usize; 2] {
+    let mut size = 0;
+    // If the list cannot be read, there is no stack.
+    let _ = maps::for_each(|mapping| {
+        if (mapping.range.start()..mapping.range.end()).contains(&(base - 1)) && mapping.readable {
+            size = base - mapping.range.start();
+        }
+    });
+    [base, size]
 }
 
 /// Where the thread with this base is looked for first.
@@ -83,6 +101,8 @@ impl Threads {
             // Asked for as zeroes, not written: hardly any of it is touched, in every process that is watched.
             // SAFETY: a thread consists of atomic integers, of which zero is a value.
             table: unsafe { Box::new_zeroed().assume_init() },
+            // SAFETY: as above.
+            stacks: unsafe { Box::new_zeroed().assume_init() },
             homes: AtomicU32::new(0),
             by_base: AtomicBool::new(rdfsbase_works),
         }
@@ -90,13 +110,13 @@ impl Threads {
 
     /// Memory that the table takes.
     pub(crate) const fn bytes() -> usize {
-        THREADS * size_of::<Thread>()
+        THREADS * (size_of::<Thread>() + size_of::<[AtomicUsize; 2]>())
     }
 
     /// The calling thread, if it is where it is looked for first.
     #[inline(always)]
     pub(crate) fn known_caller(&self, stack: usize) -> Option<Caller> {
-        // Relaxed, in this file: each thread uses what it wrote itself; `forget` comes before the new thread.
+        // Relaxed, in this file: each thread uses what it wrote itself; `born` comes before the new thread.
         if !self.by_base.load(Ordering::Relaxed) {
             return None;
         }
@@ -175,11 +195,41 @@ impl Threads {
         Some(Clone { call, time, started: time + (rest >> NUMBER_BITS) })
     }
 
-    /// A new thread is about to get the storage at `base`.
-    pub(crate) fn forget(&self, base: usize) {
-        if let Some(thread) = self.find(base as u64, false) {
+    /// A new thread is about to get the storage at `base`, and a stack of `size` bytes that ends at `end` (0, both: not
+    /// known).
+    pub(crate) fn born(&self, base: usize, end: usize, size: usize) {
+        // If the place of its stack is not known, nothing has to be remembered of it yet.
+        if base != 0
+            && let Some(thread) = self.find(base as u64, end != 0)
+        {
             thread.id.store(0, Ordering::Relaxed);
+            let [known_end, known_size] = &self.stacks[self.index_of(thread)];
+            known_end.store(end, Ordering::Relaxed);
+            known_size.store(size, Ordering::Relaxed);
         }
+    }
+
+    /// The end of the calling thread's stack if it is known, and `stack` is on it; else 0.
+    pub(crate) fn stack_around(&self, stack: usize) -> usize {
+        // Where bases are shared, so would be the stacks.
+        if !self.by_base.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let base = base();
+        let Some(thread) = self.find(base, false) else { return 0 };
+        let place = &self.stacks[self.index_of(thread)];
+        let [mut end, mut size] = place.each_ref().map(|word| word.load(Ordering::Relaxed));
+        if end == 0 {
+            // Of a thread that was there before us, or that was made by a call that does not say.
+            [end, size] = below_storage(base as usize);
+            place[0].store(end, Ordering::Relaxed);
+            place[1].store(size, Ordering::Relaxed);
+        }
+        if stack < end && end - stack <= size { end } else { 0 }
+    }
+
+    fn index_of(&self, thread: &Thread) -> usize {
+        (core::ptr::from_ref(thread) as usize - self.table.as_ptr() as usize) / size_of::<Thread>()
     }
 
     /// A thread is about to run with the storage of another one.
