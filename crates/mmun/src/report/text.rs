@@ -10,7 +10,7 @@ use super::fit::{folded, keep_back, keep_front, printable};
 use super::paint::{Paint, Tone};
 use super::units::{bytes, count, counted, duration, percent};
 use super::words::{Balance, command, ending};
-use crate::summary::{Summary, Times};
+use crate::summary::{PutOff, Summary, Times};
 
 const WIDTH: usize = 80;
 /// Where the sentences below the tables begin.
@@ -159,13 +159,27 @@ impl<W: Write> Text<'_, W> {
             every => format!(" (one in {}, as asked)", count(every.into())),
         };
         let line = format!(
-            "refused {} of {}{wanted}; announced again as blocking {}; quarantined {}",
-            count(summary.refused),
+            "{} of {}{wanted}; asked again {}; calls that failed {}",
+            counted(summary.refused, "refusal", "refusals"),
             counted(changes, "change", "changes"),
             count(summary.announced_again),
-            count(summary.quarantined),
+            count(summary.put_off.declined),
         );
-        self.say("refusals", Tone::Plain, &line)
+        self.say("refusals", Tone::Plain, &line)?;
+        let PutOff { ranges, bytes: size, by_worker, by_calls, .. } = summary.put_off;
+        if ranges > 0 {
+            let left = ranges.saturating_sub(by_worker + by_calls);
+            let line = format!(
+                "{} of {} put off: unmapped by the worker {}, by later calls {}{}",
+                bytes(size),
+                counted(ranges, "munmap", "munmaps"),
+                count(by_worker),
+                count(by_calls),
+                if left > 0 { format!("; never {}", count(left)) } else { String::new() },
+            );
+            self.say("", Tone::Plain, &line)?;
+        }
+        Ok(())
     }
 
     fn sites(&mut self, summary: &Summary) -> io::Result<()> {
@@ -334,7 +348,8 @@ mod tests {
             "and 12 more places",
             "/bin/static: ran unwatched, 3 times",
             "2 processes ran unwatched",
-            "refused 12 of ",
+            "12 refusals of ",
+            "48.0 KiB of 3 munmaps put off: unmapped by the worker 1, by later calls 1; never 1",
             "was killed by SIGSEGV",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
