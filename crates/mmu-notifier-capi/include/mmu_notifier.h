@@ -95,6 +95,10 @@ int mmu_notifier_subscribe_refuser(const struct mmu_notifier_refuser_ops *ops, s
  * In a forked child the parent's subscriptions may be given back, to no effect. */
 void mmu_notifier_unsubscribe(struct mmu_notifier_subscription *subscription);
 
+/* How many ranges are put off right now, and if bytes is not NULL, how many bytes: munmap was told that they are gone, and
+ * they are not yet, as somebody has refused. */
+size_t mmu_notifier_quarantined(size_t *bytes);
+
 /* Announces a change that the program makes itself: start to all, then change(argument), then end to all. The range is
  * told as it is, not rounded to pages. Memory calls of change are announced for themselves. If change jumps out, the
  * end comes with a later change of the thread. Returns what change returns. With blocking 0 it may be refused: -EAGAIN, and change is not called.

@@ -160,6 +160,21 @@ fn is_second() -> bool {
     !first.is_null() && object_of(first) != object_of((&raw const HEAP).cast())
 }
 
+/// See the header.
+///
+/// # Safety
+///
+/// `bytes` is null or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmu_notifier_quarantined(bytes: *mut usize) -> usize {
+    let (ranges, size) = Primary::get().map_or((0, 0), Primary::quarantined);
+    if let Some(bytes) = NonNull::new(bytes) {
+        // SAFETY: not null, and writable by the caller's promise.
+        unsafe { bytes.write(size) };
+    }
+    ranges
+}
+
 /// How often the program has installed and not uninstalled.
 static INSTALLED: Mutex<u32> = Mutex::new(0);
 

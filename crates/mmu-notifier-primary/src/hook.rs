@@ -124,10 +124,13 @@ struct News {
 
 /// A change that was started, and where.
 #[derive(Debug)]
-pub(crate) struct Opened {
-    open: OpenChange,
+pub(crate) enum Opened {
+    /// Everybody was told.
+    Told(OpenChange),
     /// Nobody was told, as the hook is switched off.
-    quiet: bool,
+    Quiet(OpenChange),
+    /// Nobody was told, as somebody has refused, and it takes nothing away: it will be.
+    Later(Range),
 }
 
 #[derive(Debug)]
@@ -588,17 +591,19 @@ pub(crate) fn start(
         && primary.mode.is_off()
         && let Some(open) = primary.start_quietly(caller, change)
     {
-        return Ok(Opened { open, quiet: true });
+        return Ok(Opened::Quiet(open));
     }
-    Ok(Opened { open: primary.space.start(caller, change)?, quiet: false })
+    Ok(Opened::Told(primary.space.start(caller, change)?))
 }
 
 /// Ends it.
 #[inline(always)]
 fn end(primary: &Primary, caller: &Caller, opened: Opened) {
-    if opened.quiet {
-        primary.end_quietly(caller, opened.open);
-    } else {
-        primary.space.end(caller, opened.open);
+    match opened {
+        Opened::Told(open) => {
+            primary.space.end(caller, open);
+        }
+        Opened::Quiet(open) => primary.end_quietly(caller, open),
+        Opened::Later(range) => primary.tell_later(range),
     }
 }

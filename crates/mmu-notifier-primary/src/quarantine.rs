@@ -14,11 +14,14 @@
 //! Who finishes a range *announces first and takes then*: nobody waits while he has the place, so whoever finds it taken waits
 //! for one system call at most. If two announce the same range, one of them takes it, and the other just ends his change.
 //!
+//! Beside these there are *notices*: of changes that took nothing away, that somebody has refused to hear of at the time,
+//! and that are announced later. There is nothing to unmap, and nobody touches them.
+//!
 //! There is no lock, as a thread may be cancelled, or interrupted for ever, anywhere. What it leaves taken stays mapped.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
-use mmu_notifier::Range;
+use mmu_notifier::{Event, Range};
 
 /// Ranges that are put off at one time.
 pub(crate) const PLACES: usize = 512;
@@ -37,7 +40,7 @@ const USE: u64 = 4;
 #[derive(Debug)]
 struct Place {
     state: AtomicU64,
-    /// When it came, in the order of all.
+    /// When it came, in the order of all, times 2; and whether it is a notice.
     order: AtomicU64,
     start: AtomicUsize,
     len: AtomicUsize,
@@ -50,6 +53,18 @@ pub(crate) struct Waiting {
     state: u64,
     order: u64,
     pub(crate) range: Range,
+}
+
+impl Waiting {
+    /// Whether there is nothing to unmap.
+    pub(crate) fn is_notice(&self) -> bool {
+        self.order & 1 != 0
+    }
+
+    /// What to announce.
+    pub(crate) fn event(&self) -> Event {
+        if self.is_notice() { Event::ProtectionVma } else { Event::Unmap }
+    }
 }
 
 /// A range that the caller has to unmap now.
@@ -98,12 +113,22 @@ impl Quarantine {
         self.used.load(Ordering::SeqCst) == 0
     }
 
-    /// Puts a range off. False: there is no room.
+    /// Puts the unmapping of a range off. False: there is no room.
     pub(crate) fn insert(&self, range: Range) -> bool {
-        let bytes = self.bytes.fetch_add(range.len(), Ordering::Relaxed);
+        self.insert_either(range, false)
+    }
+
+    /// Notes that something in a range has changed. False: there is no room.
+    pub(crate) fn insert_notice(&self, range: Range) -> bool {
+        self.insert_either(range, true)
+    }
+
+    fn insert_either(&self, range: Range, is_notice: bool) -> bool {
+        let len = if is_notice { 0 } else { range.len() };
+        let bytes = self.bytes.fetch_add(len, Ordering::Relaxed);
         // Before there is anything to be seen: who sees the last one go sees that this one comes.
         self.used.fetch_add(1, Ordering::SeqCst);
-        if bytes == 0 || bytes.saturating_add(range.len()) <= BYTES {
+        if bytes == 0 || bytes.saturating_add(len) <= BYTES {
             for place in &self.places {
                 let state = place.state.load(Ordering::Relaxed);
                 // Acquire pairs with the Release in `drop`: the last use is over.
@@ -116,7 +141,8 @@ impl Quarantine {
                     // Pairs with the fence in `look`: who reads what is written here sees the claim as well.
                     fence(Ordering::Release);
                     // Relaxed: published below.
-                    place.order.store(self.orders.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+                    let order = self.orders.fetch_add(2, Ordering::Relaxed);
+                    place.order.store(order + u64::from(is_notice), Ordering::Relaxed);
                     place.start.store(range.start(), Ordering::Relaxed);
                     place.len.store(range.len(), Ordering::Relaxed);
                     // Release pairs with the Acquire in `look`.
@@ -126,7 +152,7 @@ impl Quarantine {
             }
         }
         self.used.fetch_sub(1, Ordering::SeqCst);
-        self.bytes.fetch_sub(range.len(), Ordering::Relaxed);
+        self.bytes.fetch_sub(len, Ordering::Relaxed);
         false
     }
 
@@ -152,9 +178,9 @@ impl Quarantine {
         self.waiting().min_by_key(|waiting| waiting.order)
     }
 
-    /// One that overlaps `range`.
+    /// One that is to be unmapped and overlaps `range`.
     pub(crate) fn overlapping(&self, range: &Range) -> Option<Waiting> {
-        self.waiting().find(|waiting| waiting.range.overlaps(range))
+        self.waiting().find(|waiting| !waiting.is_notice() && waiting.range.overlaps(range))
     }
 
     fn waiting(&self) -> impl Iterator<Item = Waiting> {
@@ -179,7 +205,8 @@ impl Quarantine {
             // Acquire: what the kernel is asked to do comes behind this.
             .compare_exchange(waiting.state, taken, Ordering::Acquire, Ordering::Relaxed)
             .ok()?;
-        Some(Taken { place: waiting.place, state: taken, len: waiting.range.len() })
+        let len = if waiting.is_notice() { 0 } else { waiting.range.len() };
+        Some(Taken { place: waiting.place, state: taken, len })
     }
 
     /// It is unmapped. Whether it was the last one.
@@ -194,7 +221,7 @@ impl Quarantine {
     /// is not known whether it did; the addresses may be used for something else by now, so these stay as they are.
     pub(crate) fn forked(&self, mut unmap: impl FnMut(Range)) {
         for (index, place) in self.places.iter().enumerate() {
-            if let Some(waiting) = self.look(index) {
+            if let Some(waiting) = self.look(index).filter(|waiting| !waiting.is_notice()) {
                 unmap(waiting.range);
             }
             let state = place.state.load(Ordering::Relaxed);
@@ -240,6 +267,21 @@ mod tests {
         let last = quarantine.take(&quarantine.oldest().unwrap()).unwrap();
         assert!(quarantine.drop(last) && quarantine.is_empty());
         assert_eq!(quarantine.held(), (0, 0));
+    }
+
+    #[test]
+    fn a_notice_is_in_nobodys_way() {
+        let quarantine = Quarantine::new();
+        assert!(quarantine.insert_notice(range(10, 2)) && quarantine.insert(range(20, 1)));
+        assert_eq!(quarantine.held(), (2, 1 << 12));
+        assert_eq!(quarantine.overlapping(&range(10, 2)), None);
+        let notice = quarantine.oldest().unwrap();
+        assert_eq!((notice.range, notice.event()), (range(10, 2), Event::ProtectionVma));
+        let taken = quarantine.take(&notice).unwrap();
+        quarantine.drop(taken);
+        assert_eq!(quarantine.oldest().unwrap().event(), Event::Unmap);
+        assert!(quarantine.insert_notice(range(1, 1)));
+        quarantine.forked(|unmapped| assert_eq!(unmapped, range(20, 1)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | call | what it is told |
 //! | --- | --- |
 //! | `munmap` | that it is done; the pages stay until they can be unmapped ([`crate::quarantine`]) |
+//! | `mprotect` that leaves all rights to data | what the kernel says: it is made, and announced later, as nobody loses anything by it |
 //! | `madvise` that only allows something (`MADV_FREE`, `MADV_PAGEOUT`) | that it is done; nothing happens |
 //! | any other | asked again a few times, with short breaks; then it fails with an error that its manual page allows |
 //!
@@ -96,6 +97,9 @@ pub(crate) fn one(
     if is_only_allowed(call, args) {
         return Err(NotMade { result: 0 });
     }
+    if takes_nothing(call, args) {
+        return Ok(Opened::Later(range));
+    }
     let mut attempts = Attempts::new(Blocking::Forbidden);
     while attempts.again() {
         refusals.again += 1;
@@ -112,6 +116,13 @@ fn is_only_allowed(call: Syscall, args: &[usize; 6]) -> bool {
     const MADV_FREE: i32 = 8;
     const MADV_PAGEOUT: i32 = 21;
     call == Syscall::Madvise && matches!(args[2] as i32, MADV_FREE | MADV_PAGEOUT)
+}
+
+/// Whether whoever has a copy of a translation loses nothing by the call: all rights to the data are there afterwards.
+/// Allocators commit memory so, under their locks; one (mimalloc 2.0) tries for ever if it fails.
+fn takes_nothing(call: Syscall, args: &[usize; 6]) -> bool {
+    const READ_WRITE: usize = 3;
+    call == Syscall::Mprotect && args[2] & READ_WRITE == READ_WRITE
 }
 
 /// How a call fails that was refused: the errors are those of its manual page.
@@ -235,6 +246,17 @@ impl Primary {
         true
     }
 
+    /// Announces later what has changed now.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn tell_later(&self, range: Range) {
+        // Without room nobody hears of it: nobody has lost anything.
+        if self.quarantine.insert_notice(range) {
+            self.mode.quarantine(true);
+            self.worker.wake(self);
+        }
+    }
+
     /// Makes a change that was put off, unless somebody else does.
     ///
     /// # Errors
@@ -249,7 +271,7 @@ impl Primary {
     ) -> Result<(), WouldBlock> {
         let mut attempts = Attempts::new(blocking);
         let open = loop {
-            match self.space.start(caller, Change::new(waiting.range, Event::Unmap, blocking)) {
+            match self.space.start(caller, Change::new(waiting.range, waiting.event(), blocking)) {
                 Ok(open) => break open,
                 Err(WouldBlock) if attempts.again() => {}
                 Err(WouldBlock) => return Err(WouldBlock),
@@ -257,7 +279,9 @@ impl Primary {
         };
         // Not before: nobody may wait while he has it.
         if let Some(taken) = self.quarantine.take(waiting) {
-            self.unmap(waiting.range);
+            if !waiting.is_notice() {
+                self.unmap(waiting.range);
+            }
             if self.quarantine.drop(taken) {
                 self.mode.quarantine(false);
                 // Somebody may have come in between: whoever is second sees the other.
@@ -265,7 +289,9 @@ impl Primary {
                     self.mode.quarantine(true);
                 }
             }
-            if let Some(counts) = self.put_off_counts() {
+            if !waiting.is_notice()
+                && let Some(counts) = self.put_off_counts()
+            {
                 let counter = match by {
                     By::Worker => &counts.by_worker,
                     By::Call => &counts.by_calls,

@@ -159,23 +159,23 @@ impl<W: Write> Text<'_, W> {
             every => format!(" (one in {}, as asked)", count(every.into())),
         };
         let line = format!(
-            "{} of {}{wanted}; asked again {}; calls that failed {}",
-            counted(summary.refused, "refusal", "refusals"),
+            "{} in {}{wanted}: asked again {}, {} failed",
+            count(summary.refused),
             counted(changes, "change", "changes"),
             count(summary.announced_again),
-            count(summary.put_off.declined),
+            counted(summary.put_off.declined, "call", "calls"),
         );
         self.say("refusals", Tone::Plain, &line)?;
         let PutOff { ranges, bytes: size, by_worker, by_calls, .. } = summary.put_off;
         if ranges > 0 {
             let left = ranges.saturating_sub(by_worker + by_calls);
             let line = format!(
-                "{} of {} put off: unmapped by the worker {}, by later calls {}{}",
-                bytes(size),
+                "{} put off, {}: by the worker {}, by calls {}{}",
                 counted(ranges, "munmap", "munmaps"),
+                bytes(size),
                 count(by_worker),
                 count(by_calls),
-                if left > 0 { format!("; never {}", count(left)) } else { String::new() },
+                if left > 0 { format!(", never {}", count(left)) } else { String::new() },
             );
             self.say("", Tone::Plain, &line)?;
         }
@@ -348,8 +348,8 @@ mod tests {
             "and 12 more places",
             "/bin/static: ran unwatched, 3 times",
             "2 processes ran unwatched",
-            "12 refusals of ",
-            "48.0 KiB of 3 munmaps put off: unmapped by the worker 1, by later calls 1; never 1",
+            "refusals  12 in 14,984 changes (one in 100, as asked): asked again 12, 2 calls",
+            "3 munmaps put off, 48.0 KiB: by the worker 1, by calls 1, never 1",
             "was killed by SIGSEGV",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
