@@ -149,6 +149,9 @@ int main(int argc, char **argv) {
     half = strcmp(argv[1], "half") == 0;
     none = strcmp(argv[1], "none") == 0;
     int seconds = atoi(argv[2]), threads = argc > 3 ? atoi(argv[3]) : 16;
+    /* glibc moves these limits up as it sees large blocks, and then keeps much. */
+    mallopt(M_MMAP_THRESHOLD, 256 << 10);
+    mallopt(M_TRIM_THRESHOLD, 128 << 10);
     CHECK(mmu_notifier_install() == 0);
     struct mmu_notifier_refuser_ops ops = {told, asks, NULL};
     struct mmu_notifier_subscription *subscription;
