@@ -22,8 +22,12 @@
 // UNSAFETY: reads the calling thread's stack, and asks the dynamic loader where functions are.
 #![expect(unsafe_code)]
 
+use core::arch::x86_64::{
+    __m128i, _mm_and_si128, _mm_cmpeq_epi16, _mm_loadu_si128, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi16,
+    _mm_setzero_si128, _mm_srli_epi64,
+};
 use core::ffi::{CStr, c_char, c_void};
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use mmu_notifier::{Blocking, Caller, Range};
 
@@ -58,7 +62,7 @@ const DEPTH: usize = 32 << 10;
 pub(crate) struct Contexts {
     /// Where there are locks: start and end; 0: unused. Written once, before the hook is installed.
     ranges: [(AtomicUsize, AtomicUsize); RANGES],
-    /// The end of the first thread's stack; 0: not known.
+    /// Where the first thread's stack begins to grow down; 0: not known.
     first_stack: AtomicUsize,
 }
 
@@ -69,6 +73,8 @@ pub(crate) struct Survey {
     /// Files (device and inode) that hold a mark.
     files: Vec<(u64, u64)>,
     code: Vec<(Range, (u64, u64))>,
+    /// Where the kernel has put the arguments of the program: the first frame lies below.
+    stack_end: usize,
     first_stack: usize,
 }
 
@@ -81,20 +87,24 @@ impl Survey {
             safe fn getauxval(kind: usize) -> usize;
         }
         let mut marks = [0; MARKS.len() + 1];
+        // SAFETY: RTLD_DEFAULT and a zero-ended name.
+        let find = |name: &CStr| unsafe { dlsym(core::ptr::null_mut(), name.as_ptr()) };
         for (mark, name) in marks.iter_mut().zip(MARKS) {
-            // SAFETY: RTLD_DEFAULT and a zero-ended name.
-            *mark = unsafe { dlsym(core::ptr::null_mut(), name.as_ptr()) } as usize;
+            *mark = find(name) as usize;
         }
+        let stack_end = find(c"__libc_stack_end").cast::<usize>();
+        // SAFETY: if it is there, a word of the loader's.
+        let stack_end = if stack_end.is_null() { 0 } else { unsafe { *stack_end } };
         // The loader itself.
         marks[MARKS.len()] = getauxval(AT_BASE);
-        Survey { marks, files: Vec::new(), code: Vec::new(), first_stack: 0 }
+        Survey { marks, files: Vec::new(), code: Vec::new(), stack_end, first_stack: 0 }
     }
 
     pub(crate) fn look_at(&mut self, mapping: &Mapping<'_>) {
         let file = (mapping.device, mapping.inode);
         let range = &mapping.range;
-        if mapping.path == b"[stack]" {
-            self.first_stack = range.end();
+        if mapping.path == b"[stack]" && (range.start()..range.end()).contains(&self.stack_end) {
+            self.first_stack = self.stack_end;
         }
         if mapping.inode == 0 {
             return;
@@ -168,19 +178,28 @@ impl Contexts {
 ///
 /// # Safety
 ///
-/// All that lies between is mapped, and can be read.
+/// All that lies between, and two words before, is mapped and can be read; `from` is less than `to`.
+#[target_feature(enable = "sse2")]
 unsafe fn has_signal_frame(from: usize, to: usize) -> bool {
-    // struct sigcontext: the selectors cs, gs, fs, ss are one word. What gs and fs hold is the program's business.
-    const SELECTORS: u64 = 0x002b_0000_0000_0033;
-    const MASK: u64 = 0xffff_0000_0000_ffff;
-    let from = from.next_multiple_of(8);
-    let words = to.saturating_sub(from) / 8;
-    // SAFETY: by the caller's promise. Other threads may write there, if they were handed a pointer.
-    let stack = unsafe { core::slice::from_raw_parts(from as *const AtomicU64, words) };
-    let is_frame = |word: &AtomicU64| word.load(Ordering::Relaxed) & MASK == SELECTORS;
-    let (eights, rest) = stack.as_chunks::<8>();
-    eights.iter().any(|words| words.iter().fold(false, |found, word| found | is_frame(word)))
-        || rest.iter().any(is_frame)
+    // struct sigcontext: the selectors cs, gs, fs, ss are the quarters of one word. What gs and fs hold is the program's
+    // business.
+    const CODE: i16 = 0x33;
+    const STACK: i16 = 0x2b;
+    let wanted = _mm_set_epi16(STACK, 0, 0, CODE, STACK, 0, 0, CODE);
+    let mut found = _mm_setzero_si128();
+    let to = to & !7;
+    // Whole vectors up to the end: perhaps a word too many at the other side, where our own frames are.
+    let mut at = to - (to - from).next_multiple_of(16);
+    while at < to {
+        // SAFETY: by the caller's promise. What other threads write there meanwhile, if they were handed a pointer, does not
+        // matter to a search.
+        let words = unsafe { _mm_loadu_si128(at as *const __m128i) };
+        let quarters = _mm_cmpeq_epi16(words, wanted);
+        // The last quarter over the first one, and nothing over the others.
+        found = _mm_or_si128(found, _mm_and_si128(quarters, _mm_srli_epi64::<48>(quarters)));
+        at += 16;
+    }
+    _mm_movemask_epi8(found) != 0
 }
 
 #[cfg(test)]
@@ -189,13 +208,13 @@ mod tests {
 
     #[test]
     fn a_signal_frame_is_found() {
-        static FOUND: AtomicU64 = AtomicU64::new(0);
+        static FOUND: AtomicUsize = AtomicUsize::new(0);
         extern "C" fn handler(_: libc::c_int) {
             let here = 0u64;
             let here = (&raw const here).addr();
             // SAFETY: the test's stack, above this frame: the frame of the signal alone has more than this.
             let found = unsafe { has_signal_frame(here, here + 1024) };
-            FOUND.store(1 + u64::from(found), Ordering::SeqCst);
+            FOUND.store(1 + usize::from(found), Ordering::SeqCst);
         }
         // In a thread, whose stack is fresh.
         let here = std::thread::spawn(|| {
@@ -212,6 +231,29 @@ mod tests {
         });
         assert!(!here.join().unwrap(), "before there was a signal");
         assert_eq!(FOUND.load(Ordering::SeqCst), 2, "in the handler");
+    }
+
+    #[test]
+    fn nothing_else_looks_like_one() {
+        const FRAME: u64 = 0x002b_0000_0000_0033;
+        let mut stack = [0u64; 40];
+        let here = stack.as_ptr() as usize;
+        // SAFETY: inside the array, here and below.
+        let found = |from: usize, to: usize| unsafe { has_signal_frame(here + 8 * from, here + 8 * to) };
+        for (word, at) in [(0x33, 7), (0x2b << 48, 8), (0x33, 9), (FRAME << 16, 20), (FRAME - 1, 21)] {
+            // SAFETY: as above.
+            unsafe { (here as *mut u64).add(at).write_volatile(word) };
+        }
+        assert!(!found(0, 38));
+        for at in 1..30 {
+            // SAFETY: as above.
+            unsafe { (here as *mut u64).add(at).write_volatile(FRAME | 0x63 << 16) };
+            assert!(found(0, 38) && found(at, 38) && found(at, at + 1), "{at}");
+            assert!(!found(at + 3, 38));
+            // SAFETY: as above.
+            unsafe { (here as *mut u64).add(at).write_volatile(0) };
+        }
+        std::hint::black_box(&mut stack);
     }
 
     #[test]

@@ -368,10 +368,9 @@ fn not_hidden(primary: &Primary, door: &Door) {
     assert_eq!(declined.load(SeqCst) - before, 6);
     // Nobody loses anything by more rights: these are given at once, and told later.
     // SAFETY: as above.
-    assert_eq!(
-        in_a_handler(|| unsafe { libc::mprotect(at.cast(), PAGE, libc::PROT_READ | libc::PROT_WRITE) }),
-        0
-    );
+    let given =
+        in_a_handler(|| unsafe { libc::mprotect(at.cast(), PAGE, libc::PROT_READ | libc::PROT_WRITE) });
+    assert_eq!(given, 0);
     assert_eq!(primary.quarantined(), (1, 0));
     // SAFETY: as it was: nothing of all that has happened.
     assert_eq!(unsafe { std::slice::from_raw_parts(at, 4 * PAGE) }, [7; 4 * PAGE]);
