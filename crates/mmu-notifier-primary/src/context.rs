@@ -59,11 +59,12 @@ const DEPTH: usize = 32 << 10;
 
 /// Where calls come from that must not wait.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Contexts {
-    /// Where there are locks: start and end; 0: unused. Written once, before the hook is installed.
-    ranges: [(AtomicUsize, AtomicUsize); RANGES],
     /// Where the first thread's stack begins to grow down; 0: not known.
     first_stack: AtomicUsize,
+    /// Where there are locks: start and end; 0: unused, as are all behind. Written once, before the hook is installed.
+    ranges: [(AtomicUsize, AtomicUsize); RANGES],
 }
 
 /// Finds out which mappings those are.
@@ -138,10 +139,10 @@ impl Contexts {
 
     /// Whether there may be locks around code at `address`.
     fn is_locked(&self, address: usize) -> bool {
-        self.ranges.iter().any(|(start, end)| {
-            // Relaxed: see `learn`.
-            (start.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)).contains(&address)
-        })
+        // Relaxed: see `learn`.
+        let ranges =
+            self.ranges.iter().map(|(start, end)| [start, end].map(|word| word.load(Ordering::Relaxed)));
+        ranges.take_while(|&[start, _]| start != 0).any(|[start, end]| (start..end).contains(&address))
     }
 
     /// Whether the call at `site` may wait.
@@ -164,7 +165,11 @@ impl Contexts {
         let stack = frame.stack();
         let first = self.first_stack.load(Ordering::Relaxed);
         let is_near = |top: usize| stack < top && top - stack <= DEPTH;
-        let top = if is_near(first) { first } else { primary.threads.stack_around(stack) };
+        let top = if is_near(first) {
+            first
+        } else {
+            primary.threads.stack_around(stack, caller.thread() == primary.pid().into())
+        };
         if !is_near(top) {
             return Blocking::Forbidden;
         }

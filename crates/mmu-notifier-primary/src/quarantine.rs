@@ -24,7 +24,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use mmu_notifier::{Event, Range};
 
 /// Ranges that are put off at one time.
-pub(crate) const PLACES: usize = 512;
+pub(crate) const PLACES: usize = 256;
 
 /// Bytes that are put off at one time, unless it is one range.
 pub(crate) const BYTES: usize = 1 << 30;

@@ -15,7 +15,7 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use mmu_notifier::Caller;
+use mmu_notifier::{Caller, PAGE_SIZE};
 
 use crate::Syscall;
 use crate::gate::safe::gettid;
@@ -57,8 +57,8 @@ pub(crate) struct Clone {
 #[repr(C)]
 pub(crate) struct Threads {
     table: Box<[Thread; THREADS]>,
-    /// Their stacks: the end, and the size. Looked at only if it matters; so not beside the rest.
-    stacks: Box<[[AtomicUsize; 2]; THREADS]>,
+    /// Their stacks. Looked at only if it matters; so not beside the rest.
+    stacks: Box<[AtomicUsize; THREADS]>,
     by_base: AtomicBool,
     homes: AtomicU32,
 }
@@ -76,7 +76,7 @@ fn base() -> u64 {
 /// it is somewhere else, and so nobody's stack is found.)
 #[cold]
 #[inline(never)]
-fn below_storage(base: usize) -> [usize; 2] {
+fn below_storage(base: usize) -> Stack {
     let mut size = 0;
     // If the list cannot be read, there is no stack.
     let _ = maps::for_each(|mapping| {
@@ -84,7 +84,27 @@ fn below_storage(base: usize) -> [usize; 2] {
             size = base - mapping.range.start();
         }
     });
-    [base, size]
+    Stack { end: base, size }
+}
+
+/// Where a stack begins to grow down, and what is mapped below, as far as anybody looks.
+#[derive(Clone, Copy)]
+struct Stack {
+    end: usize,
+    size: usize,
+}
+
+impl Stack {
+    /// In one word, so that nobody sees half of it: whole pages, at most 15; the end is one of 16 bytes.
+    const PAGES: usize = 15;
+
+    fn pack(self) -> usize {
+        self.end & !Stack::PAGES | (self.size / PAGE_SIZE).min(Stack::PAGES)
+    }
+
+    fn unpack(word: usize) -> Stack {
+        Stack { end: word & !Stack::PAGES, size: (word & Stack::PAGES) * PAGE_SIZE }
+    }
 }
 
 /// Where the thread with this base is looked for first.
@@ -110,7 +130,7 @@ impl Threads {
 
     /// Memory that the table takes.
     pub(crate) const fn bytes() -> usize {
-        THREADS * (size_of::<Thread>() + size_of::<[AtomicUsize; 2]>())
+        THREADS * (size_of::<Thread>() + size_of::<AtomicUsize>())
     }
 
     /// The calling thread, if it is where it is looked for first.
@@ -203,14 +223,15 @@ impl Threads {
             && let Some(thread) = self.find(base as u64, end != 0)
         {
             thread.id.store(0, Ordering::Relaxed);
-            let [known_end, known_size] = &self.stacks[self.index_of(thread)];
-            known_end.store(end, Ordering::Relaxed);
-            known_size.store(size, Ordering::Relaxed);
+            self.stacks[self.index_of(thread)].store(Stack { end, size }.pack(), Ordering::Relaxed);
         }
     }
 
-    /// The end of the calling thread's stack if it is known, and `stack` is on it; else 0.
-    pub(crate) fn stack_around(&self, stack: usize) -> usize {
+    /// The end of the calling thread's stack if it is known, and `stack` is on it; else 0. Of the first thread it is not known
+    /// here; whether this is it, the caller says.
+    pub(crate) fn stack_around(&self, stack: usize, is_first: bool) -> usize {
+        /// Where storage is further away than this, it is not known to be behind the stack.
+        const NEAR: usize = 64 << 10;
         // Where bases are shared, so would be the stacks.
         if !self.by_base.load(Ordering::Relaxed) {
             return 0;
@@ -218,13 +239,14 @@ impl Threads {
         let base = base();
         let Some(thread) = self.find(base, false) else { return 0 };
         let place = &self.stacks[self.index_of(thread)];
-        let [mut end, mut size] = place.each_ref().map(|word| word.load(Ordering::Relaxed));
-        if end == 0 {
-            // Of a thread that was there before us, or that was made by a call that does not say.
-            [end, size] = below_storage(base as usize);
-            place[0].store(end, Ordering::Relaxed);
-            place[1].store(size, Ordering::Relaxed);
+        let mut known = place.load(Ordering::Relaxed);
+        let storage = base as usize;
+        if known == 0 && !is_first && stack < storage && storage - stack < NEAR {
+            // Of a thread that was there before us, or that was made by a call that does not say. To look takes some stack.
+            known = below_storage(storage).pack();
+            place.store(known, Ordering::Relaxed);
         }
+        let Stack { end, size } = Stack::unpack(known);
         if stack < end && end - stack <= size { end } else { 0 }
     }
 
