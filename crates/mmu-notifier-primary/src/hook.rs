@@ -14,8 +14,8 @@
 //!
 //! # What it never does
 //!
-//! Allocate, take a lock of libc or of ours, touch thread-local storage, unwind, or make the call fail. It runs
-//! anywhere: before `main`, in signal handlers, in a thread without storage, inside the allocator, and
+//! Allocate, take a lock of libc or of ours, touch thread-local storage, or unwind. Nor does it make the call fail, unless
+//! somebody has refused it where nobody may wait. It runs anywhere: before `main`, in signal handlers, in a thread without storage, inside the allocator, and
 //! inside a subscriber's callback.
 //!
 //! # Context
