@@ -602,6 +602,7 @@ impl Primary {
         // Nobody is subscribed here yet.
         self.quarantine.forked(|range| self.unmap(range));
         self.mode.quarantine(false);
+        self.mode.settled();
         // SAFETY: by this function's promise; the hook has come back from the call, so this is no callback.
         unsafe { self.space.forked() };
         if let Some(quiet) = self.quiet.get() {
