@@ -1,23 +1,23 @@
 //! Whether a call's subscribers may wait: not where the program may hold locks that they wait for.
 //!
 //! Half to all of a program's memory calls come from inside the C library, the loader and the allocator, which hold locks
-//! around them. If a subscriber waits there for a lock of its own, and whoever has that lock allocates, both wait for ever. So a
-//! call is announced as non-blocking, unless it is *proven* that it comes from the program's own code:
+//! around them. If a subscriber waits there for a lock of its own, and whoever has that lock allocates, both wait for
+//! ever. So a call is announced as non-blocking, unless it is *proven* that it comes from the program's own code:
 //!
 //! * the function around the `syscall` was called from outside the C library, the loader, and whatever defines the
 //!   allocator's functions;
 //! * the thread is in no other change: not in a signal handler that has interrupted one, and in no callback;
-//! * the thread is on the stack that it was made with, not too deep, and there is no signal frame on it, as a handler may have
-//!   interrupted the allocator.
+//! * the thread is on the stack that it was made with, not too deep, and there is no signal frame on it, as a handler may
+//!   have interrupted the allocator.
 //!
 //! A `fork` is never proven: the C library holds all locks of the allocator around it.
 //!
 //! # Signal frames
 //!
 //! `setup_rt_frame` of the kernel puts the interrupted registers on the stack, among them, in one word, the selectors of
-//! code and stack: `0x33` and `0x2b` in every 64-bit program. No other word looks like that, so a look at the words between the
-//! stack pointer and the end of the stack finds it. (What an earlier handler has left in memory that nobody has written since
-//! looks the same; then the call is non-blocking, which is never wrong.)
+//! code and stack: `0x33` and `0x2b` in every 64-bit program. No other word looks like that, so a look at the words
+//! between the stack pointer and the end of the stack finds it. (What an earlier handler has left in memory that nobody
+//! has written since looks the same; then the call is non-blocking, which is never wrong.)
 
 // UNSAFETY: reads the calling thread's stack, and asks the dynamic loader where functions are.
 #![expect(unsafe_code)]

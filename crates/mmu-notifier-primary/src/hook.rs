@@ -15,8 +15,8 @@
 //! # What it never does
 //!
 //! Allocate, take a lock of libc or of ours, touch thread-local storage, or unwind. Nor does it make the call fail, unless
-//! somebody has refused it where nobody may wait. It runs anywhere: before `main`, in signal handlers, in a thread without storage, inside the allocator, and
-//! inside a subscriber's callback.
+//! somebody has refused it where nobody may wait. It runs anywhere: before `main`, in signal handlers, in a thread
+//! without storage, inside the allocator, and inside a subscriber's callback.
 //!
 //! # Context
 //!
@@ -548,7 +548,7 @@ impl Bracket {
         while self.start_once(primary, caller, changes, blocking).is_err() {
             self.refusals.refused += 1;
             self.end(primary, caller);
-            if !attempts.again() {
+            if !attempts.again(primary) {
                 return Err(WouldBlock);
             }
             self.refusals.again += 1;

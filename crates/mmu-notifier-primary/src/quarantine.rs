@@ -1,8 +1,8 @@
 //! Quarantine: memory that the program has given up, and that is unmapped later.
 //!
-//! If somebody refuses an `munmap` that must not wait, the program is told that it is done, and the pages stay. The kernel keeps
-//! the addresses for the range, so nobody else gets them; [a thread of ours](crate::worker) announces the change
-//! as blocking and makes it. A call that touches such a range meanwhile makes it first.
+//! If somebody refuses an `munmap` that must not wait, the program is told that it is done, and the pages stay. The
+//! kernel keeps the addresses for the range, so nobody else gets them; [a thread of ours](crate::worker) announces the
+//! change as blocking and makes it. A call that touches such a range meanwhile makes it first.
 //!
 //! # The life of a place
 //!
@@ -11,8 +11,8 @@
 //! Free ----------> Waiting (range) -----------> Taken (munmap) ------> Free
 //! ```
 //!
-//! Who finishes a range *announces first and takes then*: nobody waits while he has the place, so whoever finds it taken waits
-//! for one system call at most. If two announce the same range, one of them takes it, and the other just ends his change.
+//! Who finishes a range *announces first and takes then*: nobody waits while he has the place, so whoever finds it taken
+//! waits for one system call at most. If two announce the same range, one of them takes it, and the other just ends his change.
 //!
 //! Beside these there are *notices*: of changes that took nothing away, that somebody has refused to hear of at the time,
 //! and that are announced later. There is nothing to unmap, and nobody touches them.
@@ -217,8 +217,8 @@ impl Quarantine {
         self.used.fetch_sub(1, Ordering::SeqCst) == 1
     }
 
-    /// In the only thread of a forked child: `unmap` what waits, and forget the rest. Of what another thread was unmapping it
-    /// is not known whether it did; the addresses may be used for something else by now, so these stay as they are.
+    /// In the only thread of a forked child: `unmap` what waits, and forget the rest. Of what another thread was unmapping
+    /// it is not known whether it did; the addresses may be used for something else by now, so these stay as they are.
     pub(crate) fn forked(&self, mut unmap: impl FnMut(Range)) {
         for (index, place) in self.places.iter().enumerate() {
             if let Some(waiting) = self.look(index).filter(|waiting| !waiting.is_notice()) {

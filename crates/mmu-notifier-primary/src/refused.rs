@@ -3,15 +3,15 @@
 //! | call | what it is told |
 //! | --- | --- |
 //! | `munmap` | that it is done; the pages stay until they can be unmapped ([`crate::quarantine`]) |
-//! | `mprotect` that leaves all rights to data | what the kernel says: it is made, and announced later, as nobody loses anything by it |
+//! | `mprotect` that leaves all rights to data | what the kernel says: it is made at once, and announced later |
 //! | `madvise` that only allows something (`MADV_FREE`, `MADV_PAGEOUT`) | that it is done; nothing happens |
 //! | any other | asked again a few times, with short breaks; then it fails with an error that its manual page allows |
 //!
 //! Never does it wait for whoever has refused: it may hold a lock that this one needs.
 //!
-//! A call that touches what is in quarantine makes that change first: at once if it may wait; else it asks a few times,
-//! and then it fails as if nothing were mapped there (as the program was told), or, if it only has a wish where to be, gets another
-//! place.
+//! A call that touches what is in quarantine makes that change first: at once if it may wait; else it asks a few times, and
+//! then it fails as if nothing were mapped there (as the program was told), or, if it only has a wish where to be, gets
+//! another place.
 
 // UNSAFETY: makes the system calls that were put off.
 #![expect(unsafe_code)]
@@ -45,11 +45,21 @@ impl Attempts {
         Attempts { left: ATTEMPTS, blocking }
     }
 
+    /// Only one, if it is refused.
+    pub(crate) fn one(blocking: Blocking) -> Attempts {
+        Attempts { left: 1, blocking }
+    }
+
     /// Whether to ask once more; takes a break before it.
     #[cold]
-    pub(crate) fn again(&mut self) -> bool {
+    pub(crate) fn again(&mut self, primary: &Primary) -> bool {
         if self.blocking == Blocking::Allowed {
             // Cannot be refused.
+            return true;
+        }
+        if primary.space.is_full() {
+            // Nobody has refused. Who is on record is in a system call.
+            safe::yield_processor();
             return true;
         }
         self.left -= 1;
@@ -91,7 +101,7 @@ pub(crate) fn one(
     refusals: &mut Refusals,
 ) -> Result<Opened, NotMade> {
     refusals.refused += 1;
-    if call == Syscall::Munmap && primary.put_off(caller, range) {
+    if call == Syscall::Munmap && !primary.space.is_full() && primary.put_off(caller, range) {
         return Err(NotMade { result: 0 });
     }
     if is_only_allowed(call, args) {
@@ -101,7 +111,7 @@ pub(crate) fn one(
         return Ok(Opened::Later(range));
     }
     let mut attempts = Attempts::new(Blocking::Forbidden);
-    while attempts.again() {
+    while attempts.again(primary) {
         refusals.again += 1;
         match hook::start(primary, caller, range, event, Blocking::Forbidden) {
             Ok(open) => return Ok(open),
@@ -184,7 +194,7 @@ pub(crate) fn answer(
         put_off.declined.fetch_add(1, Ordering::Relaxed);
     }
     if let Some(shard) = primary.log.shard(caller.home()) {
-        count(shard, call, failed, true);
+        count(shard, call, failed, !changes.is_empty());
         hook::count_changes(shard, changes, refusals);
     }
     if primary.log.records_wanted() {
@@ -232,7 +242,7 @@ impl Primary {
         while !self.quarantine.insert(range) {
             // Too many: the one that waits longest is finished by whoever wants its place.
             let Some(oldest) = self.quarantine.oldest() else { return false };
-            if self.make(caller, &oldest, Blocking::Forbidden, By::Call).is_err() {
+            if self.make(caller, &oldest, Attempts::new(Blocking::Forbidden), By::Call).is_err() {
                 return false;
             }
         }
@@ -266,14 +276,14 @@ impl Primary {
         &self,
         caller: &Caller,
         waiting: &Waiting,
-        blocking: Blocking,
+        mut attempts: Attempts,
         by: By,
     ) -> Result<(), WouldBlock> {
-        let mut attempts = Attempts::new(blocking);
+        let blocking = attempts.blocking;
         let open = loop {
             match self.space.start(caller, Change::new(waiting.range, waiting.event(), blocking)) {
                 Ok(open) => break open,
-                Err(WouldBlock) if attempts.again() => {}
+                Err(WouldBlock) if attempts.again(self) => {}
                 Err(WouldBlock) => return Err(WouldBlock),
             }
         };
@@ -321,13 +331,19 @@ impl Primary {
         args: &[usize; 6],
         blocking: Blocking,
     ) -> Result<(), WouldBlock> {
+        // Without a thread for it, each call does a bit.
+        if !self.worker.is_running()
+            && let Some(oldest) = self.quarantine.oldest()
+        {
+            let _ = self.make(caller, &oldest, Attempts::one(blocking), By::Call);
+        }
         for range in touched(call, args, self.memory.program_break()).into_iter().flatten() {
             while let Some(waiting) = self.quarantine.overlapping(&range) {
-                self.make(caller, &waiting, blocking, By::Call)?;
+                self.make(caller, &waiting, Attempts::new(blocking), By::Call)?;
             }
             // Who is unmapping it is in that system call.
             let mut attempts = Attempts::new(Blocking::Forbidden);
-            while self.quarantine.is_being_unmapped(&range) && attempts.again() {}
+            while self.quarantine.is_being_unmapped(&range) && attempts.again(self) {}
         }
         Ok(())
     }

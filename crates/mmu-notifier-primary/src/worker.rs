@@ -1,10 +1,10 @@
 //! The thread that finishes what is in quarantine: where it waits, it holds no lock of the program's.
 //!
-//! It is made by the hook when the first change is put off, where nothing may be allocated and no function of the C library be
-//! called. But it calls subscribers, who may allocate, lock, and use thread-local storage. So it needs storage that only the C library can
-//! make: at installation a thread is made there, with a stack of ours, that notes where its storage is and ends. As nobody
-//! joins it, the storage stays. It counts as ended: not for `setuid`, not when the last thread of the program ends.
-//! The thread that is made later by a plain `clone` moves in there.
+//! It is made by the hook when the first change is put off, where nothing may be allocated and no function of the C
+//! library be called. But it calls subscribers, who may allocate, lock, and use thread-local storage. So it needs storage
+//! that only the C library can make: at installation a thread is made there, with a stack of ours, that notes where its
+//! storage is and ends. As nobody joins it, the storage stays. It counts as ended: for `setuid`, and when the last thread
+//! of the program ends. The thread that is made later by a plain `clone` moves in there.
 //!
 //! It blocks all signals, and never ends before the process.
 
@@ -21,7 +21,7 @@ use crate::gate::{self, safe};
 use crate::hook;
 use crate::pages;
 use crate::primary::Primary;
-use crate::refused::By;
+use crate::refused::{Attempts, By};
 
 /// Bytes of its stack, with its storage at the end.
 const STACK: usize = 512 << 10;
@@ -74,8 +74,8 @@ impl Worker {
         }
     }
 
-    /// Lets the C library make storage for the thread, if there is none yet. Not in the hook. Without success nothing is finished in
-    /// the background.
+    /// Lets the C library make storage for the thread, if there is none yet. Not in the hook. Without success nothing is
+    /// finished in the background.
     pub(crate) fn prepare(&self) {
         // Relaxed, on failure: somebody else does it.
         if self.state.compare_exchange(NONE, PREPARING, Ordering::Acquire, Ordering::Relaxed).is_err() {
@@ -105,6 +105,11 @@ impl Worker {
             READY if safe::getpid() == primary.pid() => self.start(primary),
             _ => {}
         }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        // Relaxed: if it is not seen yet, somebody helps.
+        self.state.load(Ordering::Relaxed) == RUNNING
     }
 
     fn start(&self, primary: &Primary) {
@@ -173,7 +178,7 @@ extern "C" fn run() -> ! {
         // Relaxed: read in forked children.
         worker.busy.store(true, Ordering::Relaxed);
         while let Some(waiting) = primary.quarantine.oldest() {
-            let _ = primary.make(&caller, &waiting, Blocking::Allowed, By::Worker);
+            let _ = primary.make(&caller, &waiting, Attempts::new(Blocking::Allowed), By::Worker);
         }
         worker.busy.store(false, Ordering::Relaxed);
         futex_wait(&worker.news, news);
