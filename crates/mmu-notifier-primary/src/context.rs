@@ -36,16 +36,15 @@ use crate::hook::return_address;
 use crate::maps::Mapping;
 use crate::primary::Primary;
 
-/// Functions that say which files hold locks around memory calls: the allocator's, and the C library's own.
-const MARKS: [&CStr; 11] = [
+/// Functions that say which files hold locks around memory calls: the allocator's, and the C library's own. There are such in
+/// every process: to look for one that is not there, the loader would allocate with the program's allocator.
+const MARKS: [&CStr; 9] = [
     c"malloc",
     c"free",
     c"calloc",
     c"realloc",
     c"aligned_alloc",
     c"posix_memalign",
-    c"_Znwm",
-    c"_ZdlPv",
     c"gnu_get_libc_version",
     c"pthread_create",
     c"dlopen",

@@ -230,7 +230,8 @@ impl Primary {
     /// switches it on again. False if it was off.
     ///
     /// Subscriptions stay, and are told nothing. Waits for changes that have been announced and are not done yet, so not inside
-    /// a callback, and not while holding a lock that a callback takes. What is in quarantine is still announced, as it was
+    /// a callback, and not while holding a lock that a callback takes. A call that had just begun may still be announced, and
+    /// ended, a moment later; who must be sure that nobody is called unsubscribes. What is in quarantine is still announced, as it was
     /// asked for before.
     ///
     /// The call sites stay rewritten, and each call comes by to see that there is nothing to do. They cannot be given back: threads
@@ -528,6 +529,7 @@ impl Primary {
         stubs.bytes()
             + size_of::<Primary>()
             + Threads::bytes()
+            + Quarantine::BYTES
             + Flow::bytes()
             + Batch::bytes()
             + AddressSpace::BYTES

@@ -19,9 +19,14 @@
 //!
 //! There is no lock, as a thread may be cancelled, or interrupted for ever, anywhere. What it leaves taken stays mapped.
 
+// UNSAFETY: lies in memory of its own.
+#![expect(unsafe_code)]
+
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use mmu_notifier::{Event, Range};
+
+use crate::pages;
 
 /// Ranges that are put off at one time.
 pub(crate) const PLACES: usize = 256;
@@ -79,7 +84,8 @@ pub(crate) struct Taken {
 /// The table.
 #[derive(Debug)]
 pub(crate) struct Quarantine {
-    places: [Place; PLACES],
+    /// In memory of its own; none, if there was no memory for it.
+    places: &'static [Place],
     /// Places in use, or about to be.
     used: AtomicUsize,
     bytes: AtomicUsize,
@@ -87,15 +93,15 @@ pub(crate) struct Quarantine {
 }
 
 impl Quarantine {
+    /// Memory that the table takes.
+    pub(crate) const BYTES: usize = size_of::<[Place; PLACES]>();
+
     pub(crate) fn new() -> Quarantine {
-        let place = || Place {
-            state: AtomicU64::new(FREE),
-            order: AtomicU64::new(0),
-            start: AtomicUsize::new(0),
-            len: AtomicUsize::new(0),
-        };
+        let places = pages::map(Quarantine::BYTES);
+        // SAFETY: mapped just now, of this size, and never unmapped; zero is a value of atomic integers.
+        let places: Option<&'static [Place; PLACES]> = unsafe { places.cast::<[Place; PLACES]>().as_ref() };
         Quarantine {
-            places: core::array::from_fn(|_| place()),
+            places: places.map_or(&[], |places| places),
             used: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             orders: AtomicU64::new(0),
@@ -129,7 +135,7 @@ impl Quarantine {
         // Before there is anything to be seen: who sees the last one go sees that this one comes.
         self.used.fetch_add(1, Ordering::SeqCst);
         if bytes == 0 || bytes.saturating_add(len) <= BYTES {
-            for place in &self.places {
+            for place in self.places {
                 let state = place.state.load(Ordering::Relaxed);
                 // Acquire pairs with the Release in `drop`: the last use is over.
                 let claimed = state & PHASE == FREE
@@ -184,7 +190,7 @@ impl Quarantine {
     }
 
     fn waiting(&self) -> impl Iterator<Item = Waiting> {
-        (0..PLACES).filter_map(|index| self.look(index))
+        (0..self.places.len()).filter_map(|index| self.look(index))
     }
 
     /// Whether somebody is unmapping something in `range` right now.

@@ -52,13 +52,19 @@ pub(crate) struct Clone {
     pub(crate) started: u64,
 }
 
+#[derive(Debug)]
+#[repr(C)]
+struct Table {
+    threads: [Thread; THREADS],
+    /// Their stacks ([`Stack::pack`]). Looked at only if it matters; so not beside the rest.
+    stacks: [AtomicUsize; THREADS],
+}
+
 /// The threads of this process.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Threads {
-    table: Box<[Thread; THREADS]>,
-    /// Their stacks. Looked at only if it matters; so not beside the rest.
-    stacks: Box<[AtomicUsize; THREADS]>,
+    table: Box<Table>,
     by_base: AtomicBool,
     homes: AtomicU32,
 }
@@ -121,8 +127,6 @@ impl Threads {
             // Asked for as zeroes, not written: hardly any of it is touched, in every process that is watched.
             // SAFETY: a thread consists of atomic integers, of which zero is a value.
             table: unsafe { Box::new_zeroed().assume_init() },
-            // SAFETY: as above.
-            stacks: unsafe { Box::new_zeroed().assume_init() },
             homes: AtomicU32::new(0),
             by_base: AtomicBool::new(rdfsbase_works),
         }
@@ -130,7 +134,7 @@ impl Threads {
 
     /// Memory that the table takes.
     pub(crate) const fn bytes() -> usize {
-        THREADS * (size_of::<Thread>() + size_of::<AtomicUsize>())
+        size_of::<Table>()
     }
 
     /// The calling thread, if it is where it is looked for first.
@@ -141,7 +145,7 @@ impl Threads {
             return None;
         }
         let base = base();
-        let thread = &self.table[place(base)];
+        let thread = &self.table.threads[place(base)];
         let id = thread.id.load(Ordering::Relaxed);
         let known = thread.base.load(Ordering::Relaxed) == base && id != 0;
         let home = thread.home.load(Ordering::Relaxed) as usize;
@@ -175,7 +179,7 @@ impl Threads {
 
     fn find(&self, base: u64, or_add: bool) -> Option<&Thread> {
         for probe in 0..PROBES {
-            let thread = &self.table[(place(base) + probe) % THREADS];
+            let thread = &self.table.threads[(place(base) + probe) % THREADS];
             let found = thread.base.load(Ordering::Relaxed);
             if found == base {
                 return Some(thread);
@@ -223,7 +227,7 @@ impl Threads {
             && let Some(thread) = self.find(base as u64, end != 0)
         {
             thread.id.store(0, Ordering::Relaxed);
-            self.stacks[self.index_of(thread)].store(Stack { end, size }.pack(), Ordering::Relaxed);
+            self.table.stacks[self.index_of(thread)].store(Stack { end, size }.pack(), Ordering::Relaxed);
         }
     }
 
@@ -238,7 +242,7 @@ impl Threads {
         }
         let base = base();
         let Some(thread) = self.find(base, false) else { return 0 };
-        let place = &self.stacks[self.index_of(thread)];
+        let place = &self.table.stacks[self.index_of(thread)];
         let mut known = place.load(Ordering::Relaxed);
         let storage = base as usize;
         if known == 0 && !is_first && stack < storage && storage - stack < NEAR {
@@ -251,7 +255,7 @@ impl Threads {
     }
 
     fn index_of(&self, thread: &Thread) -> usize {
-        (core::ptr::from_ref(thread) as usize - self.table.as_ptr() as usize) / size_of::<Thread>()
+        (core::ptr::from_ref(thread) as usize - self.table.threads.as_ptr() as usize) / size_of::<Thread>()
     }
 
     /// A thread is about to run with the storage of another one.
@@ -261,7 +265,7 @@ impl Threads {
 
     /// In the only thread of a forked child: it has a new id, the others do not exist.
     pub(crate) fn forked(&self) {
-        for thread in self.table.iter() {
+        for thread in self.table.threads.iter() {
             thread.id.store(0, Ordering::Relaxed);
         }
     }

@@ -180,6 +180,46 @@ fn who_must_not_wait_is_told_and_what_is_refused_is_put_off() {
     children(primary, &door);
     the_allocator_gives_back(primary, &door);
     drop(subscription);
+    switched_off_and_on(primary);
+}
+
+/// Who switches it on again waits for what began while it was off.
+fn switched_off_and_on(primary: &Primary) {
+    const PAGES: usize = 32 << 10;
+    let contexts = Arc::new(Contexts::default());
+    let _subscription = primary.space().subscribe(contexts.clone());
+    let at = map(PAGES);
+    // SAFETY: here and below, memory of this test's. Pages of 4 KiB, so that it takes long.
+    unsafe { libc::madvise(at.cast(), PAGES * PAGE, libc::MADV_NOHUGEPAGE) };
+    contexts.own_at.store(at as usize, SeqCst);
+    let mut judged = 0;
+    while judged < 5 {
+        // SAFETY: see above.
+        unsafe { at.write_bytes(7, PAGES * PAGE) };
+        *contexts.own.lock().unwrap() = None;
+        assert!(primary.uninstall() && !primary.uninstall());
+        let begun = Arc::new(AtomicBool::new(false));
+        let dropping = std::thread::spawn({
+            let (begun, at) = (begun.clone(), at as usize);
+            move || {
+                begun.store(true, SeqCst);
+                // SAFETY: see above.
+                assert_eq!(unsafe { libc::madvise(at as *mut _, PAGES * PAGE, libc::MADV_DONTNEED) }, 0);
+            }
+        });
+        until(|| begun.load(SeqCst));
+        assert!(Primary::install(&Options::default()).is_ok());
+        // SAFETY: see above. The kernel goes from the first page to the last one.
+        let last = unsafe { at.add((PAGES - 1) * PAGE).read_volatile() };
+        dropping.join().unwrap();
+        // If it was announced, it began afterwards.
+        if contexts.own.lock().unwrap().is_none() {
+            assert_eq!(last, 0, "it was under way, and nobody had been told");
+            judged += 1;
+        }
+    }
+    contexts.own_at.store(0, SeqCst);
+    unmap(at, PAGES);
 }
 
 fn contexts(primary: &Primary) {
@@ -195,8 +235,6 @@ fn contexts(primary: &Primary) {
     // SAFETY: allocated and freed; so large that it is a mapping of its own.
     let freed = || unsafe { libc::free(std::hint::black_box(libc::malloc(1 << 20))) };
     assert_eq!(told(&freed), Some(Blocking::Forbidden), "by the allocator");
-    assert_eq!(told(&|| in_a_handler(direct)), Some(Blocking::Forbidden), "in a signal handler");
-    assert_eq!(told(&direct), Some(Blocking::Allowed), "after it");
     // Of a callback's own change only the others are told.
     let other = Arc::new(Contexts::default());
     let second = primary.space().subscribe(other.clone());
@@ -206,6 +244,9 @@ fn contexts(primary: &Primary) {
     direct();
     assert_eq!(*other.own.lock().unwrap(), Some(Blocking::Forbidden), "in a callback");
     drop(second);
+    // Last on this stack: what it leaves there looks like a handler to who comes deep enough.
+    assert_eq!(told(&|| in_a_handler(direct)), Some(Blocking::Forbidden), "in a signal handler");
+    assert_eq!(told(&direct), Some(Blocking::Allowed), "after it");
     let in_thread = std::thread::spawn(move || {
         LAST.set(None);
         unmap(map(1), 1);
