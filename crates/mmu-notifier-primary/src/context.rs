@@ -22,10 +22,7 @@
 // UNSAFETY: reads the calling thread's stack, and asks the dynamic loader where functions are.
 #![expect(unsafe_code)]
 
-use core::arch::x86_64::{
-    __m128i, _mm_and_si128, _mm_cmpeq_epi16, _mm_loadu_si128, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi16,
-    _mm_setzero_si128, _mm_srli_epi64,
-};
+use core::arch::x86_64::{__m128i, _mm_cmpeq_epi16, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi16};
 use core::ffi::{CStr, c_char, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -182,28 +179,40 @@ impl Contexts {
 ///
 /// # Safety
 ///
-/// All that lies between, and two words before, is mapped and can be read; `from` is less than `to`.
+/// All that lies between, and a cache line before, is mapped and can be read; `from` is less than `to`.
 #[target_feature(enable = "sse2")]
 unsafe fn has_signal_frame(from: usize, to: usize) -> bool {
     // struct sigcontext: the selectors cs, gs, fs, ss are the quarters of one word. What gs and fs hold is the program's
     // business.
-    const CODE: i16 = 0x33;
-    const STACK: i16 = 0x2b;
-    let wanted = _mm_set_epi16(STACK, 0, 0, CODE, STACK, 0, 0, CODE);
-    let mut found = _mm_setzero_si128();
+    const LAST: i16 = 0x2b;
+    /// Of the bytes of two words, those of the last quarters.
+    const LAST_QUARTERS: i32 = 0xc0c0;
+    const CHUNK: usize = 64;
+    let wanted = _mm_set1_epi16(LAST);
+    // Whole chunks up to the end: perhaps some words too many at the other side, where our own frames are.
     let to = to & !7;
-    // Whole vectors up to the end: perhaps a word too many at the other side, where our own frames are.
-    let mut at = to - (to - from).next_multiple_of(16);
+    let mut at = to - (to - from).next_multiple_of(CHUNK);
     while at < to {
         // SAFETY: by the caller's promise. What other threads write there meanwhile, if they were handed a pointer, does not
         // matter to a search.
-        let words = unsafe { _mm_loadu_si128(at as *const __m128i) };
-        let quarters = _mm_cmpeq_epi16(words, wanted);
-        // The last quarter over the first one, and nothing over the others.
-        found = _mm_or_si128(found, _mm_and_si128(quarters, _mm_srli_epi64::<48>(quarters)));
-        at += 16;
+        let words: [__m128i; 4] = unsafe { (at as *const [__m128i; 4]).read_unaligned() };
+        let [a, b, c, d] = words.map(|two| _mm_cmpeq_epi16(two, wanted));
+        let found = _mm_or_si128(_mm_or_si128(a, b), _mm_or_si128(c, d));
+        // Hardly ever: then one is looked at more closely.
+        if _mm_movemask_epi8(found) & LAST_QUARTERS != 0 {
+            // SAFETY: as above.
+            let words: [u64; CHUNK / 8] = unsafe { (at as *const [u64; CHUNK / 8]).read_unaligned() };
+            if words.into_iter().any(is_selectors) {
+                return true;
+            }
+        }
+        at += CHUNK;
     }
-    _mm_movemask_epi8(found) != 0
+    false
+}
+
+fn is_selectors(word: u64) -> bool {
+    word & 0xffff_0000_0000_ffff == 0x002b_0000_0000_0033
 }
 
 #[cfg(test)]
@@ -240,22 +249,24 @@ mod tests {
     #[test]
     fn nothing_else_looks_like_one() {
         const FRAME: u64 = 0x002b_0000_0000_0033;
-        let mut stack = [0u64; 40];
+        let mut stack = [0u64; 64];
         let here = stack.as_ptr() as usize;
-        // SAFETY: inside the array, here and below.
+        // SAFETY: inside the array, here and below: a chunk before the first word is looked at, too.
         let found = |from: usize, to: usize| unsafe { has_signal_frame(here + 8 * from, here + 8 * to) };
-        for (word, at) in [(0x33, 7), (0x2b << 48, 8), (0x33, 9), (FRAME << 16, 20), (FRAME - 1, 21)] {
+        for (word, at) in [(0x33, 9), (0x2b << 48, 10), (0x33, 11), (FRAME << 16, 20), (FRAME - 1, 21)] {
             // SAFETY: as above.
             unsafe { (here as *mut u64).add(at).write_volatile(word) };
         }
-        assert!(!found(0, 38));
-        for at in 1..30 {
+        assert!(!found(8, 60));
+        for at in 8..60 {
+            // SAFETY: as above.
+            let before = unsafe { (here as *mut u64).add(at).read_volatile() };
             // SAFETY: as above.
             unsafe { (here as *mut u64).add(at).write_volatile(FRAME | 0x63 << 16) };
-            assert!(found(0, 38) && found(at, 38) && found(at, at + 1), "{at}");
-            assert!(!found(at + 3, 38));
+            assert!(found(8, 60) && found(at, 60) && found(at, at + 1), "{at}");
+            assert!(!found(8, at.max(9)) || at == 8, "behind the end: {at}");
             // SAFETY: as above.
-            unsafe { (here as *mut u64).add(at).write_volatile(0) };
+            unsafe { (here as *mut u64).add(at).write_volatile(before) };
         }
         std::hint::black_box(&mut stack);
     }
