@@ -116,8 +116,10 @@ struct News {
     time: u64,
     started: u64,
     refusals: Refusals,
-    /// Of a common call.
-    open: Option<Opened>,
+    /// Of a common call, as nearly always: everybody was told. A plain field, as it goes through two registers.
+    open: Option<OpenChange>,
+    /// Of a common call, else.
+    opened: Option<Opened>,
     /// Of a rare call.
     rare: Option<Rare>,
 }
@@ -267,40 +269,63 @@ fn tell(primary: &Primary, frame: &mut Frame, seen: &mut Seen, news: &mut MaybeU
         seen.caller = primary.threads.caller(seen.caller.stack());
     }
     let time = primary.log.now();
-    let (mut refusals, mut open) = (Refusals::default(), None);
-    if primary.mode.is_special()
-        && let Err(not_made) = first(primary, frame, seen)
-    {
-        let called = (seen.call, seen.site);
-        refused::answer(primary, &seen.caller, frame, called, &[], (refusals, time), not_made);
+    let is_special = primary.mode.is_special();
+    if is_special && let Err(not_made) = first(primary, frame, seen) {
+        let told = (Refusals::default(), time);
+        refused::answer(primary, &seen.caller, frame, (seen.call, seen.site), &[], told, not_made);
         return Way::Out;
     }
+    let mut open = None;
     match seen.common {
         Common::Rare => return announce_rare(primary, frame, seen, news),
         Common::Nothing => {}
         Common::One => {
             primary.end_abandoned(&seen.caller);
             let blocking = primary.contexts.of(primary, &seen.caller, frame, seen.site);
-            let change = (seen.range, seen.event);
-            let started = match start(primary, &seen.caller, seen.range, seen.event, blocking) {
-                Ok(opened) => Ok(opened),
-                Err(WouldBlock) => {
-                    refused::one(primary, &seen.caller, seen.call, &frame.args(), change, &mut refusals)
-                }
-            };
-            match started {
-                Ok(opened) => open = Some(opened),
-                Err(not_made) => {
-                    let called = (seen.call, seen.site);
-                    let told = (refusals, time);
-                    refused::answer(primary, &seen.caller, frame, called, &[change], told, not_made);
-                    return Way::Out;
-                }
+            if is_special {
+                return announce_otherwise(primary, frame, seen, news, time, Some(blocking));
+            }
+            match primary.space.start(&seen.caller, Change::new(seen.range, seen.event, blocking)) {
+                Ok(started) => open = Some(started),
+                Err(WouldBlock) => return announce_otherwise(primary, frame, seen, news, time, None),
             }
         }
     }
-    news.write(News { time, started: primary.log.now(), refusals, open, rare: None });
+    let (started, refusals) = (primary.log.now(), Refusals::default());
+    news.write(News { time, started, refusals, open, opened: None, rare: None });
     Way::Call
+}
+
+/// Announces a common call that has been refused, or, if it was not asked yet, where something is special: `blocking` then
+/// says whether it may wait.
+#[cold]
+#[inline(never)]
+fn announce_otherwise(
+    primary: &Primary,
+    frame: &mut Frame,
+    seen: &Seen,
+    news: &mut MaybeUninit<News>,
+    time: u64,
+    blocking: Option<Blocking>,
+) -> Way {
+    let &Seen { call, range, event, site, ref caller, .. } = seen;
+    let mut refusals = Refusals::default();
+    let started = match blocking.map(|blocking| start(primary, caller, range, event, blocking)) {
+        Some(Ok(opened)) => Ok(opened),
+        _ => refused::one(primary, caller, call, &frame.args(), (range, event), &mut refusals),
+    };
+    match started {
+        Ok(opened) => {
+            let started = primary.log.now();
+            news.write(News { time, started, refusals, open: None, opened: Some(opened), rare: None });
+            Way::Call
+        }
+        Err(not_made) => {
+            let told = (refusals, time);
+            refused::answer(primary, caller, frame, (call, site), &[(range, event)], told, not_made);
+            Way::Out
+        }
+    }
 }
 
 /// What was put off and is touched by a call is done before it.
@@ -343,7 +368,7 @@ fn announce_rare(primary: &Primary, frame: &mut Frame, seen: &Seen, news: &mut M
             let rare = Some(Rare { changes, bracket: Bracket::NONE });
             let time = primary.log.now();
             let refusals = Refusals::default();
-            let news = news.write(News { time, started: 0, refusals, open: None, rare });
+            let news = news.write(News { time, started: 0, refusals, open: None, opened: None, rare });
             if let Some(Rare { changes, bracket }) = &mut news.rare {
                 primary.end_abandoned(caller);
                 let blocking = primary.contexts.of(primary, caller, frame, site);
@@ -383,7 +408,9 @@ pub(crate) unsafe extern "C" fn finish(frame: *mut Frame, underway: *mut Underwa
     let news = unsafe { underway.news.assume_init_mut() };
     let Some(primary) = primary() else { return };
     let changed = primary.log.now();
-    if let Some(opened) = news.open.take() {
+    if let Some(open) = news.open.take() {
+        primary.space.end(&seen.caller, open);
+    } else if let Some(opened) = news.opened.take() {
         end(primary, &seen.caller, opened);
     }
     // Of most calls nothing else is to be done.
