@@ -32,9 +32,15 @@ struct mmu_notifier_change {
     int blocking; /* 1: the callback may wait; 0: it must not, not for a lock and not for memory */
 };
 
-/* Callbacks run on the thread that makes the change, inside its system call: perhaps in a signal handler, perhaps with
- * the allocator's lock held. They must not allocate or free with malloc, must not take a lock that a thread may hold
- * while it allocates, and must not jump out. Memory calls of their own are announced to the others. */
+/* Callbacks run on the thread that makes the change, inside its system call. With blocking 0 that is perhaps in a signal
+ * handler, perhaps with the allocator's lock held: they must not allocate or free with malloc, nor wait for a lock that
+ * a thread may hold while it allocates (they may try it). With blocking 1 the change comes from the program's own code,
+ * or was put off and is made by a thread of ours: they may do all of that. In neither case may they jump out. The end of
+ * a change comes where its start did. Memory calls of their own are announced to the others.
+ *
+ * If somebody refuses a change that must not wait, munmap is told that it is done, and done in the background as soon as
+ * nobody minds; any other call is asked for again, ten times within a millisecond, and then fails with an error of its
+ * manual page (fork with EAGAIN, mmap and mprotect with ENOMEM, madvise with EINVAL). */
 
 /* Cannot refuse, and has an end for every start. */
 struct mmu_notifier_ops {
@@ -64,6 +70,14 @@ struct mmu_notifier_subscription;
  * call its functions (those that dlsym finds with RTLD_DEFAULT). */
 int mmu_notifier_install(void);
 
+/* The reverse: as many as there were of mmu_notifier_install. The last one switches the announcements off: no change
+ * that begins when it has returned is told to anybody, until mmu_notifier_install switches them on again, from when none
+ * is missed. Subscriptions stay. Waits for announced changes that are not done: not inside a callback, and not while
+ * holding a lock that a callback takes. Under mmun run announcements stay on. The object must not be unloaded: calls go
+ * on to come by.
+ * -ENODEV: not installed. */
+int mmu_notifier_uninstall(void);
+
 /* Tells ops of every change from now on; *subscription is for mmu_notifier_unsubscribe. size is sizeof(*ops).
  * Returns when no change is under way any more that ops was not told of. Allocates (not with malloc), may wait: so
  * not in a signal handler, and not in callbacks of two threads at a time, which would wait for each other.
@@ -80,6 +94,10 @@ int mmu_notifier_subscribe_refuser(const struct mmu_notifier_refuser_ops *ops, s
  * Not while holding a lock that a callback takes. NULL is ignored; the same twice is not allowed.
  * In a forked child the parent's subscriptions may be given back, to no effect. */
 void mmu_notifier_unsubscribe(struct mmu_notifier_subscription *subscription);
+
+/* How many ranges are put off right now, and if bytes is not NULL, how many bytes: munmap was told that they are gone, and
+ * they are not yet, as somebody has refused. */
+size_t mmu_notifier_quarantined(size_t *bytes);
 
 /* Announces a change that the program makes itself: start to all, then change(argument), then end to all. The range is
  * told as it is, not rounded to pages. Memory calls of change are announced for themselves. If change jumps out, the

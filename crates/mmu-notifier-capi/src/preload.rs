@@ -8,7 +8,7 @@
 
 use core::ffi::{CStr, c_char, c_int};
 use core::mem::forget;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use mmu_notifier::{AddressSpace, Change, Refuser, Subscriber, WouldBlock};
 use mmu_notifier_primary::session::{Process, SHARDS, Shard};
@@ -41,7 +41,15 @@ extern "C" fn start(_: c_int, _: *const *const c_char, _: *mut *mut c_char) {
         },
     };
     // A program that cannot be watched runs all the same; whoever watches sees that it did not report.
-    let _ = Primary::install(&options);
+    WATCHED.store(Primary::install(&options).is_ok(), Ordering::Relaxed);
+}
+
+/// Whether `mmun` has installed the hook: then it stays on.
+static WATCHED: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn is_watched() -> bool {
+    // Relaxed: written before `main`.
+    WATCHED.load(Ordering::Relaxed)
 }
 
 /// The path of the running program.

@@ -5,6 +5,7 @@
 
 use core::ffi::{c_char, c_int, c_void};
 use core::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 
 use mmu_notifier::{
     AddressSpace, Blocking, Change, Event, Range, Refuser, Subscriber, Subscription, WouldBlock,
@@ -160,17 +161,59 @@ fn is_second() -> bool {
 }
 
 /// See the header.
+///
+/// # Safety
+///
+/// `bytes` is null or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmu_notifier_quarantined(bytes: *mut usize) -> usize {
+    let (ranges, size) = Primary::get().map_or((0, 0), Primary::quarantined);
+    if let Some(bytes) = NonNull::new(bytes) {
+        // SAFETY: not null, and writable by the caller's promise.
+        unsafe { bytes.write(size) };
+    }
+    ranges
+}
+
+/// How often the program has installed and not uninstalled.
+static INSTALLED: Mutex<u32> = Mutex::new(0);
+
+/// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn mmu_notifier_install() -> c_int {
     if Primary::get().is_none() && is_second() {
         return -EEXIST;
     }
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     let options = Options { after_fork: |_| HEAP.forked(), ..Options::default() };
     match Primary::install(&options) {
-        Ok(_) | Err(InstallError::Twice) => 0,
-        Err(InstallError::Maps { .. }) => -EACCES,
-        Err(_) => -ENOMEM,
+        Ok(_) => {}
+        Err(InstallError::Twice) => {
+            if let Some(primary) = Primary::get() {
+                primary.prepare_to_wait();
+            }
+        }
+        Err(InstallError::Maps { .. }) => return -EACCES,
+        Err(_) => return -ENOMEM,
     }
+    *installed += 1;
+    0
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn mmu_notifier_uninstall() -> c_int {
+    let Some(primary) = Primary::get() else { return -ENODEV };
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    match *installed {
+        0 => return -ENODEV,
+        1 if !crate::preload::is_watched() => {
+            primary.uninstall();
+        }
+        _ => {}
+    }
+    *installed -= 1;
+    0
 }
 
 /// See the header.

@@ -105,7 +105,9 @@ fn nothing_else_is_exported() {
     for name in &names {
         assert!(own.contains(name) || header.contains(&format!("{name}(")), "{name} is not in the header");
     }
-    for function in ["install", "subscribe", "subscribe_refuser", "unsubscribe", "invalidate"] {
+    for function in
+        ["install", "uninstall", "subscribe", "subscribe_refuser", "unsubscribe", "quarantined", "invalidate"]
+    {
         assert!(names.contains(&format!("mmu_notifier_{function}").as_str()), "{function} is not exported");
     }
 }
@@ -116,5 +118,57 @@ fn the_header_is_understood_by_cpp() {
     match Command::new("g++").args(["-fsyntax-only", "-Wall", "-Werror", "-x", "c++"]).arg(header).output() {
         Err(error) => eprintln!("SKIPPED: g++ cannot be run: {error}"),
         Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+    }
+}
+
+/// Runs a program that may hang if it is wrong, and checks that its last line begins with "ok".
+fn ends_well(program: &Path, args: &[&str], preloaded: &str) {
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "200"]).arg(program).args(args);
+    if !preloaded.is_empty() {
+        command.env("LD_PRELOAD", preloaded);
+    }
+    let output = command.output().expect("timeout, of coreutils");
+    let (said, complaint) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let last = said.lines().last().unwrap_or_default();
+    println!("{} {args:?} {preloaded}: {said}", program.display());
+    assert!(
+        output.status.success() && last.starts_with("ok"),
+        "{args:?} under {preloaded:?}: {:?}: {said}{complaint}",
+        output.status
+    );
+}
+
+/// `ci/contexts.sh` does this for a minute each.
+#[test]
+fn a_subscriber_may_allocate_under_its_own_lock_with_any_allocator() {
+    let Some(program) = compile("allocator") else { return };
+    for allocator in ["", "libjemalloc.so.2", "libmimalloc.so.2", "libtcmalloc_minimal.so.4"] {
+        let path = Path::new("/usr/lib/x86_64-linux-gnu").join(allocator);
+        if !path.exists() {
+            eprintln!("SKIPPED: {} is not installed", path.display());
+            continue;
+        }
+        let preloaded = if allocator.is_empty() { "" } else { path.to_str().expect("text") };
+        for what in ["locks", "half"] {
+            ends_well(&program, &[what, "1", "16"], preloaded);
+        }
+    }
+}
+
+/// `ci/contexts.sh` does this 10,000 times.
+#[test]
+fn no_change_is_missed_between_install_and_uninstall() {
+    if let Some(program) = compile("cycles") {
+        ends_well(&program, &["200", "64"], "");
+    }
+}
+
+/// `ci/contexts.sh` does this 10,000 times.
+#[test]
+fn every_form_of_fork_leaves_a_child_that_nobody_is_told_of() {
+    if let Some(program) = compile("forms") {
+        ends_well(&program, &["210", "8"], "");
     }
 }

@@ -127,7 +127,8 @@ int main(void) {
     struct mmu_notifier_refuser_ops refuse = {asked_blocking, asked, NULL};
     CHECK(mmu_notifier_subscribe_refuser(&refuse, sizeof refuse, NULL, &refuser) == 0);
     long before = starts;
-    CHECK(munmap(at + 11 * PAGE, PAGE) == 0 && refusals == 1 && starts == before + 2);
+    /* The program's own call may wait: nobody is asked. */
+    CHECK(munmap(at + 11 * PAGE, PAGE) == 0 && refusals == 0 && starts == before + 1);
     int made = 0;
     CHECK(mmu_notifier_invalidate(PAGE, PAGE, MMU_NOTIFIER_CLEAR, 0, make_change, &made) == -EAGAIN && made == 0);
     CHECK(mmu_notifier_invalidate(PAGE, PAGE, MMU_NOTIFIER_CLEAR, 1, make_change, &made) == 1);

@@ -14,7 +14,7 @@
 use core::ffi::CStr;
 use core::sync::atomic::Ordering;
 
-use mmu_notifier::{Caller, Event, PAGE_SIZE};
+use mmu_notifier::{Blocking, Caller, Event, PAGE_SIZE};
 
 use crate::Syscall;
 use crate::decode::{decode, needs};
@@ -24,6 +24,7 @@ use crate::gate::{self, safe};
 use crate::hook::{Bracket, count, count_changes, return_address};
 use crate::log::{Entry, observe, ticks};
 use crate::primary::Primary;
+use crate::refused::{self, NotMade};
 use crate::session::{PATH, ProcessState, UnseenReason};
 use crate::thread::Clone;
 
@@ -44,16 +45,29 @@ pub(crate) fn before_clone(
     let mut ranges = Ranges::new();
     let facts = primary.memory.find(needs(call, &args), &mut ranges);
     let changes = decode(call, &args, &facts);
-    let (flags, storage) = match call {
-        Syscall::Clone => (args[0] as u64, args[4]),
-        Syscall::Clone3 => (facts.clone_flags, clone3_storage(args[0])),
-        Syscall::Vfork => (CLONE_VM | CLONE_VFORK, 0),
-        _ => (0, 0),
+    let (flags, [stack, stack_size, storage]) = match call {
+        // How large the stack is it does not say.
+        Syscall::Clone => (args[0] as u64, [0, 0, args[4]]),
+        Syscall::Clone3 => (facts.clone_flags, clone3_thread(args[0])),
+        Syscall::Vfork => (CLONE_VM | CLONE_VFORK, [0; 3]),
+        _ => (0, [0; 3]),
     };
+    let time = ticks();
+    let mut bracket = Bracket::NONE;
+    // The C library holds all locks of the allocator around a fork.
+    if !changes.as_slice().is_empty() {
+        primary.end_abandoned(caller);
+    }
+    if bracket.start(primary, caller, &changes, Blocking::Forbidden).is_err() {
+        let not_made = NotMade { result: refused::error(call) };
+        let told = (bracket.refusals, time);
+        refused::answer(primary, caller, frame, (call, site), changes.as_slice(), told, not_made);
+        return;
+    }
     let shares_memory = flags & CLONE_VM != 0;
     if shares_memory {
         if flags & CLONE_SETTLS != 0 {
-            primary.threads.forget(storage);
+            primary.threads.born(storage, stack.wrapping_add(stack_size), stack_size);
         } else if flags & CLONE_VFORK == 0 {
             primary.threads.share_base();
         }
@@ -64,25 +78,23 @@ pub(crate) fn before_clone(
     {
         process.threads.fetch_add(1, Ordering::Relaxed);
     }
-    let time = ticks();
-    let mut bracket = Bracket::NONE;
-    bracket.start(primary, caller, &changes);
     primary.threads.set_clone(&Clone { call, time, started: ticks() });
     if let Some(shard) = primary.log.shard(caller.home()) {
         count(shard, call, false, !changes.as_slice().is_empty());
-        count_changes(shard, changes.as_slice(), bracket.refused);
+        count_changes(shard, changes.as_slice(), bracket.refusals);
     }
     frame.go = if shares_memory { site.thread } else { site.fork };
 }
 
-/// Where a `clone3` puts the child's thread storage.
-fn clone3_storage(args: usize) -> usize {
-    // struct clone_args: eight words, the last of them `tls`.
-    let mut storage = [0; 8];
-    match safe::read_memory(args.wrapping_add(56), &mut storage) {
-        Ok(8) => usize::from_ne_bytes(storage),
-        _ => 0,
+/// Where a `clone3` puts the child's stack, how large that is, and where it puts the child's thread storage.
+fn clone3_thread(args: usize) -> [usize; 3] {
+    // struct clone_args: eight words, the last of them `stack`, `stack_size` and `tls`.
+    let mut bytes = [0; 24];
+    if safe::read_memory(args.wrapping_add(40), &mut bytes) != Ok(24) {
+        return [0; 3];
     }
+    let (words, _) = bytes.as_chunks::<8>();
+    core::array::from_fn(|index| usize::from_ne_bytes(words[index]))
 }
 
 /// In the parent; and in the child, if it has memory of its own.
@@ -97,7 +109,7 @@ pub(crate) fn after_clone(primary: &Primary, frame: &Frame, site: &Site) {
     let changed = ticks();
     // The bracket was opened at the same place of the stack.
     // SAFETY: the parent's frame of the hook, which has jumped here and does not come back.
-    let ended = unsafe { primary.space.end_abandoned(&caller, |stack| stack == frame.stack()) };
+    let ended = unsafe { primary.end_those(&caller, |stack| stack == frame.stack()) };
     let known = primary.threads.clone_of_caller();
     let by_site = Syscall::from_number(site.number).unwrap_or(Syscall::Clone);
     let call = known.as_ref().map_or(by_site, |known| known.call);
@@ -174,7 +186,15 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     let mut bracket = None;
     let time = ticks();
     if same_process {
-        bracket.insert(Bracket::NONE).start(primary, caller, &changes);
+        primary.end_abandoned(caller);
+        let bracket = bracket.insert(Bracket::NONE);
+        let blocking = primary.contexts.of_exec(primary, caller, frame);
+        if bracket.start(primary, caller, &changes, blocking).is_err() {
+            let not_made = NotMade { result: refused::error(call) };
+            let told = (bracket.refusals, time);
+            refused::answer(primary, caller, frame, (call, site), changes.as_slice(), told, not_made);
+            return;
+        }
         if let Some(process) = primary.log.process() {
             crate::log::put_path(&process.exec, path);
         }
@@ -184,7 +204,7 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     if let Some(shard) = primary.log.shard(caller.home()) {
         count(shard, call, false, same_process);
         if let Some(bracket) = &bracket {
-            count_changes(shard, changes.as_slice(), bracket.refused);
+            count_changes(shard, changes.as_slice(), bracket.refusals);
         }
     }
     let started = ticks();
@@ -195,7 +215,7 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
                 call,
                 event: Some(Event::Release),
                 failed: false,
-                refused: bracket.as_ref().is_some_and(|bracket| bracket.refused > 0),
+                refused: bracket.as_ref().is_some_and(|bracket| bracket.refusals.refused > 0),
                 time,
                 starts: started - time,
                 change: 0,

@@ -73,14 +73,17 @@ impl Memory {
         self.program_break.store(program_break, Ordering::Relaxed);
     }
 
+    /// Where the end of the heap is, as far as is known.
+    pub(crate) fn program_break(&self) -> usize {
+        self.program_break.load(Ordering::Relaxed)
+    }
+
     /// Finds out what `needs` says; `ranges` is room for the answer.
     pub(crate) fn find<'a>(&self, needs: Needs, ranges: &'a mut Ranges) -> Facts<'a> {
         match needs {
             Needs::Nothing => Facts::default(),
             // Relaxed, here and in the rest: each value stands for itself.
-            Needs::ProgramBreak => {
-                Facts { program_break: self.program_break.load(Ordering::Relaxed), ..Facts::default() }
-            }
+            Needs::ProgramBreak => Facts { program_break: self.program_break(), ..Facts::default() },
             _ => self.ask(needs, ranges),
         }
     }

@@ -49,8 +49,8 @@ pub(crate) fn address() -> usize {
 ///
 /// # Safety
 ///
-/// As for the system call itself: it can change any memory of the process. The call must return (once):
-/// not `vfork`, not a `clone` with a stack of its own.
+/// As for the system call itself: it can change any memory of the process. The call must return (once): not `vfork`; of a
+/// `clone` with a stack of its own, the new thread goes to the address that it finds there.
 #[inline]
 pub(crate) unsafe fn call(number: usize, args: &[usize; 6]) -> isize {
     // SAFETY: the caller answers for the call; the assembler keeps the C calling convention.
@@ -72,6 +72,8 @@ pub(crate) mod safe {
     const STAT: usize = 4;
     const PREAD: usize = 17;
     const PWRITE: usize = 18;
+    const SCHED_YIELD: usize = 24;
+    const NANOSLEEP: usize = 35;
     const GETPID: usize = 39;
     const SHMCTL: usize = 31;
     const READLINK: usize = 89;
@@ -115,6 +117,19 @@ pub(crate) mod safe {
     pub(crate) fn gettid() -> u32 {
         // SAFETY: touches no memory.
         unsafe { call(GETTID, &[0; 6]) as u32 }
+    }
+
+    /// Lets others run.
+    pub(crate) fn yield_processor() {
+        // SAFETY: touches no memory.
+        unsafe { call(SCHED_YIELD, &[0; 6]) };
+    }
+
+    /// Sleeps so long, or until a signal comes.
+    pub(crate) fn sleep(nanoseconds: usize) {
+        let time = [0, nanoseconds];
+        // SAFETY: the kernel reads a `struct timespec`.
+        unsafe { call(NANOSLEEP, &[time.as_ptr() as usize, 0, 0, 0, 0, 0]) };
     }
 
     /// An open file, which is closed when dropped unless the descriptor is somebody else's.

@@ -14,14 +14,14 @@
 //!
 //! # What it never does
 //!
-//! Allocate, take a lock of libc or of ours, touch thread-local storage, unwind, or make the call fail. It runs
-//! anywhere: before `main`, in signal handlers, in a thread without storage, inside the allocator, and
-//! inside a subscriber's callback.
+//! Allocate, take a lock of libc or of ours, touch thread-local storage, or unwind. Nor does it make the call fail, unless
+//! somebody has refused it where nobody may wait. It runs anywhere: before `main`, in signal handlers, in a thread
+//! without storage, inside the allocator, and inside a subscriber's callback.
 //!
 //! # Context
 //!
-//! Nothing is known here about the locks that the program holds, so a change is announced as non-blocking. If
-//! somebody refuses, it is announced again as blocking, as the call cannot be put off.
+//! A change is announced as blocking if it is certain that the program holds no lock of its allocator ([`crate::context`]), else
+//! as non-blocking. If somebody refuses that, the call is put off, or fails ([`crate::refused`]).
 
 // UNSAFETY: called from assembler with a frame on the program's stack.
 #![expect(unsafe_code)]
@@ -39,6 +39,7 @@ use crate::facts::Ranges;
 use crate::gate::safe;
 use crate::log::{self, observe};
 use crate::primary::Primary;
+use crate::refused::{self, Attempts, NotMade, Refusals};
 use crate::session::Shard;
 
 /// This process's primary MMU; null until it is installed, never changed after.
@@ -114,11 +115,24 @@ struct News {
     /// Ticks before and after the starts, if anybody wants to know.
     time: u64,
     started: u64,
-    refused: u64,
-    /// Of a common call.
+    refusals: Refusals,
+    /// Of a common call, as nearly always: everybody was told. A plain field, as it goes through two registers.
     open: Option<OpenChange>,
+    /// Of a common call, else.
+    opened: Option<Opened>,
     /// Of a rare call.
     rare: Option<Rare>,
+}
+
+/// A change that was started, and where.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// Everybody was told.
+    Told(OpenChange),
+    /// Nobody was told, as the hook is switched off.
+    Quiet(OpenChange),
+    /// Nobody was told, as somebody has refused, and it takes nothing away: it will be.
+    Later(Range),
 }
 
 #[derive(Debug)]
@@ -182,7 +196,7 @@ pub(crate) unsafe extern "C" fn before(frame: *mut Frame, underway: *mut Underwa
         return Way::Out;
     };
     let look = look(primary, frame);
-    if look.common != Common::Rare && look.caller.thread() != 0 && !primary.log.is_watched() {
+    if look.common != Common::Rare && look.caller.thread() != 0 && primary.mode.is_ordinary() {
         if look.common == Common::Nothing {
             frame.go = site.plain;
             return Way::Out;
@@ -255,17 +269,81 @@ fn tell(primary: &Primary, frame: &mut Frame, seen: &mut Seen, news: &mut MaybeU
         seen.caller = primary.threads.caller(seen.caller.stack());
     }
     let time = primary.log.now();
-    let (mut refused, mut open) = (0, None);
+    let is_special = primary.mode.is_special();
+    if is_special && let Err(not_made) = first(primary, frame, seen) {
+        let told = (Refusals::default(), time);
+        refused::answer(primary, &seen.caller, frame, (seen.call, seen.site), &[], told, not_made);
+        return Way::Out;
+    }
+    let mut open = None;
     match seen.common {
         Common::Rare => return announce_rare(primary, frame, seen, news),
         Common::Nothing => {}
         Common::One => {
             primary.end_abandoned(&seen.caller);
-            open = Some(start(primary, &seen.caller, seen.range, seen.event, &mut refused));
+            let blocking = primary.contexts.of(primary, &seen.caller, frame, seen.site);
+            if is_special {
+                return announce_otherwise(primary, frame, seen, news, time, Some(blocking));
+            }
+            match primary.space.start(&seen.caller, Change::new(seen.range, seen.event, blocking)) {
+                Ok(started) => open = Some(started),
+                Err(WouldBlock) => return announce_otherwise(primary, frame, seen, news, time, None),
+            }
         }
     }
-    news.write(News { time, started: primary.log.now(), refused, open, rare: None });
+    let (started, refusals) = (primary.log.now(), Refusals::default());
+    news.write(News { time, started, refusals, open, opened: None, rare: None });
     Way::Call
+}
+
+/// Announces a common call that has been refused, or, if it was not asked yet, where something is special: `blocking` then
+/// says whether it may wait.
+#[cold]
+#[inline(never)]
+fn announce_otherwise(
+    primary: &Primary,
+    frame: &mut Frame,
+    seen: &Seen,
+    news: &mut MaybeUninit<News>,
+    time: u64,
+    blocking: Option<Blocking>,
+) -> Way {
+    let &Seen { call, range, event, site, ref caller, .. } = seen;
+    let mut refusals = Refusals::default();
+    let started = match blocking.map(|blocking| start(primary, caller, range, event, blocking)) {
+        Some(Ok(opened)) => Ok(opened),
+        _ => refused::one(primary, caller, call, &frame.args(), (range, event), &mut refusals),
+    };
+    match started {
+        Ok(opened) => {
+            let started = primary.log.now();
+            news.write(News { time, started, refusals, open: None, opened: Some(opened), rare: None });
+            Way::Call
+        }
+        Err(not_made) => {
+            let told = (refusals, time);
+            refused::answer(primary, caller, frame, (call, site), &[(range, event)], told, not_made);
+            Way::Out
+        }
+    }
+}
+
+/// What was put off and is touched by a call is done before it.
+#[cold]
+#[inline(never)]
+fn first(primary: &Primary, frame: &Frame, seen: &Seen) -> Result<(), NotMade> {
+    if !primary.mode.has_quarantine() {
+        return Ok(());
+    }
+    primary.end_abandoned(&seen.caller);
+    let (call, args) = (seen.call, frame.args());
+    let blocking = primary.contexts.of(primary, &seen.caller, frame, seen.site);
+    match primary.make_touched(&seen.caller, call, &args, blocking) {
+        Err(WouldBlock) if !refused::is_only_a_wish(call, &args) => {
+            Err(NotMade { result: refused::untouched(call) })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The same for calls that make several changes, that must ask for facts, or that do not come back here.
@@ -289,10 +367,19 @@ fn announce_rare(primary: &Primary, frame: &mut Frame, seen: &Seen, news: &mut M
             let changes = rare_changes(primary, call, &frame.args());
             let rare = Some(Rare { changes, bracket: Bracket::NONE });
             let time = primary.log.now();
-            let news = news.write(News { time, started: 0, refused: 0, open: None, rare });
+            let refusals = Refusals::default();
+            let news = news.write(News { time, started: 0, refusals, open: None, opened: None, rare });
             if let Some(Rare { changes, bracket }) = &mut news.rare {
-                bracket.start(primary, caller, changes);
-                news.refused = bracket.refused;
+                primary.end_abandoned(caller);
+                let blocking = primary.contexts.of(primary, caller, frame, site);
+                let started = bracket.start(primary, caller, changes, blocking);
+                news.refusals = bracket.refusals;
+                if started.is_err() {
+                    let not_made = NotMade { result: refused::error(call) };
+                    let told = (news.refusals, time);
+                    refused::answer(primary, caller, frame, (call, site), changes.as_slice(), told, not_made);
+                    return Way::Out;
+                }
             }
             news.started = primary.log.now();
             Way::Call
@@ -323,6 +410,8 @@ pub(crate) unsafe extern "C" fn finish(frame: *mut Frame, underway: *mut Underwa
     let changed = primary.log.now();
     if let Some(open) = news.open.take() {
         primary.space.end(&seen.caller, open);
+    } else if let Some(opened) = news.opened.take() {
+        end(primary, &seen.caller, opened);
     }
     // Of most calls nothing else is to be done.
     if seen.common == Common::Rare || primary.log.is_watched() {
@@ -366,7 +455,7 @@ fn note(
     [changed, ended]: [u64; 2],
 ) {
     let &Seen { call, common, event, range, site, ref caller, .. } = seen;
-    let &News { time, started, refused, .. } = news;
+    let &News { time, started, refusals, .. } = news;
     let one = [(range, event)];
     let changes = match (&news.rare, common) {
         (Some(rare), _) => rare.changes.as_slice(),
@@ -376,7 +465,7 @@ fn note(
     if let Some(shard) = primary.log.shard(caller.home()) {
         count(shard, call, failed, !changes.is_empty());
         if !changes.is_empty() {
-            count_changes(shard, changes, refused);
+            count_changes(shard, changes, refusals);
             observe(&shard.starts, started - time);
             observe(&shard.changes, changed - started);
             observe(&shard.ends, ended - changed);
@@ -388,7 +477,7 @@ fn note(
             call,
             event: None,
             failed,
-            refused: refused > 0,
+            refused: refusals.refused > 0,
             time,
             starts: started - time,
             change: changed - started,
@@ -438,7 +527,7 @@ pub(crate) fn count(shard: &Shard, call: Syscall, failed: bool, bracketed: bool)
 }
 
 /// Counts what a call announced.
-pub(crate) fn count_changes(shard: &Shard, changes: &[(Range, Event)], refused: u64) {
+pub(crate) fn count_changes(shard: &Shard, changes: &[(Range, Event)], refusals: Refusals) {
     for (range, event) in changes {
         let counts = &shard.events[*event as usize];
         counts.changes.fetch_add(1, Ordering::Relaxed);
@@ -446,9 +535,9 @@ pub(crate) fn count_changes(shard: &Shard, changes: &[(Range, Event)], refused: 
             counts.bytes.fetch_add(range.len() as u64, Ordering::Relaxed);
         }
     }
-    if refused > 0 {
-        shard.refused.fetch_add(refused, Ordering::Relaxed);
-        shard.announced_again.fetch_add(refused, Ordering::Relaxed);
+    if refusals.refused > 0 {
+        shard.refused.fetch_add(refusals.refused, Ordering::Relaxed);
+        shard.announced_again.fetch_add(refusals.again, Ordering::Relaxed);
     }
 }
 
@@ -464,51 +553,84 @@ pub(crate) fn return_address(frame: &Frame, site: &Site) -> usize {
 /// The open changes of a call that may make several.
 #[derive(Debug)]
 pub(crate) struct Bracket {
-    open: [Option<OpenChange>; Changes::MAX],
-    /// Non-blocking announcements that were refused.
-    pub(crate) refused: u64,
+    open: [Option<Opened>; Changes::MAX],
+    pub(crate) refusals: Refusals,
 }
 
 impl Bracket {
     /// Nothing is open.
-    pub(crate) const NONE: Bracket = Bracket { open: [const { None }; Changes::MAX], refused: 0 };
+    pub(crate) const NONE: Bracket =
+        Bracket { open: [const { None }; Changes::MAX], refusals: Refusals { refused: 0, again: 0 } };
 
+    /// Starts all, behind [`Primary::end_abandoned`]. If one is refused, none is, and all are tried again a few times.
     #[inline(never)]
-    pub(crate) fn start(&mut self, primary: &Primary, caller: &Caller, changes: &Changes) {
-        if !changes.as_slice().is_empty() {
-            primary.end_abandoned(caller);
+    pub(crate) fn start(
+        &mut self,
+        primary: &Primary,
+        caller: &Caller,
+        changes: &Changes,
+        blocking: Blocking,
+    ) -> Result<(), WouldBlock> {
+        let mut attempts = Attempts::new(blocking);
+        while self.start_once(primary, caller, changes, blocking).is_err() {
+            self.refusals.refused += 1;
+            self.end(primary, caller);
+            if !attempts.again(primary) {
+                return Err(WouldBlock);
+            }
+            self.refusals.again += 1;
         }
+        Ok(())
+    }
+
+    fn start_once(
+        &mut self,
+        primary: &Primary,
+        caller: &Caller,
+        changes: &Changes,
+        blocking: Blocking,
+    ) -> Result<(), WouldBlock> {
         for (open, &(range, event)) in self.open.iter_mut().zip(changes.as_slice()) {
-            *open = Some(start(primary, caller, range, event, &mut self.refused));
+            *open = Some(start(primary, caller, range, event, blocking)?);
         }
+        Ok(())
     }
 
     #[inline(never)]
     pub(crate) fn end(&mut self, primary: &Primary, caller: &Caller) {
-        for open in self.open.iter_mut().rev().filter_map(Option::take) {
+        for opened in self.open.iter_mut().rev().filter_map(Option::take) {
+            end(primary, caller, opened);
+        }
+    }
+}
+
+/// Starts one change.
+#[inline(always)]
+pub(crate) fn start(
+    primary: &Primary,
+    caller: &Caller,
+    range: Range,
+    event: Event,
+    blocking: Blocking,
+) -> Result<Opened, WouldBlock> {
+    let change = Change::new(range, event, blocking);
+    if primary.mode.is_special()
+        && primary.mode.is_off()
+        && let Some(open) = primary.start_quietly(caller, change)
+    {
+        return Ok(Opened::Quiet(open));
+    }
+    Ok(Opened::Told(primary.space.start(caller, change)?))
+}
+
+/// Ends it.
+#[inline(always)]
+fn end(primary: &Primary, caller: &Caller, opened: Opened) {
+    match opened {
+        Opened::Told(open) => {
             primary.space.end(caller, open);
         }
-    }
-}
-
-/// Starts one change: non-blocking, and if that is refused, blocking.
-#[inline(always)]
-fn start(primary: &Primary, caller: &Caller, range: Range, event: Event, refused: &mut u64) -> OpenChange {
-    match primary.space.start(caller, Change::new(range, event, Blocking::Forbidden)) {
-        Ok(open) => open,
-        Err(WouldBlock) => {
-            *refused += 1;
-            start_blocking(primary, caller, range, event)
-        }
-    }
-}
-
-#[cold]
-fn start_blocking(primary: &Primary, caller: &Caller, range: Range, event: Event) -> OpenChange {
-    loop {
-        // A blocking start is not refused; the loop says so without a panic.
-        if let Ok(open) = primary.space.start(caller, Change::new(range, event, Blocking::Allowed)) {
-            return open;
-        }
+        Opened::Quiet(open) => primary.end_quietly(caller, open),
+        Opened::Later(range) => primary.tell_later(range),
     }
 }

@@ -31,6 +31,8 @@
 //! | `search`, `flow`, `sites` | finding call sites in files |
 //! | `patch`, `batch`, `entry`, `gate` | rewriting them; many at a time; the way into Rust and back; the one `syscall` instruction |
 //! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
+//! | `context`, `mode` | whether a call may wait; what makes it more than an ordinary one |
+//! | `refused`, `quarantine`, `worker` | what becomes of a call that somebody has refused; memory that is unmapped later, and the thread that does it |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | [`reaper`] | takes a process's own caches away under memory pressure, as the kernel's OOM reaper does |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
@@ -41,6 +43,7 @@ compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
 mod batch;
 mod call;
 mod children;
+mod context;
 pub mod decode;
 mod entry;
 mod facts;
@@ -50,14 +53,18 @@ mod hook;
 mod light;
 mod log;
 mod maps;
+mod mode;
 pub mod pages;
 mod patch;
 mod primary;
+mod quarantine;
 pub mod reaper;
+mod refused;
 mod search;
 pub mod session;
 mod sites;
 mod thread;
+mod worker;
 
 pub use call::Syscall;
 pub use primary::{InstallError, Options, Primary, own_program};

@@ -7,12 +7,14 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::cell::UnsafeCell;
 use std::ffi::CStr;
 use std::fmt;
+use std::sync::OnceLock;
 
-use mmu_notifier::{AddressSpace, Caller, PAGE_SIZE, Range};
+use mmu_notifier::{Abandoned, AddressSpace, Caller, Change, OpenChange, PAGE_SIZE, Range, Subscriber};
 
 use crate::Syscall;
 use crate::batch::{Batch, Waiting};
 use crate::children::Preload;
+use crate::context::{Contexts, Survey};
 use crate::entry;
 use crate::facts::Memory;
 use crate::flow::Flow;
@@ -23,25 +25,34 @@ use crate::gate::{
 use crate::hook;
 use crate::log::{Log, put_path, ticks};
 use crate::maps;
+use crate::mode::Mode;
 use crate::patch::{Live, Patched, Stubs, Writer};
+use crate::quarantine::Quarantine;
 use crate::search::{Found, Image, Shape, Unfit, candidates, search};
 use crate::session::{self, Header, UnseenReason};
 use crate::sites::{self, Draft};
 use crate::thread::Threads;
+use crate::worker::Worker;
 
 /// This Linux process as the primary MMU: every memory system call is announced to its
 /// [`space`](Primary::space) before it is made and after it is done.
 ///
-/// There is one in a process. It is installed once and stays.
+/// There is one in a process. It stays, but can be [switched off](Primary::uninstall) and on again.
 #[derive(Debug)]
 // What every call needs lies in the first cache line.
 #[repr(C, align(64))]
 pub struct Primary {
     pub(crate) space: AddressSpace,
     pub(crate) threads: Threads,
+    pub(crate) mode: Mode,
     pub(crate) log: Log,
     pub(crate) memory: Memory,
     pub(crate) preload: Option<Preload>,
+    pub(crate) contexts: Contexts,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) worker: Worker,
+    /// Where calls are on record while this is switched off. Nobody subscribes there, but to wait for them.
+    quiet: OnceLock<AddressSpace>,
     pid: AtomicU32,
     patching: Patching,
     said_anonymous: AtomicBool,
@@ -157,12 +168,16 @@ impl Primary {
     /// To be called when nobody else is in a memory system call that has to be announced: at start-up. Other
     /// threads may run. Allocates; takes a millisecond or so.
     ///
+    /// If it was switched off by [`uninstall`](Primary::uninstall), it is switched on again, whatever the options: every change
+    /// that begins when this has returned is announced, and so is none that began before (it waits for these, and so not
+    /// inside a callback or a signal handler).
+    ///
     /// # Errors
     ///
     /// [`InstallError`]; nothing has been changed then.
     pub fn install(options: &Options<'_>) -> Result<&'static Primary, InstallError> {
-        if hook::primary().is_some() {
-            return Err(InstallError::Twice);
+        if let Some(primary) = hook::primary() {
+            return if primary.switch_on() { Ok(primary) } else { Err(InstallError::Twice) };
         }
         let log = open_log(options.session)?;
         log.begin();
@@ -181,9 +196,14 @@ impl Primary {
                 ..mmu_notifier::Options::default()
             }),
             threads: Threads::new(rdfsbase_works()),
+            mode: Mode::new(log.is_watched()),
             memory: Memory::new(),
             log,
             preload,
+            contexts: Contexts::new(),
+            quarantine: Quarantine::new(),
+            worker: Worker::new(),
+            quiet: OnceLock::new(),
             pid: AtomicU32::new(safe::getpid()),
             patching: Patching {
                 busy: AtomicBool::new(false),
@@ -198,8 +218,92 @@ impl Primary {
         hook::set_primary(primary);
         (options.before)(primary);
         primary.search_everything().map_err(|errno| InstallError::Maps { errno: errno.0 })?;
+        // A program that is watched pays for a worker only if there will be somebody who refuses.
+        if options.session.is_none() || primary.session().refuse_every.load(Ordering::Relaxed) != 0 {
+            primary.worker.prepare();
+        }
         primary.ready();
         Ok(primary)
+    }
+
+    /// Switches the hook off: no change that begins when this has returned is announced, until [`install`](Primary::install)
+    /// switches it on again. False if it was off.
+    ///
+    /// Subscriptions stay, and are told nothing. Waits for changes that have been announced and are not done yet, so not inside
+    /// a callback, and not while holding a lock that a callback takes. A call that had just begun may still be announced, and
+    /// ended, a moment later; who must be sure that nobody is called unsubscribes. What is in quarantine is still announced, as it was
+    /// asked for before.
+    ///
+    /// The call sites stay rewritten, and each call comes by to see that there is nothing to do. They cannot be given back: threads
+    /// sleep inside the hook, somebody else may have moved our jump elsewhere, and as they are rewritten one by one, whoever
+    /// installed again would miss changes for a while.
+    ///
+    /// ```no_run
+    /// use mmu_notifier_primary::{Options, Primary};
+    ///
+    /// let primary = Primary::install(&Options::default())?;
+    /// assert!(primary.uninstall());
+    /// assert!(!primary.uninstall(), "it is off");
+    /// let again = Primary::install(&Options::default())?;
+    /// assert!(std::ptr::eq(primary, again));
+    /// # Ok::<(), mmu_notifier_primary::InstallError>(())
+    /// ```
+    pub fn uninstall(&self) -> bool {
+        let caller = Some(hook::caller as fn() -> Caller);
+        self.quiet.get_or_init(|| AddressSpace::with(mmu_notifier::Options { caller, ..Default::default() }));
+        let switched = self.mode.switch_off();
+        if switched {
+            wait_for_changes(&self.space);
+        }
+        switched
+    }
+
+    /// Whether it was off.
+    fn switch_on(&self) -> bool {
+        let switched = self.mode.switch_on();
+        if switched {
+            if let Some(quiet) = self.quiet.get() {
+                wait_for_changes(quiet);
+            }
+            self.mode.settled();
+        }
+        switched
+    }
+
+    /// Puts a call on record that nobody is told of; `None`: the hook is on.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn start_quietly(&self, caller: &Caller, change: Change) -> Option<OpenChange> {
+        let quiet = self.quiet.get()?;
+        // With too many at a time it goes unrecorded; then the next to install may miss its rest.
+        let open = quiet.start(caller, change).ok()?;
+        // Behind the claim, which is a full fence: either this sees that the hook was switched on, or who has done that
+        // waits for this.
+        if self.mode.is_off() {
+            return Some(open);
+        }
+        quiet.end(caller, open);
+        None
+    }
+
+    pub(crate) fn end_quietly(&self, caller: &Caller, open: OpenChange) {
+        if let Some(quiet) = self.quiet.get() {
+            quiet.end(caller, open);
+        }
+    }
+
+    /// Ranges and bytes that are in quarantine now: an `munmap` that somebody has refused, where nobody could wait, was told that
+    /// it is done, and will be made soon.
+    ///
+    /// What was there so far is in the counters of this process ([`session::PutOff`]).
+    pub fn quarantined(&self) -> (usize, usize) {
+        self.quarantine.held()
+    }
+
+    /// Makes a thread for what has to wait, as far as that can be done outside the hook: for who has got a primary that
+    /// somebody else has installed, and subscribes somebody who refuses. Does nothing if that was done before.
+    pub fn prepare_to_wait(&self) {
+        self.worker.prepare();
     }
 
     /// This process's primary MMU, if it is installed.
@@ -235,13 +339,16 @@ impl Primary {
         // anew each time, so it is read once for all who want to know.
         let mut found = Vec::new();
         let mut mapped = Vec::new();
+        let mut survey = Survey::new();
         maps::for_each(|mapping| {
             self.memory.look_at(mapping);
+            survey.look_at(mapping);
             mapped.push(mapping.range);
             if mapping.executable && mapping.readable {
                 found.push((mapping.range, mapping.offset, mapping.inode, mapping.path.to_vec()));
             }
         })?;
+        self.contexts.learn(&survey);
         self.patching.with(|state| state.stubs.mapped_are(mapped));
         for (range, offset, inode, path) in &found {
             if path.starts_with(b"[") {
@@ -422,6 +529,7 @@ impl Primary {
         stubs.bytes()
             + size_of::<Primary>()
             + Threads::bytes()
+            + Quarantine::BYTES
             + Flow::bytes()
             + Batch::bytes()
             + AddressSpace::BYTES
@@ -492,8 +600,17 @@ impl Primary {
         self.pid.store(safe::getpid(), Ordering::Relaxed);
         self.threads.forked();
         self.patching.forked();
+        self.worker.forked();
+        // Nobody is subscribed here yet.
+        self.quarantine.forked(|range| self.unmap(range));
+        self.mode.quarantine(false);
+        self.mode.settled();
         // SAFETY: by this function's promise; the hook has come back from the call, so this is no callback.
         unsafe { self.space.forked() };
+        if let Some(quiet) = self.quiet.get() {
+            // SAFETY: as above.
+            unsafe { quiet.forked() };
+        }
         self.log.forked();
         (self.after_fork)(self);
     }
@@ -501,7 +618,9 @@ impl Primary {
     /// Ends what this thread has left open.
     #[inline]
     pub(crate) fn end_abandoned(&self, caller: &Caller) {
-        if self.space.may_have_open(caller) {
+        let quiet =
+            self.mode.is_special() && self.quiet.get().is_some_and(|quiet| quiet.may_have_open(caller));
+        if self.space.may_have_open(caller) || quiet {
             self.end_what_is_gone(caller);
         }
     }
@@ -520,13 +639,27 @@ impl Primary {
             }
         };
         // SAFETY: a frame below the stack pointer of the thread that runs has been left for good.
-        let ended = unsafe { self.space.end_abandoned(caller, gone) };
+        let ended = unsafe { self.end_those(caller, gone) };
         if ended.changes > 0
             && let Some(process) = self.log.process()
         {
             process.abandoned.fetch_add(ended.changes as u64, Ordering::Relaxed);
             process.unfinished.fetch_add(ended.callbacks as u64, Ordering::Relaxed);
         }
+    }
+
+    /// Ends the calling thread's changes of which `gone` says so, also those that nobody was told of.
+    ///
+    /// # Safety
+    ///
+    /// As for [`AddressSpace::end_abandoned`].
+    pub(crate) unsafe fn end_those(&self, caller: &Caller, mut gone: impl FnMut(usize) -> bool) -> Abandoned {
+        if let Some(quiet) = self.quiet.get() {
+            // SAFETY: by the caller's promise.
+            unsafe { quiet.end_abandoned(caller, &mut gone) };
+        }
+        // SAFETY: by the caller's promise.
+        unsafe { self.space.end_abandoned(caller, gone) }
     }
 
     /// Tells whoever watches that everything from now on is counted, and marks the place in a trace of system
@@ -537,6 +670,17 @@ impl Primary {
         // SAFETY: a length of 0 is refused.
         unsafe { gate::call(Syscall::Munmap.number(), &[MARK, 0, 0, 0, 0, 0]) };
     }
+}
+
+/// Waits until every change that is under way now is done.
+fn wait_for_changes(space: &AddressSpace) {
+    struct Nobody;
+    impl Subscriber for Nobody {
+        fn start(&self, _: &Change) {}
+        fn end(&self, _: &Change) {}
+    }
+    // Who subscribes waits for all that he was not told of.
+    drop(space.subscribe(Nobody));
 }
 
 /// Reports a wait without progress in one line, as everything here: without libc and without memory.

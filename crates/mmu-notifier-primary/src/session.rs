@@ -27,7 +27,7 @@ use crate::Syscall;
 /// First word of a session.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"mmun-ses");
 /// Layout version: both sides must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Processes that a session can hold at one time.
 pub const PROCESSES: usize = 4096;
 /// Sets of counters in a process; threads are spread over them.
@@ -205,6 +205,8 @@ pub struct Process {
     pub abandoned: AtomicU64,
     /// Callbacks that a thread has jumped out of: a start or an end that has not returned.
     pub unfinished: AtomicU64,
+    /// Refused changes that did not take place when they were asked for.
+    pub put_off: PutOff,
     /// Entries of `modules` in use.
     pub modules_used: AtomicU64,
     /// Counters; sum over all.
@@ -213,6 +215,22 @@ pub struct Process {
     pub unseen_list: [Unseen; UNSEEN],
     /// Executable file mappings, for symbol names. A later entry overrides an earlier one that it overlaps.
     pub modules: [Module; MODULES],
+}
+
+/// What became of changes that were refused and could not wait.
+#[derive(Debug)]
+#[repr(C)]
+pub struct PutOff {
+    /// Ranges that were put in quarantine: their `munmap` was told that it is done.
+    pub ranges: AtomicU64,
+    /// Their bytes.
+    pub bytes: AtomicU64,
+    /// Ranges that were unmapped by the thread that does nothing else.
+    pub by_worker: AtomicU64,
+    /// Ranges that were unmapped by a later call, which touched them or had no room for its own.
+    pub by_calls: AtomicU64,
+    /// Calls that failed, as they were refused each time they asked.
+    pub declined: AtomicU64,
 }
 
 /// Counters of some of a process's threads. On one page: what no thread touches is never allocated.
@@ -229,7 +247,7 @@ pub struct Shard {
     pub balance_ends: AtomicU64,
     /// Non-blocking changes that a subscriber refused.
     pub refused: AtomicU64,
-    /// Refused changes that were announced again as blocking.
+    /// How often a refused change was announced again.
     pub announced_again: AtomicU64,
     /// How long all starts of a call took together.
     pub starts: Histogram,

@@ -78,6 +78,13 @@ impl OpenChanges {
         self.claim_at_home(caller, phase).or_else(|| self.claim_anywhere(*caller, phase))
     }
 
+    /// Whether all slots are in use.
+    #[cold]
+    pub(crate) fn is_full(&self) -> bool {
+        // Relaxed: a picture of a moment.
+        self.slots.iter().all(|slot| !State(slot.state.load(Ordering::Relaxed)).is_free())
+    }
+
     /// Takes the first slot of the caller's home, if that is in use, the caller has nothing open and the slot is free. Calls
     /// nothing, so that who calls this needs to save no registers.
     #[inline(always)]

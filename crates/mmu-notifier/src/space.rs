@@ -271,6 +271,16 @@ impl AddressSpace {
         self.shared.caller()
     }
 
+    /// Whether as many changes are open as can be on record (512): then one that must not wait is refused though nobody has
+    /// refused it, and can be tried again.
+    ///
+    /// ```
+    /// assert!(!mmu_notifier::AddressSpace::new().is_full());
+    /// ```
+    pub fn is_full(&self) -> bool {
+        self.shared.open.is_full()
+    }
+
     /// Whether anybody is told of changes at all.
     #[doc(alias = "mm_has_notifiers")]
     #[inline]

@@ -433,7 +433,7 @@
     card("memory in them", bytes(sum(changes.map((each) => each.bytes))), "every change counted");
     card("time in subscribers", duration(told), `${percent(told, run.wall_ns)} of the wall time`);
     card("median start + end", duration(run.starts.p50_ns + run.ends.p50_ns), `p99 ${duration(run.starts.p99_ns + run.ends.p99_ns)}`);
-    if (run.refusals.every || run.refusals.refused) card("refused", count(run.refusals.refused), `${count(run.refusals.announced_again)} announced again, ${count(run.refusals.quarantined)} quarantined`);
+    if (run.refusals.every || run.refusals.refused) card("refused", count(run.refusals.refused), `${count(run.refusals.quarantined)} quarantined, ${count(run.refusals.failed)} failed`);
   }
 
   function unseen() {

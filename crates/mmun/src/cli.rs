@@ -69,7 +69,8 @@ pub struct Run {
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
 
-    /// Attach a subscriber that refuses every N-th change that may not wait.
+    /// Attach a subscriber that refuses every N-th change that may not wait. munmap is put off then; other calls
+    /// ask again and, with 1/1, fail.
     #[arg(long, value_name = "1/N", value_parser = parse_refuse)]
     pub refuse: Option<u32>,
 

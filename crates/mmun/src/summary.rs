@@ -48,10 +48,10 @@ pub struct Summary {
     pub refuse_every: u32,
     /// Refused starts.
     pub refused: u64,
-    /// Refused changes that were announced again as blocking.
+    /// How often a refused change was announced again.
     pub announced_again: u64,
-    /// Refused changes that were put off.
-    pub quarantined: u64,
+    /// What did not take place when it was asked for.
+    pub put_off: PutOff,
     /// Call sites patched: by shape T1, T2, T3.
     pub sites: [u64; 3],
     /// Executable mappings searched.
@@ -72,6 +72,21 @@ pub struct Summary {
     pub records_dropped: u64,
     /// Size of the record buffer in bytes; 0: no records wanted.
     pub record_buffer: u64,
+}
+
+/// What became of changes that were refused and could not wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PutOff {
+    /// Ranges that were put in quarantine.
+    pub ranges: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Ranges that were unmapped in the background.
+    pub by_worker: u64,
+    /// Ranges that were unmapped by a later call.
+    pub by_calls: u64,
+    /// Calls that failed.
+    pub declined: u64,
 }
 
 /// How a program ended.

@@ -43,6 +43,7 @@ pub struct Totals {
     abandoned: u64,
     refused: u64,
     announced_again: u64,
+    put_off: crate::summary::PutOff,
     sites: [u64; 3],
     mappings_searched: u64,
     search_ticks: u64,
@@ -133,6 +134,12 @@ impl Totals {
             }
         }
         add(&mut self.abandoned, &process.abandoned);
+        let put_off = &process.put_off;
+        add(&mut self.put_off.ranges, &put_off.ranges);
+        add(&mut self.put_off.bytes, &put_off.bytes);
+        add(&mut self.put_off.by_worker, &put_off.by_worker);
+        add(&mut self.put_off.by_calls, &put_off.by_calls);
+        add(&mut self.put_off.declined, &put_off.declined);
         for (sum, sites) in self.sites.iter_mut().zip(&process.sites) {
             add(sum, sites);
         }
@@ -216,6 +223,7 @@ impl Totals {
         summary.abandoned = self.abandoned;
         summary.refused = self.refused;
         summary.announced_again = self.announced_again;
+        summary.put_off = self.put_off;
         summary.sites = self.sites;
         summary.mappings_searched = self.mappings_searched;
         summary.search = std::time::Duration::from_nanos(scale.ns(self.search_ticks));

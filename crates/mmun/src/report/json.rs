@@ -86,6 +86,10 @@ struct Refusals {
     refused: u64,
     announced_again: u64,
     quarantined: u64,
+    quarantined_bytes: u64,
+    unmapped_by_worker: u64,
+    unmapped_by_calls: u64,
+    failed: u64,
 }
 
 #[derive(Serialize)]
@@ -159,7 +163,11 @@ impl<'a> From<&'a Summary> for Run<'a> {
                 every: summary.refuse_every,
                 refused: summary.refused,
                 announced_again: summary.announced_again,
-                quarantined: summary.quarantined,
+                quarantined: summary.put_off.ranges,
+                quarantined_bytes: summary.put_off.bytes,
+                unmapped_by_worker: summary.put_off.by_worker,
+                unmapped_by_calls: summary.put_off.by_calls,
+                failed: summary.put_off.declined,
             },
             sites: Sites {
                 t1,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::summary::{Caller, Calls, Events, Outcome, Record, Summary, Times, Unseen};
+use crate::summary::{Caller, Calls, Events, Outcome, PutOff, Record, Summary, Times, Unseen};
 
 /// Files that the tests leave to be looked at.
 pub(super) fn directory() -> std::path::PathBuf {
@@ -181,6 +181,7 @@ pub(super) fn troubled() -> Summary {
         refuse_every: 100,
         refused: 12,
         announced_again: 12,
+        put_off: PutOff { ranges: 3, bytes: 48 << 10, by_worker: 1, by_calls: 1, declined: 2 },
         records_dropped: 7,
         own_calls: 1,
         unseen: vec![

@@ -10,7 +10,7 @@ use super::fit::{folded, keep_back, keep_front, printable};
 use super::paint::{Paint, Tone};
 use super::units::{bytes, count, counted, duration, percent};
 use super::words::{Balance, command, ending};
-use crate::summary::{Summary, Times};
+use crate::summary::{PutOff, Summary, Times};
 
 const WIDTH: usize = 80;
 /// Where the sentences below the tables begin.
@@ -159,13 +159,27 @@ impl<W: Write> Text<'_, W> {
             every => format!(" (one in {}, as asked)", count(every.into())),
         };
         let line = format!(
-            "refused {} of {}{wanted}; announced again as blocking {}; quarantined {}",
+            "{} in {}{wanted}: asked again {}, {} failed",
             count(summary.refused),
             counted(changes, "change", "changes"),
             count(summary.announced_again),
-            count(summary.quarantined),
+            counted(summary.put_off.declined, "call", "calls"),
         );
-        self.say("refusals", Tone::Plain, &line)
+        self.say("refusals", Tone::Plain, &line)?;
+        let PutOff { ranges, bytes: size, by_worker, by_calls, .. } = summary.put_off;
+        if ranges > 0 {
+            let left = ranges.saturating_sub(by_worker + by_calls);
+            let line = format!(
+                "{} put off, {}: by the worker {}, by calls {}{}",
+                counted(ranges, "munmap", "munmaps"),
+                bytes(size),
+                count(by_worker),
+                count(by_calls),
+                if left > 0 { format!(", never {}", count(left)) } else { String::new() },
+            );
+            self.say("", Tone::Plain, &line)?;
+        }
+        Ok(())
     }
 
     fn sites(&mut self, summary: &Summary) -> io::Result<()> {
@@ -334,7 +348,8 @@ mod tests {
             "and 12 more places",
             "/bin/static: ran unwatched, 3 times",
             "2 processes ran unwatched",
-            "refused 12 of ",
+            "refusals  12 in 14,984 changes (one in 100, as asked): asked again 12, 2 calls",
+            "3 munmaps put off, 48.0 KiB: by the worker 1, by calls 1, never 1",
             "was killed by SIGSEGV",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
