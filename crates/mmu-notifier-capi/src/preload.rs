@@ -39,6 +39,7 @@ extern "C" fn start(_: c_int, _: *const *const c_char, _: *mut *mut c_char) {
             HEAP.forked();
             subscribe(primary);
         },
+        ..Options::default()
     };
     // A program that cannot be watched runs all the same; whoever watches sees that it did not report.
     let _ = Primary::install(&options);

@@ -38,8 +38,10 @@ use crate::entry::{Frame, Site};
 use crate::facts::Ranges;
 use crate::gate::safe;
 use crate::log::{self, observe};
+use crate::masks::{self, Changed};
 use crate::primary::Primary;
 use crate::session::Shard;
+use crate::strict;
 
 /// This process's primary MMU; null until it is installed, never changed after.
 static PRIMARY: AtomicPtr<Primary> = AtomicPtr::new(core::ptr::null_mut());
@@ -81,7 +83,7 @@ pub(crate) enum Way {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Underway {
-    /// 1, as the entry code has written: [`finish`] ends it; 0: nobody was told, [`after`] does.
+    /// 1, as the entry code has written: [`finish`] ends it, as it does [`MASKED`]; 0: nobody was told, [`after`] does.
     told: u32,
     /// What nobody was told of; written if `told` is 0.
     unheard: MaybeUninit<OpenChange>,
@@ -89,7 +91,12 @@ pub(crate) struct Underway {
     seen: MaybeUninit<Seen>,
     /// Written by [`announce`].
     news: MaybeUninit<News>,
+    /// Written by [`announce`] if `told` is [`MASKED`] and the call is made.
+    changed: MaybeUninit<Changed>,
 }
+
+/// In [`Underway::told`]: no change, but a mask of signals is on its way to the kernel.
+const MASKED: u32 = 2;
 
 /// Where the entry code finds [`Underway::told`].
 #[cfg(test)]
@@ -152,12 +159,21 @@ fn look(primary: &Primary, frame: &Frame) -> Look {
     Look { common, range, event, caller }
 }
 
+/// Whether a call is nothing to us, wherever it is made.
+pub(crate) fn does_not_care(number: usize) -> bool {
+    Syscall::from_number(number).is_none() && !masks::concern(number)
+}
+
 /// Leaves a call to [`tell`]: false if it is none of ours.
 #[inline(always)]
 fn leave(frame: &mut Frame, underway: &mut Underway, look: Look) -> bool {
     let Look { common, range, event, caller } = look;
     let site = site(frame);
     let Some(call) = Syscall::from_number(frame.rax) else {
+        if strict::is_armed() && masks::concern(frame.rax) {
+            underway.told = MASKED;
+            return true;
+        }
         frame.go = site.plain;
         return false;
     };
@@ -228,6 +244,9 @@ pub(crate) unsafe extern "C" fn heavy(frame: *mut Frame, underway: *mut Underway
     if !leave(frame, underway, look) {
         return Way::Out;
     }
+    if underway.told == MASKED {
+        return announce_mask(primary, frame, underway);
+    }
     // SAFETY: written by `leave`.
     let seen = unsafe { underway.seen.assume_init_mut() };
     tell(primary, frame, seen, &mut underway.news)
@@ -241,12 +260,21 @@ pub(crate) unsafe extern "C" fn heavy(frame: *mut Frame, underway: *mut Underway
 pub(crate) unsafe extern "C" fn announce(frame: *mut Frame, underway: *mut Underway) -> Way {
     // SAFETY: by the entry code, a complete frame and what belongs to it, that nobody else looks at.
     let (frame, underway) = unsafe { (&mut *frame, &mut *underway) };
+    let Some(primary) = primary() else { return Way::Out };
+    if underway.told == MASKED {
+        return announce_mask(primary, frame, underway);
+    }
     // SAFETY: written by `before`.
     let seen = unsafe { underway.seen.assume_init_mut() };
-    match primary() {
-        Some(primary) => tell(primary, frame, seen, &mut underway.news),
-        None => Way::Out,
-    }
+    tell(primary, frame, seen, &mut underway.news)
+}
+
+/// A call that may block or catch the signal of strict mode.
+#[cold]
+fn announce_mask(primary: &Primary, frame: &mut Frame, underway: &mut Underway) -> Way {
+    let site = site(frame);
+    let changed = underway.changed.write(Changed::NOTHING);
+    masks::before(primary, frame, site, changed)
 }
 
 #[inline(always)]
@@ -314,7 +342,11 @@ fn rare_changes(primary: &Primary, call: Syscall, args: &[usize; 6]) -> Changes 
 /// Called by `crate::entry` only, with what it has called [`announce`] with, if that returned [`Way::Call`].
 pub(crate) unsafe extern "C" fn finish(frame: *mut Frame, underway: *mut Underway) {
     // SAFETY: as in `announce`.
-    let (frame, underway) = unsafe { (&*frame, &mut *underway) };
+    let (frame, underway) = unsafe { (&mut *frame, &mut *underway) };
+    if underway.told == MASKED {
+        // SAFETY: written by `announce_mask`.
+        return masks::after(frame, unsafe { underway.changed.assume_init_ref() });
+    }
     // SAFETY: written by `before` or `heavy`.
     let seen = unsafe { underway.seen.assume_init_ref() };
     // SAFETY: written by `announce` or `heavy`.

@@ -29,7 +29,9 @@
 //! | --- | --- |
 //! | `call`, `decode`, `facts` | which calls there are, what they change, what their arguments do not say |
 //! | `search`, `flow`, `sites` | finding call sites in files |
-//! | `patch`, `batch`, `entry`, `gate` | rewriting them; many at a time; the way into Rust and back; the one `syscall` instruction |
+//! | `patch`, `code`, `batch` | rewriting them; machine code; many at a time |
+//! | `entry`, `gate`, `tails` | the way into Rust and back; calls of our own; where all calls are made |
+//! | `strict`, `masks` | catching what cannot be rewritten; the signal that this takes |
 //! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
@@ -40,6 +42,7 @@ compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
 mod batch;
 mod call;
 mod children;
+mod code;
 pub mod decode;
 mod entry;
 mod facts;
@@ -49,13 +52,17 @@ mod hook;
 mod light;
 mod log;
 mod maps;
+mod masks;
 pub mod pages;
 mod patch;
 mod primary;
 mod search;
 pub mod session;
 mod sites;
+mod strict;
+mod tails;
 mod thread;
 
 pub use call::Syscall;
 pub use primary::{InstallError, Options, Primary, own_program};
+pub use strict::Strict;

@@ -28,6 +28,7 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
 
 use crate::Syscall;
 use crate::flow::{Flow, Numbers};
+use crate::masks;
 
 /// Most bytes that a stub replays.
 pub(crate) const REPLAY: usize = 48;
@@ -50,6 +51,17 @@ pub(crate) enum Shape {
         /// 0, or the length of the `nop` that begins 2 bytes before and must be jumped over first.
         nop: u8,
     },
+}
+
+/// Which sites are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Those that make, or may make, a memory system call.
+    Memory,
+    /// All.
+    All,
+    /// All but those that make, or may make, a memory system call.
+    Rest,
 }
 
 /// What is known of the number that the site passes to the kernel.
@@ -295,18 +307,18 @@ impl gimli::UnwindContextStorage<usize> for Rows {
 }
 
 /// Looks through `code`, a part of an executable segment of `image` at file offset `offset`, and calls `found` for
-/// every `syscall` instruction that makes a memory system call or may make one. Never allocates: `flow` is room to
-/// work in.
+/// every `syscall` instruction that is `wanted`. Never allocates: `flow` is room to work in.
 pub(crate) fn search(
     image: &Image<'_>,
     code: &[u8],
     offset: usize,
+    wanted: Wanted,
     flow: &mut Flow,
     mut found: impl FnMut(Found),
 ) {
     let go = image.is_go();
     for at in candidates(code) {
-        if let Some(mut site) = judge(image, offset + at, flow) {
+        if let Some(mut site) = judge(image, offset + at, wanted, flow) {
             if go {
                 site.shape = Err(Unfit::SmallStacks);
             }
@@ -321,7 +333,7 @@ pub(crate) fn candidates(code: &[u8]) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// A candidate at a file offset: what it is, if it is something.
-fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
+fn judge(image: &Image<'_>, offset: usize, wanted: Wanted, flow: &mut Flow) -> Option<Found> {
     let address = image.to_address(offset)?;
     let decode = |function: Function| {
         let end = function.offset + (function.end - function.address) as usize;
@@ -340,16 +352,23 @@ fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
         }
     };
     let numbers = match scan.number_directly_before() {
-        Some(number) if Syscall::from_number(number).is_none() => return None,
+        // Most are none of ours: seen at a glance.
+        Some(number) if Syscall::from_number(number).is_none() && wanted == Wanted::Memory => return None,
         Some(number) => Numbers::One(number),
         None => flow.numbers(code, function.address, address),
     };
-    let number = match numbers {
-        Numbers::Any => Number::Unknown,
-        Numbers::One(number) => Number::Known(Syscall::from_number(number)?.number()),
-        Numbers::NoMemoryCall => return None,
-        Numbers::Several => Number::Unknown,
+    let (number, memory) = match numbers {
+        Numbers::One(number) => (Number::Known(number), Syscall::from_number(number).is_some()),
+        Numbers::Any | Numbers::Several => (Number::Unknown, true),
+        Numbers::NoMemoryCall => (Number::Unknown, false),
     };
+    if wanted == if memory { Wanted::Rest } else { Wanted::Memory } {
+        return None;
+    }
+    // What the frame of a signal handler returns to: unwinders know it by its bytes.
+    if number == Number::Known(masks::RT_SIGRETURN) {
+        return None;
+    }
     let (shape, from) = scan.shape(image, &function);
     let relative = scan.relative(from, code, function.address);
     let shape = if relative.is_some() { shape } else { Err(Unfit::Shape) };

@@ -1,11 +1,14 @@
 //! `mmun run`: a program from its start to its report.
 
+// UNSAFETY: a question to the kernel that no crate asks.
+#![expect(unsafe_code)]
+
 use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::cli::Run;
+use crate::cli::{self, Run};
 use crate::clock::Clock;
 use crate::launch;
 use crate::live::Live;
@@ -22,13 +25,17 @@ pub fn run(options: &Run) -> Result<Outcome> {
     let name = options.program.first().context("no program given")?;
     let file = program::resolve(name, std::env::var_os("PATH").as_deref())?;
     program::check(&file)?;
+    if options.strict == cli::Strict::Always {
+        has_dispatch()?;
+    }
     let (json, trace, html) = (&options.json, &options.trace, &options.report);
     let reports = Reports::open(json.as_deref(), trace.as_deref(), html.as_deref())?;
     let found = signals::take_over();
     let object = preload::object()?;
 
     let buffer = reports.want_records().then_some(options.buffer);
-    let wanted = Wanted { refuse_every: options.refuse.unwrap_or(0), buffer };
+    let strict = options.strict.into();
+    let wanted = Wanted { refuse_every: options.refuse.unwrap_or(0), strict, buffer };
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
     let session = Session::create(wanted, cpus)?;
     let variables = [
@@ -66,6 +73,19 @@ pub fn run(options: &Run) -> Result<Outcome> {
         }
         Ok(()) => Ok(outcome),
     }
+}
+
+/// Whether the kernel can do what strict mode takes.
+fn has_dispatch() -> Result<()> {
+    const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
+    const OFF: libc::c_ulong = 0;
+    // SAFETY: off is what it is.
+    if unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, OFF, 0, 0, 0) } == 0 {
+        return Ok(());
+    }
+    let hint =
+        "--strict takes Syscall User Dispatch (Linux 5.11 or later, outside of sandboxes that forbid it)";
+    Err(std::io::Error::last_os_error()).context(hint)
 }
 
 /// What is preloaded: our object, and what was to be preloaded anyway.

@@ -18,6 +18,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
+use mmu_notifier_primary::Strict;
 use mmu_notifier_primary::session::{
     Header, MAGIC, PROCESSES, Process, ProcessState, Record, RingHead, SHARDS, Shard, VERSION,
     process_offset, ring_offset, session_bytes,
@@ -31,6 +32,8 @@ const RING_RECORDS_LEAST: usize = 1024;
 pub struct Wanted {
     /// Refuse every n-th non-blocking start; 0: attach no refuser.
     pub refuse_every: u32,
+    /// Catch what cannot be rewritten.
+    pub strict: Strict,
     /// Bytes of records of single calls; `None`: only count.
     pub buffer: Option<u64>,
 }
@@ -82,6 +85,7 @@ impl Session {
         let header = session.header();
         header.version.store(VERSION, Ordering::Relaxed);
         header.refuse_every.store(wanted.refuse_every, Ordering::Relaxed);
+        header.strict.store(wanted.strict.to_u32(), Ordering::Relaxed);
         header.rings.store(rings as u32, Ordering::Relaxed);
         header.ring_records.store(ring_records as u32, Ordering::Relaxed);
         header.records_wanted.store(wanted.buffer.is_some().into(), Ordering::Relaxed);
