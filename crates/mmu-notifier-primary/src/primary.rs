@@ -284,7 +284,10 @@ impl Primary {
             let (range, offset) = (mapping.range, mapping.offset);
             self.search_mapping(&mut writer, Wanted::Rest, &id, || Some(file), range, offset, mapping.path);
         });
-        if let Some(process) = self.log.process() {
+        // Whoever counts begins when this process is ready.
+        if let Some(process) = self.log.process()
+            && process.ready.load(Ordering::Relaxed) != 0
+        {
             process.own_calls.fetch_add(writer.own_calls, Ordering::Relaxed);
         }
         self.arm(StrictState::Needed);
@@ -419,12 +422,15 @@ impl Primary {
         if let (Some(bytes), Some(image)) = (&bytes, &image) {
             let base = range.start().wrapping_sub(offset);
             let mut flow = core::mem::take(&mut state.flow);
-            search(image, readable_code(range), offset, wanted, &mut flow, |site| {
-                if let Some(code) = bytes.bytes.get(site.from..site.offset + 2) {
-                    draft.add(&site, code);
-                    self.patch(state, writer, base, &site, code, path);
-                }
-            });
+            for part in without_own_calls(range) {
+                let offset = part.start().wrapping_sub(base);
+                search(image, readable_code(part), offset, wanted, &mut flow, |site| {
+                    if let Some(code) = bytes.bytes.get(site.from..site.offset + 2) {
+                        draft.add(&site, code);
+                        self.patch(state, writer, base, &site, code, path);
+                    }
+                });
+            }
             state.flow = flow;
         } else {
             self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
@@ -448,7 +454,7 @@ impl Primary {
         path: &[u8],
     ) {
         let address = base.wrapping_add(site.offset);
-        if tails::calls().contains(&address) || state.stubs.pool_around(address) {
+        if state.stubs.pool_around(address) {
             return;
         }
         let number = site.number.known();
@@ -648,6 +654,14 @@ fn say_stall(stall: &mmu_notifier::Stall) {
     // Does not fail: what is too long is cut.
     let _ = fmt::Write::write_fmt(&mut line, format_args!("mmu-notifier: {stall}\n"));
     safe::write_to_stderr(&line.bytes[..line.len]);
+}
+
+/// What lies in `range` before and behind our own system calls: by now there may be hundreds.
+fn without_own_calls(range: Range) -> impl Iterator<Item = Range> {
+    let calls = tails::calls();
+    let before = Range::new(range.start(), range.end().min(calls.start));
+    let behind = Range::new(range.start().max(calls.end), range.end());
+    [before, behind].into_iter().flatten()
 }
 
 /// Executable pages that can be read.
