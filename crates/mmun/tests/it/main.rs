@@ -15,5 +15,6 @@ mod replay;
 mod shell;
 mod signals;
 mod strace;
+mod strict;
 mod truth;
 mod twelve;

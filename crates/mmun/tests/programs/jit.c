@@ -159,17 +159,15 @@ int main(int argc, char **argv)
             die("jit execve");
         unmap_many(count);
     } else if (!strcmp(what, "places")) {
-        /* Many instructions: more than are remembered. */
-        unsigned char page[4096], *at = page;
+        /* Many instructions. */
         static const unsigned char one[] = { 0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xc3 }; /* getpid */
-        for (; at + sizeof one <= page + sizeof page; at += sizeof one)
-            memcpy(at, one, sizeof one);
-        for (int i = 0; i < (count + 511) / 512; i++) {
-            char *made = make(page, sizeof page, 4096);
-            for (int j = 0; j < 512; j++)
-                if (((long (*)(void))(made + j * sizeof one))() != getpid())
-                    die("getpid");
-        }
+        unsigned char *all = malloc(count * sizeof one);
+        for (int i = 0; i < count; i++)
+            memcpy(all + i * sizeof one, one, sizeof one);
+        char *made = make(all, count * sizeof one, (count * sizeof one + 4095) & -4096);
+        for (int i = 0; i < count; i++)
+            if (((long (*)(void))(made + i * sizeof one))() != getpid())
+                die("getpid");
         unmap_one();
     } else {
         return 2;
