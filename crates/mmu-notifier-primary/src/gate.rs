@@ -121,6 +121,11 @@ pub(crate) mod safe {
             File { descriptor, ours: false }
         }
 
+        /// A descriptor that is ours.
+        pub(crate) fn adopt(descriptor: usize) -> File {
+            File { descriptor, ours: true }
+        }
+
         pub(crate) fn descriptor(&self) -> usize {
             self.descriptor
         }
@@ -129,6 +134,14 @@ pub(crate) mod safe {
             // SAFETY: the kernel writes into `buffer` only.
             result(unsafe {
                 call(READ, &[self.descriptor, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0])
+            })
+        }
+
+        /// Writes where the file is at.
+        pub(crate) fn write(&self, buffer: &[u8]) -> Result<usize, Errno> {
+            // SAFETY: the kernel reads `buffer` only.
+            result(unsafe {
+                call(WRITE, &[self.descriptor, buffer.as_ptr() as usize, buffer.len(), 0, 0, 0])
             })
         }
 

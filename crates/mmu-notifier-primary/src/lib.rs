@@ -33,6 +33,7 @@
 //! | `entry`, `gate`, `tails` | the way into Rust and back; calls of our own; where all calls are made |
 //! | `strict`, `masks` | catching what cannot be rewritten; the signal that this takes |
 //! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
+//! | [`userfault`] | changes that no system call of this process makes |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
 
@@ -62,6 +63,7 @@ mod sites;
 mod strict;
 mod tails;
 mod thread;
+pub mod userfault;
 
 pub use call::Syscall;
 pub use primary::{InstallError, Options, Primary, own_program};

@@ -283,6 +283,14 @@ pub(crate) fn take_over() {
     unblock();
 }
 
+/// Keeps every other signal from the calling thread.
+pub(crate) fn block_all_but_ours() {
+    const SIG_SETMASK: usize = 2;
+    let mask = !BIT;
+    // SAFETY: reads the mask only.
+    unsafe { gate::call(RT_SIGPROCMASK, &[SIG_SETMASK, &raw const mask as usize, 0, MASK, 0, 0]) };
+}
+
 /// Takes the signal out of this thread's mask.
 pub(crate) fn unblock() {
     let mask = BIT;
