@@ -101,14 +101,19 @@ fn what_io_uring_discards_is_announced() {
     net.settle();
     let third = at as usize + 2 * PAGE;
     assert_eq!(told.take(), [(Event::Clear, third, third + PAGE)]);
-    // Who asks again within a tenth of a second is told again; after that once more, and never again.
-    net.settle();
-    while told.take().is_empty() {
-        std::thread::yield_now();
-    }
+    // Who asks again within a tenth of a second is told again. (It may have gone by before somebody looked.)
+    let again = (0..20).any(|_| {
+        discard(2);
+        net.settle();
+        told.take();
+        net.settle();
+        !told.take().is_empty()
+    });
+    assert!(again);
     drop(registered);
+    let heard = net.heard();
     discard(3);
-    assert_eq!(net.heard(), 1);
+    assert_eq!(net.heard(), heard);
 }
 
 #[test]
@@ -198,7 +203,7 @@ fn who_refuses_is_asked_until_he_does_not() {
         }
     }
     let space = AddressSpace::new();
-    let left = Arc::new(AtomicU32::new(30));
+    let left = Arc::new(AtomicU32::new(100));
     let _subscription = space.subscribe_refuser(Busy(left.clone()));
     let Some(net) = net("who_refuses_is_asked_until_he_does_not", &space) else { return };
     let at = map(64);
@@ -283,10 +288,15 @@ fn a_forked_child_leaves_the_net_alone() {
     net.settle();
     assert_eq!(told.take(), [(Event::Unmap, at as usize, at as usize + PAGE)]);
     drop(registered);
-    // Nobody listens after this, the child has the descriptor, and one page was forgotten: still it can be unmapped.
+    // Nobody listens after this, the child has the descriptor, and one page was forgotten, and moved: still it can be
+    // unmapped.
+    let (page, far) = (at.wrapping_byte_add(PAGE), map(1 << 10));
+    let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: both are memory of the test.
+    assert_eq!(unsafe { libc::mremap(page, PAGE, PAGE, how, far) }, far);
     drop(net);
     // SAFETY: as above.
-    assert_eq!(unsafe { libc::munmap(at.wrapping_byte_add(PAGE), PAGE) }, 0);
+    assert_eq!(unsafe { libc::munmap(far, PAGE) }, 0);
     // SAFETY: the child of this test.
     assert_eq!(unsafe { libc::kill(child, libc::SIGKILL) }, 0);
     let mut status = 0;
