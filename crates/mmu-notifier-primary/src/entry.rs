@@ -80,6 +80,12 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    /// As if the entry code had pushed it: the arguments and the number of a call of `site`.
+    pub(crate) fn new([rdi, rsi, rdx, r10, r8, r9]: [usize; 6], rax: usize, site: &Site) -> Frame {
+        let go = core::ptr::from_ref(site) as usize;
+        Frame { rbx: 0, rbp: 0, r9, r8, r10, rdx, rsi, rdi, rax, flags: 0, go, back: site.back }
+    }
+
     /// The program's stack pointer at the site.
     pub(crate) fn stack(&self) -> usize {
         core::ptr::from_ref(self) as usize + size_of::<Frame>() + 128

@@ -36,7 +36,7 @@ use crate::children;
 use crate::decode::{Changes, Common, decode, decode_common, needs};
 use crate::entry::{Frame, Site};
 use crate::facts::Ranges;
-use crate::gate::safe;
+use crate::gate::{self, safe};
 use crate::log::{self, observe};
 use crate::masks::{self, Changed};
 use crate::primary::Primary;
@@ -250,6 +250,24 @@ pub(crate) unsafe extern "C" fn heavy(frame: *mut Frame, underway: *mut Underway
     // SAFETY: written by `leave`.
     let seen = unsafe { underway.seen.assume_init_mut() };
     tell(primary, frame, seen, &mut underway.news)
+}
+
+/// All of a call, where the entry code cannot run. Afterwards the frame says where to go on, and with what result.
+pub(crate) fn serve(frame: &mut Frame) {
+    let mut underway = Underway {
+        told: 1,
+        unheard: MaybeUninit::uninit(),
+        seen: MaybeUninit::uninit(),
+        news: MaybeUninit::uninit(),
+        changed: MaybeUninit::uninit(),
+    };
+    // SAFETY: a complete frame and what belongs to it.
+    if unsafe { heavy(frame, &mut underway) } != Way::Out {
+        // SAFETY: the program's own call; those that do not return once go out to a tail.
+        frame.rax = unsafe { gate::call(frame.rax, &frame.args()) } as usize;
+        // SAFETY: as above, behind the call.
+        unsafe { finish(frame, &mut underway) };
+    }
 }
 
 /// Announces a call that [`before`] has looked at.

@@ -173,9 +173,7 @@ pub(crate) fn before(primary: &Primary, frame: &mut Frame, site: &Site, changed:
             (1, [action[0], action[1], action[2], action[3] & !BIT], 0)
         }
         Where::Frame => {
-            let mask = (frame.stack() + offset_of!(Context, mask)) as *mut usize;
-            // SAFETY: where the kernel reads the mask from next.
-            unsafe { mask.write_unaligned(mask.read_unaligned() & !BIT) };
+            unblock_in_frame(frame.stack());
             return Way::Out;
         }
         Where::Nowhere => {
@@ -283,10 +281,22 @@ pub(crate) fn take_over() {
     unblock();
 }
 
+/// Takes the signal out of the mask that a return from a signal handler, with this stack pointer, puts in force.
+pub(crate) fn unblock_in_frame(stack: usize) {
+    let mask = (stack + offset_of!(Context, mask)) as *mut usize;
+    // SAFETY: where the kernel reads the mask from next.
+    unsafe { mask.write_unaligned(mask.read_unaligned() & !BIT) };
+}
+
 /// Keeps every other signal from the calling thread.
 pub(crate) fn block_all_but_ours() {
+    set(!BIT);
+}
+
+/// Makes this the mask of the calling thread, but for the signal.
+pub(crate) fn set(mask: usize) {
     const SIG_SETMASK: usize = 2;
-    let mask = !BIT;
+    let mask = mask & !BIT;
     // SAFETY: reads the mask only.
     unsafe { gate::call(RT_SIGPROCMASK, &[SIG_SETMASK, &raw const mask as usize, 0, MASK, 0, 0]) };
 }

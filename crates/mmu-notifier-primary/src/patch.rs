@@ -36,7 +36,7 @@ use crate::hook;
 use crate::maps;
 use crate::search::{Found, REPLAY, Shape};
 use crate::session::UnseenReason;
-use crate::tails::{self, Tails};
+use crate::tails::{self, Children, Tails};
 
 /// Size of a pool of stubs, in bytes.
 const POOL: usize = 8 * PAGE_SIZE;
@@ -398,14 +398,14 @@ fn stub_of(
     let back = syscall + 2;
     let number = found.number.known();
     if number.is_some_and(hook::does_not_care) {
-        let tails = tails::make(tails_at, back, 0, false);
+        let tails = tails::make(tails_at, back, 0, Children::None);
         code.put_far_jump(tails.plain);
         return Some(Made { stub: code, tails });
     }
     let pool = at & !(POOL - 1);
     // The Site lies behind the code, whose length is fixed from here on.
     let site_at = (code.here() + 7 + 6).next_multiple_of(8);
-    let tails = tails::make(tails_at, back, site_at, tails::makes_children(number));
+    let tails = tails::make(tails_at, back, site_at, Children::of(number));
     code.put_relative(&[0x48, 0x8d, 0x0d], site_at); // lea rcx, [site]
     code.put_relative(&[0xff, 0x25], pool); // jmp [pool]
     while code.here() < site_at {

@@ -377,7 +377,12 @@ impl Primary {
         let done = self.patching.with(|state| {
             if remembered && let Some(known) = sites::known(&self.log, id, offset, range.len()) {
                 let base = range.start().wrapping_sub(offset);
-                sites::for_each(known, |site, code| self.patch(state, writer, base, &site, code, path));
+                sites::for_each(known, |site, code| {
+                    if site.shape == Err(Unfit::SmallStacks) {
+                        strict::stacks_are_small(range);
+                    }
+                    self.patch(state, writer, base, &site, code, path);
+                });
                 self.write_batch(state, writer, path);
                 return true;
             }
@@ -421,6 +426,9 @@ impl Primary {
         let image = bytes.as_ref().and_then(|bytes| Image::parse(bytes.bytes));
         if let (Some(bytes), Some(image)) = (&bytes, &image) {
             let base = range.start().wrapping_sub(offset);
+            if image.is_go() {
+                strict::stacks_are_small(range);
+            }
             let mut flow = core::mem::take(&mut state.flow);
             for part in without_own_calls(range) {
                 let offset = part.start().wrapping_sub(base);

@@ -28,6 +28,7 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
 
 use crate::Syscall;
 use crate::flow::{Flow, Numbers};
+use crate::hook;
 use crate::masks;
 
 /// Most bytes that a stub replays.
@@ -161,8 +162,8 @@ impl<'a> Image<'a> {
         Some(image)
     }
 
-    /// Whether it holds Go code: the linker leaves a section of this name also in stripped files.
-    fn is_go(&self) -> bool {
+    /// Whether it holds Go code, whose stacks are small: the linker leaves a section of this name also in stripped files.
+    pub(crate) fn is_go(&self) -> bool {
         self.header
             .sections(Le, self.bytes)
             .is_ok_and(|sections| sections.section_by_name(Le, b".go.buildinfo").is_some())
@@ -319,7 +320,8 @@ pub(crate) fn search(
     let go = image.is_go();
     for at in candidates(code) {
         if let Some(mut site) = judge(image, offset + at, wanted, flow) {
-            if go {
+            // A jump to a system call takes no stack.
+            if go && !site.number.known().is_some_and(hook::does_not_care) {
                 site.shape = Err(Unfit::SmallStacks);
             }
             found(site);

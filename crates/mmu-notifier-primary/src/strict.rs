@@ -24,15 +24,20 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use mmu_notifier::Range;
+
+use crate::Syscall;
+use crate::children;
 use crate::code::Code;
-use crate::entry::Site;
+use crate::entry::{Frame, Site};
 use crate::gate::safe::Errno;
 use crate::gate::{self, safe};
 use crate::hook;
-use crate::masks::{self, Action, MASK, PRCTL, RT_SIGACTION, RT_SIGPROCMASK, SIGSYS};
+use crate::masks::{self, Action, MASK, PRCTL, RT_SIGACTION, RT_SIGRETURN, SIGSYS};
 use crate::patch::{Live, Writer};
 use crate::session::UnseenReason;
-use crate::tails;
+use crate::primary::Primary;
+use crate::tails::{self, Children};
 
 /// Whether to catch what cannot be rewritten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -322,7 +327,9 @@ unsafe extern "C" fn trapped(_: usize, info: *mut Info, context: *mut Context) {
     }
     let address = context.rip - 2;
     match trap_at(address) {
-        Some(stub) => context.rip = if hook::does_not_care(context.rax) { plain_of(stub) } else { stub },
+        Some(stub) if hook::does_not_care(context.rax) => context.rip = plain_of(stub),
+        Some(stub) if is_small(address) => serve(primary, stub, context),
+        Some(stub) => context.rip = stub,
         None => {
             // SAFETY: as the thread was before it was armed.
             unsafe { gate::call(PRCTL, &[SET_SYSCALL_USER_DISPATCH, OFF, 0, 0, 0, 0]) };
@@ -388,7 +395,8 @@ fn write(stub: usize, address: usize) -> Option<()> {
     tails::put_way_in(&mut code, site);
     code.put(&[0xcc]);
     debug_assert_eq!(code.here(), plain_of(stub));
-    let tails = tails::make(code.here(), back, site, true);
+    let children = if is_small(address) { Children::Armed } else { Children::Told };
+    let tails = tails::make(code.here(), back, site, children);
     code.put(tails.code.bytes());
     while code.here() < site {
         code.put(&[0xcc]);
@@ -398,6 +406,57 @@ fn write(stub: usize, address: usize) -> Option<()> {
     }
     // SAFETY: the place is this stub's, and who writes there writes the same.
     unsafe { Writer::new(Live::No).quiet(stub, code.bytes()).ok() }
+}
+
+/// Code that runs on stacks which are too small for the hook: mappings, first and behind the last address.
+static SMALL: [[AtomicUsize; 2]; 8] = [const { [const { AtomicUsize::new(0) }; 2] }; 8];
+
+/// The code in this mapping runs on small stacks.
+pub(crate) fn stacks_are_small(range: Range) {
+    for [start, end] in &SMALL {
+        // Relaxed: whoever runs the code was told of it after this.
+        match start.compare_exchange(0, range.start(), Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return end.store(range.end(), Ordering::Relaxed),
+            Err(known) if known == range.start() => return end.store(range.end(), Ordering::Relaxed),
+            Err(_) => {}
+        }
+    }
+}
+
+fn is_small(address: usize) -> bool {
+    let load = |word: &AtomicUsize| word.load(Ordering::Relaxed);
+    SMALL.iter().any(|[start, end]| (load(start)..load(end)).contains(&address))
+}
+
+/// A call of code whose stack is too small for the hook: made here, in the handler, which is on the signal stack. What
+/// does not return as it went goes on at a tail.
+fn serve(primary: &Primary, stub: usize, context: &mut Context) {
+    // SAFETY: written with the stub.
+    let site = unsafe { &*((stub + SITE_AT) as *const Site) };
+    if context.rax == RT_SIGRETURN {
+        masks::unblock_in_frame(context.rsp);
+        context.rip = site.plain;
+        return;
+    }
+    let mut frame = Frame::new(
+        [context.rdi, context.rsi, context.rdx, context.r8_to_r15[2], context.r8_to_r15[0], context.r8_to_r15[1]],
+        context.rax,
+        site,
+    );
+    match Syscall::from_number(context.rax) {
+        // A new program has the mask of who exec'ed it.
+        Some(Syscall::Execve | Syscall::Execveat) => masks::set(context.mask),
+        Some(call @ (Syscall::Fork | Syscall::Vfork | Syscall::Clone | Syscall::Clone3))
+            if !children::shares_memory(primary, call, &frame.args()) =>
+        {
+            context.rip = site.fork;
+            return;
+        }
+        _ => {}
+    }
+    hook::serve(&mut frame);
+    context.rax = frame.rax;
+    context.rip = frame.go;
 }
 
 /// A SIGSYS that somebody has sent: one of us, or it is the program's.
@@ -412,7 +471,6 @@ fn sent(info: &mut Info, context: &mut Context) {
     const DEFAULT: usize = 0;
     const IGNORE: usize = 1;
     const SYS_SECCOMP: i32 = 1;
-    const SA_SIGINFO: usize = 4;
     const SA_RESETHAND: usize = 0x8000_0000;
     let action = masks::programs_action();
     match action.handler {
@@ -424,10 +482,8 @@ fn sent(info: &mut Info, context: &mut Context) {
             }
             // As the kernel does, but for this signal.
             let mask = (context.mask | action.mask) & !(1 << (SIGSYS - 1));
-            const SIG_SETMASK: usize = 2;
-            // SAFETY: reads `mask` only. What is blocked when this handler returns is in the frame.
-            unsafe { gate::call(RT_SIGPROCMASK, &[SIG_SETMASK, &raw const mask as usize, 0, MASK, 0, 0]) };
-            let _ = SA_SIGINFO;
+            // What is blocked when this handler returns is in the frame.
+            masks::set(mask);
             // SAFETY: the program has given this function to the kernel for that. One that wants the signal only does
             // not look at the other arguments.
             let handler: unsafe extern "C" fn(usize, *mut Info, *mut Context) =

@@ -24,7 +24,8 @@
 //!          jmp  after_entry          ; crate::entry
 //! ```
 //!
-//! A site of which is known that it makes no new thread or process has the first one only.
+//! A site of which is known that it makes no new thread or process has the first one only. In those of code whose stacks
+//! are too small for the hook, `after` is a jump back.
 
 // UNSAFETY: the section is assembler.
 #![expect(unsafe_code)]
@@ -101,22 +102,35 @@ impl Tails {
     }
 }
 
-/// Whether a site that makes this call, if it is always the same, may get a child.
-pub(crate) fn makes_children(number: Option<usize>) -> bool {
-    number.is_none_or(|number| {
-        matches!(
-            Syscall::from_number(number),
-            Some(Syscall::Fork | Syscall::Vfork | Syscall::Clone | Syscall::Clone3)
-        )
-    })
+/// What comes of children that a site makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Children {
+    /// There are none.
+    None,
+    /// The hook hears of them, behind the call.
+    Told,
+    /// They are armed, nothing else.
+    Armed,
+}
+
+impl Children {
+    /// Of a site that makes this call, if it is always the same.
+    pub(crate) fn of(number: Option<usize>) -> Children {
+        match number.map(Syscall::from_number) {
+            None | Some(Some(Syscall::Fork | Syscall::Vfork | Syscall::Clone | Syscall::Clone3)) => {
+                Children::Told
+            }
+            Some(_) => Children::None,
+        }
+    }
 }
 
 /// Tails at `at` that lead to `back`, of the site whose [`Site`](crate::entry::Site) is at `site`.
-pub(crate) fn make(at: usize, back: usize, site: usize, with_children: bool) -> Made {
+pub(crate) fn make(at: usize, back: usize, site: usize, children: Children) -> Made {
     let mut code = Code::at(at);
     code.put(&[0x0f, 0x05]); // syscall
     code.put_far_jump(back);
-    if !with_children {
+    if children == Children::None {
         return Made { code, plain: at, thread: at, fork: at };
     }
     let arm: unsafe extern "C" fn() = mmu_notifier_arm;
@@ -127,9 +141,14 @@ pub(crate) fn make(at: usize, back: usize, site: usize, with_children: bool) -> 
     code.put_word(back);
     code.put_relative(&[0xe9], arm as usize); // jmp arm
     let fork = code.here();
-    code.put(&[0x0f, 0x05, 0x48, 0xb9]); // syscall; after: mov rcx, site
-    code.put_word(site);
-    code.put_relative(&[0xe9], entry::enter_after());
+    code.put(&[0x0f, 0x05]); // syscall
+    if children == Children::Told {
+        code.put(&[0x48, 0xb9]); // after: mov rcx, site
+        code.put_word(site);
+        code.put_relative(&[0xe9], entry::enter_after());
+    } else {
+        code.put_far_jump(back);
+    }
     Made { code, plain: at, thread, fork }
 }
 
