@@ -38,12 +38,19 @@ unsafe extern "C" {
 
 /// Makes a system call. Returns what the kernel returns: `-errno` on failure.
 ///
+/// For who must not use the C library, as its calls are what is watched: nobody is told of this one.
+///
+/// ```
+/// // getpid
+/// assert_eq!(unsafe { mmu_notifier_primary::system_call(39, &[0; 6]) }, std::process::id() as isize);
+/// ```
+///
 /// # Safety
 ///
 /// As for the system call itself: it can change any memory of the process. The call must return (once):
 /// not `vfork`, not a `clone` with a stack of its own.
 #[inline]
-pub(crate) unsafe fn call(number: usize, args: &[usize; 6]) -> isize {
+pub unsafe fn call(number: usize, args: &[usize; 6]) -> isize {
     // SAFETY: the caller answers for the call; the assembler keeps the C calling convention.
     unsafe { mmu_notifier_gate(number, args) }
 }

@@ -66,5 +66,6 @@ mod thread;
 pub mod userfault;
 
 pub use call::Syscall;
+pub use gate::call as system_call;
 pub use primary::{InstallError, Options, Primary, own_program};
 pub use strict::Strict;

@@ -47,6 +47,9 @@ global_asm!(
     ".pushsection mmu_notifier_calls, \"ax\", @progbits",
     // On pages of their own: the rest is never written.
     ".p2align 12",
+    // The linker makes these two: of another copy of this code in the process there are others.
+    ".hidden __start_mmu_notifier_calls",
+    ".hidden __stop_mmu_notifier_calls",
     ".hidden mmu_notifier_tails",
     ".globl mmu_notifier_tails",
     "mmu_notifier_tails:",

@@ -10,10 +10,11 @@ use anyhow::{Context, Result};
 
 use crate::cli::{self, Run};
 use crate::clock::Clock;
+use crate::inject::Injection;
 use crate::launch;
 use crate::live::Live;
 use crate::preload;
-use crate::program;
+use crate::program::{self, Way};
 use crate::reports::{self, Reports};
 use crate::session::{Session, Wanted};
 use crate::signals;
@@ -24,7 +25,7 @@ use crate::watch::Watcher;
 pub fn run(options: &Run) -> Result<Outcome> {
     let name = options.program.first().context("no program given")?;
     let file = program::resolve(name, std::env::var_os("PATH").as_deref())?;
-    program::check(&file)?;
+    let way = program::check(&file)?;
     if options.strict == cli::Strict::Always {
         has_dispatch()?;
     }
@@ -42,9 +43,14 @@ pub fn run(options: &Run) -> Result<Outcome> {
         ("MMUN_SESSION", session.path().into()),
         ("LD_PRELOAD", preload_list(&object, std::env::var_os("LD_PRELOAD"))),
     ];
+    // Into which nothing is preloaded does not look at these variables, and must not see them.
+    let (variables, injection) = match way {
+        Way::Preload => (&variables[..], None),
+        Way::Inject => (&[][..], Some(Injection { object, session: session.path() })),
+    };
 
     let clock = Clock::start();
-    let child = match launch::start(&file, &options.program, &variables, &found)? {
+    let child = match launch::start(&file, &options.program, variables, injection.as_ref(), &found)? {
         Ok(child) => child,
         Err(error) => return Err(program::exec_failed(&file, &error).into()),
     };
