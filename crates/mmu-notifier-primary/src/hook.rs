@@ -204,7 +204,8 @@ pub(crate) unsafe extern "C" fn before(frame: *mut Frame, underway: *mut Underwa
             return Way::Out;
         }
         let change = Change::new(look.range, look.event, Blocking::Forbidden);
-        if let Some(open) = primary.space.start_unheard(&look.caller, &change) {
+        if !takes_frame(frame, look.range, look.event)
+            && let Some(open) = primary.space.start_unheard(&look.caller, &change) {
             frame.go = site.back;
             underway.told = 0;
             underway.unheard.write(open);
@@ -307,11 +308,45 @@ fn tell(primary: &Primary, frame: &mut Frame, seen: &mut Seen, news: &mut MaybeU
         Common::Nothing => {}
         Common::One => {
             primary.end_abandoned(&seen.caller);
-            open = Some(start(primary, &seen.caller, seen.range, seen.event, &mut refused));
+            let started = start(primary, &seen.caller, seen.range, seen.event, &mut refused);
+            if takes_frame(frame, seen.range, seen.event) {
+                return tell_end(primary, frame, seen, started, [time, refused]);
+            }
+            open = Some(started);
         }
     }
     news.write(News { time, started: primary.log.now(), refused, open, rare: None });
     Way::Call
+}
+
+/// Whether a change takes away the stack that we stand on: a thread that ends by unmapping its own.
+#[inline(always)]
+fn takes_frame(frame: &Frame, range: Range, event: Event) -> bool {
+    let here = core::ptr::from_ref(frame) as usize;
+    matches!(event, Event::Unmap | Event::Clear) && range.start() <= here && here < range.end()
+}
+
+/// Behind such a call there is nobody to tell its end: it is told before.
+#[cold]
+fn tell_end(
+    primary: &Primary,
+    frame: &mut Frame,
+    seen: &Seen,
+    open: OpenChange,
+    [time, refused]: [u64; 2],
+) -> Way {
+    let started = primary.log.now();
+    primary.space.end(&seen.caller, open);
+    let news = News { time, started, refused, open: None, rare: None };
+    if primary.log.is_watched() {
+        note(primary, frame, seen, &news, false, [started, primary.log.now()]);
+    }
+    // Nor can what comes after it be trapped, without a stack.
+    if strict::is_armed() {
+        strict::disarm_thread();
+    }
+    frame.go = seen.site.plain;
+    Way::Out
 }
 
 /// The same for calls that make several changes, that must ask for facts, or that do not come back here.

@@ -346,8 +346,9 @@ fn judge(image: &Image<'_>, offset: usize, wanted: Wanted, flow: &mut Flow) -> O
         // Not an instruction of its function: the two bytes are there by chance.
         Some(function) => decode(function)?,
         None => {
-            let before = image.function_before(address).and_then(decode);
-            match before.or_else(|| image.named_function(address).and_then(decode)) {
+            // By name first: what lies between functions with frames may be a whole library that has none.
+            let named = image.named_function(address).and_then(decode);
+            match named.or_else(|| image.function_before(address).and_then(decode)) {
                 Some(decoded) => decoded,
                 None => return outside(image, offset),
             }

@@ -268,6 +268,12 @@ fn arm_thread() -> Result<(), Errno> {
     }
 }
 
+/// Lets the calling thread make any system call.
+pub(crate) fn disarm_thread() {
+    // SAFETY: as the thread was before it was armed.
+    unsafe { gate::call(PRCTL, &[SET_SYSCALL_USER_DISPATCH, OFF, 0, 0, 0, 0]) };
+}
+
 /// In a forked child, before it does anything else.
 pub(crate) fn forked() {
     if is_armed() {
@@ -331,8 +337,7 @@ unsafe extern "C" fn trapped(_: usize, info: *mut Info, context: *mut Context) {
         Some(stub) if is_small(address) => serve(primary, stub, context),
         Some(stub) => context.rip = stub,
         None => {
-            // SAFETY: as the thread was before it was armed.
-            unsafe { gate::call(PRCTL, &[SET_SYSCALL_USER_DISPATCH, OFF, 0, 0, 0, 0]) };
+            disarm_thread();
             primary.log.unseen(UnseenReason::ManyTraps, Some(context.rax), address, b"");
             // Once more, and not trapped.
             context.rip = address;
