@@ -205,7 +205,8 @@ pub(crate) unsafe extern "C" fn before(frame: *mut Frame, underway: *mut Underwa
         }
         let change = Change::new(look.range, look.event, Blocking::Forbidden);
         if !takes_frame(frame, look.range, look.event)
-            && let Some(open) = primary.space.start_unheard(&look.caller, &change) {
+            && let Some(open) = primary.space.start_unheard(&look.caller, &change)
+        {
             frame.go = site.back;
             underway.told = 0;
             underway.unheard.write(open);

@@ -35,8 +35,8 @@ use crate::gate::{self, safe};
 use crate::hook;
 use crate::masks::{self, Action, MASK, PRCTL, RT_SIGACTION, RT_SIGRETURN, SIGSYS};
 use crate::patch::{Live, Writer};
-use crate::session::UnseenReason;
 use crate::primary::Primary;
+use crate::session::UnseenReason;
 use crate::tails::{self, Children};
 
 /// Whether to catch what cannot be rewritten.
@@ -444,7 +444,14 @@ fn serve(primary: &Primary, stub: usize, context: &mut Context) {
         return;
     }
     let mut frame = Frame::new(
-        [context.rdi, context.rsi, context.rdx, context.r8_to_r15[2], context.r8_to_r15[0], context.r8_to_r15[1]],
+        [
+            context.rdi,
+            context.rsi,
+            context.rdx,
+            context.r8_to_r15[2],
+            context.r8_to_r15[0],
+            context.r8_to_r15[1],
+        ],
         context.rax,
         site,
     );

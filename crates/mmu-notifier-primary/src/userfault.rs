@@ -96,13 +96,17 @@ pub struct Registered<'net> {
 #[non_exhaustive]
 pub enum NetError {
     /// The kernel gives no userfaultfd.
-    #[error("no userfaultfd: error {errno}; is it in this kernel (CONFIG_USERFAULTFD), and does the sandbox allow it?")]
+    #[error(
+        "no userfaultfd: error {errno}; is it in this kernel (CONFIG_USERFAULTFD), and does the sandbox allow it?"
+    )]
     NoUserfaultfd {
         /// The error number.
         errno: i32,
     },
     /// It cannot tell of unmapped, moved and discarded memory.
-    #[error("this kernel's userfaultfd does not tell of unmapped memory: error {errno}; that takes Linux 5.7")]
+    #[error(
+        "this kernel's userfaultfd does not tell of unmapped memory: error {errno}; that takes Linux 5.7"
+    )]
     NoEvents {
         /// The error number.
         errno: i32,

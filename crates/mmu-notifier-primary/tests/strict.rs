@@ -33,7 +33,8 @@ impl Subscriber for Ends {
 
 fn map(protection: i32) -> *mut libc::c_void {
     // SAFETY: a new mapping.
-    let at = unsafe { libc::mmap(null_mut(), PAGE, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+    let at =
+        unsafe { libc::mmap(null_mut(), PAGE, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
     assert_ne!(at, libc::MAP_FAILED);
     at
 }

@@ -17,7 +17,8 @@ use mmu_notifier_primary::userfault::{Net, NetError};
 const PAGE: usize = 4096;
 
 fn map_at(at: *mut libc::c_void, pages: usize, flags: i32) -> *mut libc::c_void {
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags);
+    let (protection, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags);
     // SAFETY: a new mapping; fixed ones replace memory of the test.
     let at = unsafe { libc::mmap(at, pages * PAGE, protection, flags, -1, 0) };
     assert_ne!(at, libc::MAP_FAILED);

@@ -67,7 +67,10 @@ impl Injection {
         let strings = (registers.rsp - 2 * PAGE) & !(PAGE - 1);
         let object = text(&self.object)?;
         let session = CString::new(self.session.as_str())?;
-        ensure!(object.as_bytes_with_nul().len() + session.as_bytes_with_nul().len() < PAGE as usize, "too long");
+        ensure!(
+            object.as_bytes_with_nul().len() + session.as_bytes_with_nul().len() < PAGE as usize,
+            "too long"
+        );
         let (object_at, session_at) = (strings, strings + object.as_bytes_with_nul().len() as u64);
         tracee.write(object_at, object.as_bytes_with_nul())?;
         tracee.write(session_at, session.as_bytes_with_nul())?;
@@ -124,7 +127,8 @@ impl<'a> Image<'a> {
         let end = self.segments.iter().map(|segment| segment.p_vaddr(Le) + segment.p_memsz(Le)).max();
         let len = end.unwrap_or(0).next_multiple_of(PAGE);
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        let base = tracee.system_call(libc::SYS_mmap, [0, len, libc::PROT_NONE as u64, flags, u64::MAX, 0])?;
+        let base =
+            tracee.system_call(libc::SYS_mmap, [0, len, libc::PROT_NONE as u64, flags, u64::MAX, 0])?;
         let open = [libc::AT_FDCWD as u64, path_at, (libc::O_RDONLY | libc::O_CLOEXEC) as u64, 0, 0, 0];
         let descriptor = tracee.system_call(libc::SYS_openat, open).context("it cannot open the object")?;
         for segment in &self.segments {
@@ -137,7 +141,8 @@ impl<'a> Image<'a> {
             let protection = (flags & 1) << 2 | flags & 2 | (flags & 4) >> 2;
             let fixed = (libc::MAP_PRIVATE | libc::MAP_FIXED) as u64;
             let offset = segment.p_offset(Le) - within;
-            let args = [start, file_end.next_multiple_of(PAGE) - start, protection, fixed, descriptor, offset];
+            let args =
+                [start, file_end.next_multiple_of(PAGE) - start, protection, fixed, descriptor, offset];
             tracee.system_call(libc::SYS_mmap, args)?;
             if memory_end > file_end && segment.p_flags(Le).0 & PF_X.0 == 0 {
                 let page_end = file_end.next_multiple_of(PAGE);
@@ -158,14 +163,20 @@ impl<'a> Image<'a> {
         let (known, missing) = self.instead().context("it has no table of names")?;
         for relocation in &self.relocations {
             let addend = relocation.r_addend.get(Le) as u64;
-            let symbol = self.symbols.get(relocation.r_sym(Le, false) as usize).context("a symbol is missing")?;
+            let symbol =
+                self.symbols.get(relocation.r_sym(Le, false) as usize).context("a symbol is missing")?;
             let value = match relocation.r_type(Le, false) {
                 R_X86_64_RELATIVE => base + addend,
-                R_X86_64_GLOB_DAT | R_X86_64_JUMP_SLOT if symbol.st_shndx(Le) != SHN_UNDEF => base + symbol.st_value(Le),
+                R_X86_64_GLOB_DAT | R_X86_64_JUMP_SLOT if symbol.st_shndx(Le) != SHN_UNDEF => {
+                    base + symbol.st_value(Le)
+                }
                 R_X86_64_GLOB_DAT | R_X86_64_JUMP_SLOT if symbol.st_bind() == STB_WEAK => 0,
                 R_X86_64_GLOB_DAT | R_X86_64_JUMP_SLOT => {
                     let name = symbol.name(Le, self.names).unwrap_or(b"");
-                    base + known.iter().find(|(known, _)| *known == name).map_or(missing, |(_, instead)| *instead)
+                    base + known
+                        .iter()
+                        .find(|(known, _)| *known == name)
+                        .map_or(missing, |(_, instead)| *instead)
                 }
                 // One object, with storage that all threads share.
                 R_X86_64_DTPMOD64 => 1,
@@ -214,7 +225,8 @@ impl Tracee {
     /// Waits until the process has exec'ed.
     fn stopped(pid: i32) -> Result<Tracee> {
         let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"));
-        let mut tracee = Tracee { pid, memory: memory.context("cannot open its memory")?, signals: Vec::new() };
+        let mut tracee =
+            Tracee { pid, memory: memory.context("cannot open its memory")?, signals: Vec::new() };
         tracee.wait()?;
         Ok(tracee)
     }

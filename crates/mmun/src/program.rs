@@ -122,7 +122,9 @@ fn judge(file: &Path, open: &File, kind: &Kind) -> Result<Way, Refusal> {
         Kind::Unknown => no(126, "not in a format that can be executed"),
         Kind::Static if is_dynamic_linker(file) => Ok(Way::Preload),
         Kind::Static => match gains_rights(file, open) {
-            Some(what) => no(125, &format!("{what}, which it loses when mmun puts something into it: {AS_USER}")),
+            Some(what) => {
+                no(125, &format!("{what}, which it loses when mmun puts something into it: {AS_USER}"))
+            }
             None => Ok(Way::Inject),
         },
         Kind::Dynamic { interpreter } => match gains_rights(file, open) {

@@ -278,7 +278,9 @@ mod tests {
 
     #[test]
     fn entries_are_found_and_freed() {
-        let session = Session::create(Wanted { refuse_every: 3, buffer: Some(1 << 20) }, 2).unwrap();
+        let session =
+            Session::create(Wanted { refuse_every: 3, strict: Strict::Never, buffer: Some(1 << 20) }, 2)
+                .unwrap();
         assert_eq!(session.header().magic.load(Ordering::Acquire), MAGIC);
         assert_eq!(session.entries(), [0; 0]);
         for index in [0, 7, PROCESSES - 1] {
@@ -296,7 +298,8 @@ mod tests {
 
     #[test]
     fn only_touched_counters_are_read() {
-        let session = Session::create(Wanted { refuse_every: 0, buffer: None }, 1).unwrap();
+        let session =
+            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None }, 1).unwrap();
         let blocks = || std::os::unix::fs::MetadataExt::blocks(&session.file.metadata().unwrap());
         assert_eq!(session.shards(5).count(), 0);
         for touched in [&[0][..], &[7], &[3, 4], &[0, 7], &[0, 1, 2, 3, 4, 5, 6, 7]] {
@@ -313,7 +316,8 @@ mod tests {
 
     #[test]
     fn others_can_open_it() {
-        let session = Session::create(Wanted { refuse_every: 0, buffer: None }, 1).unwrap();
+        let session =
+            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None }, 1).unwrap();
         let seen = std::fs::metadata(session.path()).unwrap();
         assert_eq!(seen.len(), session.bytes as u64);
     }

@@ -145,7 +145,8 @@ fn programs_that_check_themselves_find_nothing() {
 fn programs_of_all_kinds_run() {
     let test = "programs_of_all_kinds_run";
     let dir = workshop(test);
-    let bash = "for i in 1 2 3; do ls / | sort | head -2; (echo sub); done; trap 'echo t' USR1; kill -USR1 $$";
+    let bash =
+        "for i in 1 2 3; do ls / | sort | head -2; (echo sub); done; trap 'echo t' USR1; kill -USR1 $$";
     let python = "import subprocess, threading, ctypes\n\
                   callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(lambda x: x + 1)\n\
                   threads = [threading.Thread(target=lambda: sum(range(100000))) for _ in range(4)]\n\
