@@ -414,14 +414,8 @@ impl Shared {
             }
             // Before anything is read: with that the kernel lets go of who did it.
             self.pending.store(1, Ordering::SeqCst);
-            while ready {
-                // SAFETY: integers, as bytes.
-                let (_, bytes, _) = unsafe { messages.as_flattened_mut().align_to_mut::<u8>() };
-                let read = self.userfaultfd.read(bytes).unwrap_or(0) / size_of::<Message>();
-                messages[..read].iter().for_each(|message| self.hear(message, &mut refused));
-                if read == 0 {
-                    break;
-                }
+            if ready {
+                self.read_all(&mut messages, &mut refused);
             }
             if !ready && refused.is_empty() {
                 // Nothing for so long: what was discarded is gone by now.
@@ -430,12 +424,24 @@ impl Shared {
                     self.lately.set(None);
                 }
             }
-            for change in core::mem::replace(&mut refused.changes, [None; 16]).into_iter().flatten() {
+            for change in core::mem::take(&mut refused.changes).into_iter().flatten() {
                 self.announce(change.0, change.1, &mut refused);
             }
             if refused.is_empty() {
                 self.pending.store(0, Ordering::SeqCst);
             }
+        }
+    }
+
+    fn read_all(&self, messages: &mut [Message; 16], refused: &mut Refused) {
+        loop {
+            // SAFETY: integers, as bytes.
+            let (_, bytes, _) = unsafe { messages.as_flattened_mut().align_to_mut::<u8>() };
+            let read = self.userfaultfd.read(bytes).unwrap_or(0) / size_of::<Message>();
+            if read == 0 {
+                return;
+            }
+            messages[..read].iter().for_each(|message| self.hear(message, refused));
         }
     }
 

@@ -86,6 +86,9 @@ fn text(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes()).context("a path with a zero byte")
 }
 
+/// A name of the C library, and the address in the object of what is there instead.
+type Instead<'a> = (&'a [u8], u64);
+
 /// The object as a file.
 struct Image<'a> {
     bytes: &'a [u8],
@@ -189,7 +192,7 @@ impl<'a> Image<'a> {
     }
 
     /// What stands for the C library: the object's own table of names and addresses, and for all others.
-    fn instead(&self) -> Option<(Vec<(&'a [u8], u64)>, u64)> {
+    fn instead(&self) -> Option<(Vec<Instead<'a>>, u64)> {
         let mut at = self.symbol("mmu_notifier_alone")?;
         let pointer = |at: u64| {
             let here = self.relocations.iter().find(|relocation| relocation.r_offset.get(Le) == at)?;
