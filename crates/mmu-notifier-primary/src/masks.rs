@@ -293,6 +293,14 @@ pub(crate) fn block_all_but_ours() {
     set(!BIT);
 }
 
+/// The mask of the calling thread.
+pub(crate) fn get() -> usize {
+    let mut mask = 0;
+    // SAFETY: writes to `mask` only.
+    unsafe { gate::call(RT_SIGPROCMASK, &[0, 0, &raw mut mask as usize, MASK, 0, 0]) };
+    mask
+}
+
 /// Makes this the mask of the calling thread, but for the signal.
 pub(crate) fn set(mask: usize) {
     const SIG_SETMASK: usize = 2;

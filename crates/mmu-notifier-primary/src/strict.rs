@@ -33,7 +33,7 @@ use crate::entry::{Frame, Site};
 use crate::gate::safe::Errno;
 use crate::gate::{self, safe};
 use crate::hook;
-use crate::masks::{self, Action, MASK, PRCTL, RT_SIGACTION, RT_SIGRETURN, SIGSYS};
+use crate::masks::{self, Action, MASK, PRCTL, RT_SIGACTION, RT_SIGPROCMASK, RT_SIGRETURN, SIGSYS};
 use crate::patch::{Live, Writer};
 use crate::primary::Primary;
 use crate::session::UnseenReason;
@@ -464,9 +464,14 @@ fn serve(primary: &Primary, stub: usize, context: &mut Context) {
             context.rip = site.fork;
             return;
         }
+        // It waits with the program's mask, or changes that: not the one of this handler.
+        None => masks::set(context.mask),
         _ => {}
     }
     hook::serve(&mut frame);
+    if context.rax == RT_SIGPROCMASK {
+        context.mask = masks::get();
+    }
     context.rax = frame.rax;
     context.rip = frame.go;
 }
