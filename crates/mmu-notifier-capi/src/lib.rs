@@ -1,5 +1,6 @@
 //! The shared object: the hook of a process, for `mmun` to preload and for C programs to link.
 
+pub mod alone;
 mod heap;
 mod preload;
 pub mod subscribe;

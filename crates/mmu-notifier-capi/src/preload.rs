@@ -26,7 +26,13 @@ unsafe extern "C" {
 
 extern "C" fn start(_: c_int, _: *const *const c_char, _: *mut *mut c_char) {
     // SAFETY: before `main` nobody else uses the environment.
-    let Some((session, object)) = (unsafe { take_environment(environ) }) else { return };
+    if let Some((session, object)) = unsafe { take_environment(environ) } {
+        install(session, object);
+    }
+}
+
+/// Begins to watch this process for the session, and has the object put into programs that it execs.
+pub(crate) fn install(session: &CStr, object: &CStr) {
     let options = Options {
         session: Some(session),
         follow: Some(object),
@@ -39,6 +45,7 @@ extern "C" fn start(_: c_int, _: *const *const c_char, _: *mut *mut c_char) {
             HEAP.forked();
             subscribe(primary);
         },
+        ..Options::default()
     };
     // A program that cannot be watched runs all the same; whoever watches sees that it did not report.
     WATCHED.store(Primary::install(&options).is_ok(), Ordering::Relaxed);

@@ -16,6 +16,7 @@ use mmu_notifier::PAGE_SIZE;
 use crate::patch::Writer;
 use crate::search::Shape;
 use crate::session::UnseenReason;
+use crate::tails;
 
 /// Sites that are kept.
 const SITES: usize = 64;
@@ -23,6 +24,8 @@ const SITES: usize = 64;
 const EDITS: usize = SITES + 32;
 /// Most bytes that are kept of stubs.
 const STUBS: usize = 8192;
+/// Bytes that are kept of their tails.
+const TAILS: usize = SITES * tails::LONGEST;
 /// Bytes of the longest jump.
 const JUMP: usize = 5;
 
@@ -32,11 +35,49 @@ const JUMP: usize = 5;
 pub(crate) struct Batch {
     sites: Vec<Waiting>,
     edits: Vec<Edit>,
-    /// Where the stubs go, one behind the other.
-    stubs_at: usize,
-    stubs: Vec<u8>,
+    stubs: Stretch,
+    tails: Stretch,
     /// A page on its way; the last jump may reach into the next one.
     page: Vec<u8>,
+}
+
+/// Code that goes somewhere in one piece.
+#[derive(Debug)]
+struct Stretch {
+    at: usize,
+    bytes: Vec<u8>,
+    room: usize,
+}
+
+impl Stretch {
+    fn new(room: usize) -> Stretch {
+        Stretch { at: 0, bytes: Vec::with_capacity(room), room }
+    }
+
+    /// Keeps more. False: it does not lie behind the last one, or there is no room.
+    fn add(&mut self, address: usize, bytes: &[u8]) -> bool {
+        if self.bytes.is_empty() {
+            self.at = address;
+        }
+        let Some(from) = address.checked_sub(self.at) else { return false };
+        if from < self.bytes.len() || from + bytes.len() > self.room {
+            return false;
+        }
+        self.bytes.resize(from, 0);
+        self.bytes.extend_from_slice(bytes);
+        true
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Writer::quiet`].
+    unsafe fn write(&self, writer: &mut Writer) -> Result<(), UnseenReason> {
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: by the caller's promise.
+        unsafe { writer.quiet(self.at, &self.bytes) }
+    }
 }
 
 /// A site that is rewritten as soon as the batch is written.
@@ -67,20 +108,20 @@ impl Batch {
         Batch {
             sites: Vec::with_capacity(SITES),
             edits: Vec::with_capacity(EDITS),
-            stubs_at: 0,
-            stubs: Vec::with_capacity(STUBS),
+            stubs: Stretch::new(STUBS),
+            tails: Stretch::new(TAILS),
             page: Vec::with_capacity(PAGE_SIZE + JUMP),
         }
     }
 
     /// Memory that it takes.
     pub(crate) const fn bytes() -> usize {
-        SITES * size_of::<Waiting>() + EDITS * size_of::<Edit>() + STUBS + PAGE_SIZE + JUMP
+        SITES * size_of::<Waiting>() + EDITS * size_of::<Edit>() + STUBS + TAILS + PAGE_SIZE + JUMP
     }
 
     /// Whether there is room for one more site, whatever its shape, with a stub of at most `stub` bytes.
     pub(crate) fn has_room(&self, stub: usize) -> bool {
-        self.sites.len() < SITES && self.edits.len() + 3 <= EDITS && self.stubs.len() + stub <= STUBS
+        self.sites.len() < SITES && self.edits.len() + 3 <= EDITS && self.stubs.bytes.len() + stub <= STUBS
     }
 
     /// Whether anything is kept of the code in `start..end`: then what is in memory is not what will be there.
@@ -90,16 +131,12 @@ impl Batch {
 
     /// Keeps a stub. False: it does not lie behind the last one; whoever has it writes it himself.
     pub(crate) fn stub(&mut self, address: usize, bytes: &[u8]) -> bool {
-        if self.stubs.is_empty() {
-            self.stubs_at = address;
-        }
-        let Some(from) = address.checked_sub(self.stubs_at) else { return false };
-        if from < self.stubs.len() || from + bytes.len() > STUBS {
-            return false;
-        }
-        self.stubs.resize(from, 0);
-        self.stubs.extend_from_slice(bytes);
-        true
+        self.stubs.add(address, bytes)
+    }
+
+    /// The same of a stub's tails.
+    pub(crate) fn tails(&mut self, address: usize, bytes: &[u8]) -> bool {
+        self.tails.add(address, bytes)
     }
 
     /// Keeps what a site's code becomes: a few places on one page, for which there is room.
@@ -128,12 +165,10 @@ impl Batch {
         writer: &mut Writer,
         mut outcome: impl FnMut(&Waiting, Result<(), UnseenReason>),
     ) {
-        let stubs = if self.stubs.is_empty() {
-            Ok(())
-        } else {
-            // SAFETY: by the caller's promise.
-            unsafe { writer.quiet(self.stubs_at, &self.stubs) }
-        };
+        // SAFETY: by the caller's promise.
+        let tails = unsafe { self.tails.write(writer) };
+        // SAFETY: by the caller's promise.
+        let stubs = tails.and_then(|()| unsafe { self.stubs.write(writer) });
         let (mut from, mut site) = (0, 0);
         while from < self.edits.len() {
             let page = self.edits[from].address & !(PAGE_SIZE - 1);
@@ -154,7 +189,8 @@ impl Batch {
     pub(crate) fn forget(&mut self) {
         self.sites.clear();
         self.edits.clear();
-        self.stubs.clear();
+        self.stubs.bytes.clear();
+        self.tails.bytes.clear();
     }
 
     /// Writes those edits, which are on one page, with the code that lies between.

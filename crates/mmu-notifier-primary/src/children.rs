@@ -86,6 +86,17 @@ pub(crate) fn before_clone(
     frame.go = if shares_memory { site.thread } else { site.fork };
 }
 
+/// Whether the child of such a call shares the memory.
+pub(crate) fn shares_memory(primary: &Primary, call: Syscall, args: &[usize; 6]) -> bool {
+    let flags = match call {
+        Syscall::Clone => args[0] as u64,
+        Syscall::Clone3 => primary.memory.find(needs(call, args), &mut Ranges::new()).clone_flags,
+        Syscall::Vfork => CLONE_VM,
+        _ => 0,
+    };
+    flags & CLONE_VM != 0
+}
+
 /// Where a `clone3` puts the child's stack, how large that is, and where it puts the child's thread storage.
 fn clone3_thread(args: usize) -> [usize; 3] {
     // struct clone_args: eight words, the last of them `stack`, `stack_size` and `tls`.

@@ -21,7 +21,7 @@
 //! * **What was pushed as words is read as words.** A wide load of two stores that have just been made waits until
 //!   both are in the cache.
 //!
-//! The way out is a jump to where the frame's last word says: behind the site, or to one of the stub's tails
+//! The way out is a jump to where the frame's last word says: behind the site, or to one of its tails
 //! that make the system call with all registers as the program had them (a new thread or a `vfork`ed child
 //! comes out of those with another stack or on a shared one).
 //!
@@ -80,9 +80,27 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    /// As if the entry code had pushed it: the arguments and the number of a call of `site`.
+    pub(crate) fn new([rdi, rsi, rdx, r10, r8, r9]: [usize; 6], rax: usize, site: &Site) -> Frame {
+        let go = core::ptr::from_ref(site) as usize;
+        Frame { rbx: 0, rbp: 0, r9, r8, r10, rdx, rsi, rdi, rax, flags: 0, go, back: site.back }
+    }
+
     /// The program's stack pointer at the site.
     pub(crate) fn stack(&self) -> usize {
         core::ptr::from_ref(self) as usize + size_of::<Frame>() + 128
+    }
+
+    /// One of the arguments of the system call.
+    pub(crate) fn argument(&mut self, index: usize) -> &mut usize {
+        match index {
+            0 => &mut self.rdi,
+            1 => &mut self.rsi,
+            2 => &mut self.rdx,
+            3 => &mut self.r10,
+            4 => &mut self.r8,
+            _ => &mut self.r9,
+        }
     }
 
     /// The arguments of the system call.
@@ -293,7 +311,8 @@ macro_rules! restore_vectors {
 }
 
 global_asm!(
-    ".pushsection .text.mmu_notifier_entry, \"ax\", @progbits",
+    // Where all system calls are made: `crate::tails`.
+    ".pushsection mmu_notifier_calls, \"ax\", @progbits",
     ".p2align 6",
     ".hidden mmu_notifier_enter",
     ".globl mmu_notifier_enter",
@@ -318,9 +337,6 @@ global_asm!(
     "mov r10, [rbp + 32]",
     "mov r8, [rbp + 24]",
     "mov r9, [rbp + 16]",
-    ".hidden mmu_notifier_enter_syscall",
-    ".globl mmu_notifier_enter_syscall",
-    "mmu_notifier_enter_syscall:",
     "syscall",
     // The kernel may have emptied the processor's memory of who called whom: from here on nothing returns to a
     // frame that was there before.
@@ -401,12 +417,6 @@ static LIGHT: AtomicU32 = AtomicU32::new(0);
 unsafe extern "C" {
     fn mmu_notifier_enter();
     fn mmu_notifier_enter_after();
-    static mmu_notifier_enter_syscall: u8;
-}
-
-/// The address of the `syscall` instruction that makes the program's calls.
-pub(crate) fn address() -> usize {
-    &raw const mmu_notifier_enter_syscall as usize
 }
 
 /// Whether `xgetbv` with 1 works (the XINUSE of the Intel manual).
@@ -416,16 +426,21 @@ fn says_what_is_in_use() -> bool {
     __cpuid_count(13, 1).eax & XGETBV_1 != 0
 }
 
-/// Where stubs jump to, before and after a call that the stub itself makes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entries {
-    pub(crate) enter: usize,
-    pub(crate) after: usize,
+/// Where stubs jump to.
+pub(crate) fn enter() -> usize {
+    let enter: unsafe extern "C" fn() = mmu_notifier_enter;
+    enter as usize
 }
 
-/// The entry code, for the vector registers that this machine has and the kernel keeps. `known` remembers which:
+/// Where tails jump to behind a call that they made themselves.
+pub(crate) fn enter_after() -> usize {
+    let after: unsafe extern "C" fn() = mmu_notifier_enter_after;
+    after as usize
+}
+
+/// Makes the entry code fit the vector registers that this machine has and the kernel keeps. `known` remembers which:
 /// asking the processor (`cpuid`) takes long in a virtual machine.
-pub(crate) fn entries(known: &AtomicU32) -> Entries {
+pub(crate) fn prepare(known: &AtomicU32) {
     const IS_LIGHT: u32 = 1 << 8;
     // Relaxed, all: everybody finds the same; the entry code runs after this, by way of the code that leads to it.
     let mut vectors = known.load(Ordering::Relaxed);
@@ -444,9 +459,6 @@ pub(crate) fn entries(known: &AtomicU32) -> Entries {
     }
     VECTORS.store(vectors & !IS_LIGHT, Ordering::Relaxed);
     LIGHT.store(vectors & IS_LIGHT, Ordering::Relaxed);
-    let (enter, after): (unsafe extern "C" fn(), unsafe extern "C" fn()) =
-        (mmu_notifier_enter, mmu_notifier_enter_after);
-    Entries { enter: enter as usize, after: after as usize }
 }
 
 #[cfg(test)]

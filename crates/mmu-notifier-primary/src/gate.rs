@@ -11,7 +11,7 @@
 use core::arch::global_asm;
 
 global_asm!(
-    ".pushsection .text.mmu_notifier_gate, \"ax\", @progbits",
+    ".pushsection mmu_notifier_calls, \"ax\", @progbits",
     ".p2align 4",
     ".hidden mmu_notifier_gate",
     ".globl mmu_notifier_gate",
@@ -25,9 +25,6 @@ global_asm!(
     "mov r8, [rsi + 32]",
     "mov r9, [rsi + 40]",
     "mov rsi, [rsi + 8]",
-    ".hidden mmu_notifier_gate_syscall",
-    ".globl mmu_notifier_gate_syscall",
-    "mmu_notifier_gate_syscall:",
     "syscall",
     "ret",
     ".cfi_endproc",
@@ -37,22 +34,23 @@ global_asm!(
 
 unsafe extern "C" {
     fn mmu_notifier_gate(number: usize, args: *const [usize; 6]) -> isize;
-    static mmu_notifier_gate_syscall: u8;
-}
-
-/// The address of the `syscall` instruction.
-pub(crate) fn address() -> usize {
-    &raw const mmu_notifier_gate_syscall as usize
 }
 
 /// Makes a system call. Returns what the kernel returns: `-errno` on failure.
+///
+/// For who must not use the C library, as its calls are what is watched: nobody is told of this one.
+///
+/// ```
+/// // getpid
+/// assert_eq!(unsafe { mmu_notifier_primary::system_call(39, &[0; 6]) }, std::process::id() as isize);
+/// ```
 ///
 /// # Safety
 ///
 /// As for the system call itself: it can change any memory of the process. The call must return (once): not `vfork`; of a
 /// `clone` with a stack of its own, the new thread goes to the address that it finds there.
 #[inline]
-pub(crate) unsafe fn call(number: usize, args: &[usize; 6]) -> isize {
+pub unsafe fn call(number: usize, args: &[usize; 6]) -> isize {
     // SAFETY: the caller answers for the call; the assembler keeps the C calling convention.
     unsafe { mmu_notifier_gate(number, args) }
 }
@@ -152,6 +150,11 @@ pub(crate) mod safe {
             File { descriptor, ours: false }
         }
 
+        /// A descriptor that is ours.
+        pub(crate) fn adopt(descriptor: usize) -> File {
+            File { descriptor, ours: true }
+        }
+
         pub(crate) fn descriptor(&self) -> usize {
             self.descriptor
         }
@@ -182,6 +185,14 @@ pub(crate) mod safe {
             let args = [self.descriptor, buffer.as_mut_ptr() as usize, buffer.len(), offset, 0, 0];
             // SAFETY: the kernel writes into `buffer` only.
             result(unsafe { call(PREAD, &args) })
+        }
+
+        /// Writes where the file is at.
+        pub(crate) fn write(&self, buffer: &[u8]) -> Result<usize, Errno> {
+            // SAFETY: the kernel reads `buffer` only.
+            result(unsafe {
+                call(WRITE, &[self.descriptor, buffer.as_ptr() as usize, buffer.len(), 0, 0, 0])
+            })
         }
 
         /// Writes to a file; on `/proc/self/mem` this changes memory, which the caller answers for.
@@ -377,6 +388,41 @@ pub(crate) mod safe {
         let ret = unsafe { call(SHMCTL, &[id, IPC_STAT, shmid.as_mut_ptr() as usize, 0, 0, 0]) };
         // struct ipc_perm has 48 bytes, then shm_segsz.
         (ret == 0).then_some(shmid[6])
+    }
+
+    pub(crate) fn sched_yield() {
+        const SCHED_YIELD: usize = 24;
+        // SAFETY: touches no memory.
+        unsafe { call(SCHED_YIELD, &[0; 6]) };
+    }
+
+    /// Calls `visit` with every entry of a folder whose name is a number.
+    pub(crate) fn for_each_number_in(folder: &CStr, mut visit: impl FnMut(u32)) {
+        const GETDENTS64: usize = 217;
+        const O_DIRECTORY: usize = 0o200000;
+        /// Where the name is in a `struct linux_dirent64`, behind inode, offset, length and type.
+        const NAME: usize = 19;
+        let Ok(folder) = File::open(folder, O_DIRECTORY) else { return };
+        let mut buffer = [0u8; 1024];
+        loop {
+            let args = [folder.descriptor(), buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0];
+            // SAFETY: the kernel writes into `buffer` only.
+            let read = result(unsafe { call(GETDENTS64, &args) }).unwrap_or(0);
+            let mut entries = &buffer[..read];
+            if entries.is_empty() {
+                return;
+            }
+            while let Some(&[low, high]) = entries.get(16..18) {
+                let len = usize::from(u16::from_ne_bytes([low, high])).clamp(NAME, entries.len());
+                let name = entries[NAME..len].split(|&byte| byte == 0).next().unwrap_or(&[]);
+                if !name.is_empty() && name.iter().all(u8::is_ascii_digit) {
+                    let digit =
+                        |number: u32, &byte: &u8| number.wrapping_mul(10).wrapping_add((byte - b'0').into());
+                    visit(name.iter().fold(0, digit));
+                }
+                entries = &entries[len..];
+            }
+        }
     }
 
     /// Makes every thread of this process see code that was written before.

@@ -36,11 +36,13 @@ use crate::children;
 use crate::decode::{Changes, Common, decode, decode_common, needs};
 use crate::entry::{Frame, Site};
 use crate::facts::Ranges;
-use crate::gate::safe;
+use crate::gate::{self, safe};
 use crate::log::{self, observe};
+use crate::masks::{self, Changed};
 use crate::primary::Primary;
 use crate::refused::{self, Attempts, NotMade, Refusals};
 use crate::session::Shard;
+use crate::strict;
 
 /// This process's primary MMU; null until it is installed, never changed after.
 static PRIMARY: AtomicPtr<Primary> = AtomicPtr::new(core::ptr::null_mut());
@@ -82,7 +84,7 @@ pub(crate) enum Way {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Underway {
-    /// 1, as the entry code has written: [`finish`] ends it; 0: nobody was told, [`after`] does.
+    /// 1, as the entry code has written: [`finish`] ends it, as it does [`MASKED`]; 0: nobody was told, [`after`] does.
     told: u32,
     /// What nobody was told of; written if `told` is 0.
     unheard: MaybeUninit<OpenChange>,
@@ -90,7 +92,12 @@ pub(crate) struct Underway {
     seen: MaybeUninit<Seen>,
     /// Written by [`announce`].
     news: MaybeUninit<News>,
+    /// Written by [`announce`] if `told` is [`MASKED`] and the call is made.
+    changed: MaybeUninit<Changed>,
 }
+
+/// In [`Underway::told`]: no change, but a mask of signals is on its way to the kernel.
+const MASKED: u32 = 2;
 
 /// Where the entry code finds [`Underway::told`].
 #[cfg(test)]
@@ -166,12 +173,21 @@ fn look(primary: &Primary, frame: &Frame) -> Look {
     Look { common, range, event, caller }
 }
 
+/// Whether a call is nothing to us, wherever it is made.
+pub(crate) fn does_not_care(number: usize) -> bool {
+    Syscall::from_number(number).is_none() && !masks::concern(number)
+}
+
 /// Leaves a call to [`tell`]: false if it is none of ours.
 #[inline(always)]
 fn leave(frame: &mut Frame, underway: &mut Underway, look: Look) -> bool {
     let Look { common, range, event, caller } = look;
     let site = site(frame);
     let Some(call) = Syscall::from_number(frame.rax) else {
+        if strict::is_armed() && masks::concern(frame.rax) {
+            underway.told = MASKED;
+            return true;
+        }
         frame.go = site.plain;
         return false;
     };
@@ -202,7 +218,9 @@ pub(crate) unsafe extern "C" fn before(frame: *mut Frame, underway: *mut Underwa
             return Way::Out;
         }
         let change = Change::new(look.range, look.event, Blocking::Forbidden);
-        if let Some(open) = primary.space.start_unheard(&look.caller, &change) {
+        if !takes_frame(frame, look.range, look.event)
+            && let Some(open) = primary.space.start_unheard(&look.caller, &change)
+        {
             frame.go = site.back;
             underway.told = 0;
             underway.unheard.write(open);
@@ -242,9 +260,30 @@ pub(crate) unsafe extern "C" fn heavy(frame: *mut Frame, underway: *mut Underway
     if !leave(frame, underway, look) {
         return Way::Out;
     }
+    if underway.told == MASKED {
+        return announce_mask(primary, frame, underway);
+    }
     // SAFETY: written by `leave`.
     let seen = unsafe { underway.seen.assume_init_mut() };
     tell(primary, frame, seen, &mut underway.news)
+}
+
+/// All of a call, where the entry code cannot run. Afterwards the frame says where to go on, and with what result.
+pub(crate) fn serve(frame: &mut Frame) {
+    let mut underway = Underway {
+        told: 1,
+        unheard: MaybeUninit::uninit(),
+        seen: MaybeUninit::uninit(),
+        news: MaybeUninit::uninit(),
+        changed: MaybeUninit::uninit(),
+    };
+    // SAFETY: a complete frame and what belongs to it.
+    if unsafe { heavy(frame, &mut underway) } != Way::Out {
+        // SAFETY: the program's own call; those that do not return once go out to a tail.
+        frame.rax = unsafe { gate::call(frame.rax, &frame.args()) } as usize;
+        // SAFETY: as above, behind the call.
+        unsafe { finish(frame, &mut underway) };
+    }
 }
 
 /// Announces a call that [`before`] has looked at.
@@ -255,12 +294,21 @@ pub(crate) unsafe extern "C" fn heavy(frame: *mut Frame, underway: *mut Underway
 pub(crate) unsafe extern "C" fn announce(frame: *mut Frame, underway: *mut Underway) -> Way {
     // SAFETY: by the entry code, a complete frame and what belongs to it, that nobody else looks at.
     let (frame, underway) = unsafe { (&mut *frame, &mut *underway) };
+    let Some(primary) = primary() else { return Way::Out };
+    if underway.told == MASKED {
+        return announce_mask(primary, frame, underway);
+    }
     // SAFETY: written by `before`.
     let seen = unsafe { underway.seen.assume_init_mut() };
-    match primary() {
-        Some(primary) => tell(primary, frame, seen, &mut underway.news),
-        None => Way::Out,
-    }
+    tell(primary, frame, seen, &mut underway.news)
+}
+
+/// A call that may block or catch the signal of strict mode.
+#[cold]
+fn announce_mask(primary: &Primary, frame: &mut Frame, underway: &mut Underway) -> Way {
+    let site = site(frame);
+    let changed = underway.changed.write(Changed::NOTHING);
+    masks::before(primary, frame, site, changed)
 }
 
 #[inline(always)]
@@ -281,6 +329,9 @@ fn tell(primary: &Primary, frame: &mut Frame, seen: &mut Seen, news: &mut MaybeU
         Common::Nothing => {}
         Common::One => {
             primary.end_abandoned(&seen.caller);
+            if takes_frame(frame, seen.range, seen.event) {
+                return tell_end(primary, frame, seen, time);
+            }
             let blocking = primary.contexts.of(primary, &seen.caller, frame, seen.site);
             if is_special {
                 return announce_otherwise(primary, frame, seen, news, time, Some(blocking));
@@ -346,6 +397,44 @@ fn first(primary: &Primary, frame: &Frame, seen: &Seen) -> Result<(), NotMade> {
     }
 }
 
+/// Whether a change takes away the stack that we stand on: a thread that ends by unmapping its own.
+#[inline(always)]
+fn takes_frame(frame: &Frame, range: Range, event: Event) -> bool {
+    let here = core::ptr::from_ref(frame) as usize;
+    matches!(event, Event::Unmap | Event::Clear) && range.start() <= here && here < range.end()
+}
+
+/// Behind such a call there is nobody to tell its end: it is told before. Nor can it be put off, as nothing says when the
+/// thread has left its stack: who refuses is asked again, and may then make it wait.
+#[cold]
+fn tell_end(primary: &Primary, frame: &mut Frame, seen: &Seen, time: u64) -> Way {
+    let &Seen { range, event, ref caller, .. } = seen;
+    let mut refusals = Refusals::default();
+    let mut blocking = Blocking::Forbidden;
+    let opened = loop {
+        match start(primary, caller, range, event, blocking) {
+            Ok(opened) => break opened,
+            Err(WouldBlock) => {
+                refusals.refused += 1;
+                refusals.again += 1;
+                blocking = Blocking::Allowed;
+            }
+        }
+    };
+    let started = primary.log.now();
+    end(primary, caller, opened);
+    let news = News { time, started, refusals, open: None, opened: None, rare: None };
+    if primary.log.is_watched() {
+        note(primary, frame, seen, &news, false, [started, primary.log.now()]);
+    }
+    // Nor can what comes after it be trapped, without a stack.
+    if strict::is_armed() {
+        strict::disarm_thread();
+    }
+    frame.go = seen.site.plain;
+    Way::Out
+}
+
 /// The same for calls that make several changes, that must ask for facts, or that do not come back here.
 #[inline(never)]
 fn announce_rare(primary: &Primary, frame: &mut Frame, seen: &Seen, news: &mut MaybeUninit<News>) -> Way {
@@ -401,7 +490,11 @@ fn rare_changes(primary: &Primary, call: Syscall, args: &[usize; 6]) -> Changes 
 /// Called by `crate::entry` only, with what it has called [`announce`] with, if that returned [`Way::Call`].
 pub(crate) unsafe extern "C" fn finish(frame: *mut Frame, underway: *mut Underway) {
     // SAFETY: as in `announce`.
-    let (frame, underway) = unsafe { (&*frame, &mut *underway) };
+    let (frame, underway) = unsafe { (&mut *frame, &mut *underway) };
+    if underway.told == MASKED {
+        // SAFETY: written by `announce_mask`.
+        return masks::after(frame, unsafe { underway.changed.assume_init_ref() });
+    }
     // SAFETY: written by `before` or `heavy`.
     let seen = unsafe { underway.seen.assume_init_ref() };
     // SAFETY: written by `announce` or `heavy`.

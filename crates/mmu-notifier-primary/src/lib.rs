@@ -29,10 +29,13 @@
 //! | --- | --- |
 //! | `call`, `decode`, `facts` | which calls there are, what they change, what their arguments do not say |
 //! | `search`, `flow`, `sites` | finding call sites in files |
-//! | `patch`, `batch`, `entry`, `gate` | rewriting them; many at a time; the way into Rust and back; the one `syscall` instruction |
+//! | `patch`, `code`, `batch` | rewriting them; machine code; many at a time |
+//! | `entry`, `gate`, `tails` | the way into Rust and back; calls of our own; where all calls are made |
+//! | `strict`, `masks` | catching what cannot be rewritten; the signal that this takes |
 //! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
 //! | `context`, `mode` | whether a call may wait; what makes it more than an ordinary one |
 //! | `refused`, `quarantine`, `worker` | what becomes of a call that somebody has refused; memory that is unmapped later, and the thread that does it |
+//! | [`userfault`] | changes that no system call of this process makes |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | [`reaper`] | takes a process's own caches away under memory pressure, as the kernel's OOM reaper does |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
@@ -43,6 +46,7 @@ compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
 mod batch;
 mod call;
 mod children;
+mod code;
 mod context;
 pub mod decode;
 mod entry;
@@ -53,6 +57,7 @@ mod hook;
 mod light;
 mod log;
 mod maps;
+mod masks;
 mod mode;
 pub mod pages;
 mod patch;
@@ -63,8 +68,13 @@ mod refused;
 mod search;
 pub mod session;
 mod sites;
+mod strict;
+mod tails;
 mod thread;
+pub mod userfault;
 mod worker;
 
 pub use call::Syscall;
+pub use gate::call as system_call;
 pub use primary::{InstallError, Options, Primary, own_program};
+pub use strict::Strict;

@@ -190,6 +190,7 @@ impl Log {
                 copy_path(&from.file, &to.file);
             }
             child.modules_used.store(modules, Ordering::Relaxed);
+            child.strict.store(parent.strict.load(Ordering::Relaxed), Ordering::Relaxed);
             child.own_bytes.store(parent.own_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         self.ready();

@@ -3,20 +3,13 @@
 //! # The stub of a site
 //!
 //! ```text
-//! entry:   (what was replaced, and what lies between it and the syscall)
-//!          lea  rcx, [site]          ; rcx and r11 are free: a system call changes them
-//!          jmp  [enter]              ; crate::entry
-//! plain:   syscall                   ; the three tails: see `Site`
-//!          jmp  back
-//! thread:  syscall
-//!          mov  rcx, rax
-//!          jrcxz back                ; the child touches nothing: its stack may be somebody else's
-//!          jmp  after
-//! fork:    syscall
-//! after:   lea  rcx, [site]
-//!          jmp  [after_entry]
-//! back:    jmp  (behind the site's syscall)
+//! (what was replaced, and what lies between it and the syscall)
+//! lea  rcx, [site]          ; rcx and r11 are free: a system call changes them
+//! jmp  [enter]              ; crate::entry, which goes on to one of the site's tails, crate::tails
 //! ```
+//!
+//! A site that makes a call which is nothing to us, of which one wants to know only where it is made ([`crate::strict`]),
+//! has no [`Site`]: its stub jumps to its tail.
 //!
 //! # Writing
 //!
@@ -36,18 +29,23 @@ use mmu_notifier::{PAGE_SIZE, Range};
 
 use crate::Syscall;
 use crate::batch::Batch;
-use crate::entry::{Entries, Site};
+use crate::code::Code;
+use crate::entry::{self, Site};
 use crate::gate::{self, safe::File};
+use crate::hook;
 use crate::maps;
-use crate::search::{Found, Number, REPLAY, Shape};
+use crate::search::{Found, REPLAY, Shape};
 use crate::session::UnseenReason;
+use crate::tails::{self, Children, Tails};
 
 /// Size of a pool of stubs, in bytes.
 const POOL: usize = 8 * PAGE_SIZE;
 /// Pools of a process: clusters of mappings further than a jump apart, each more than once if full.
 const POOLS: usize = 16;
-/// Room for the addresses of the entry code at the start of a pool.
+/// Room for the address of the entry code at the start of a pool.
 const POOL_HEADER: usize = 16;
+/// Most bytes of a stub.
+const STUB: usize = REPLAY + 80;
 const CACHE_LINE: usize = 64;
 /// How far a near jump may go, with a margin for the length of a stub.
 const REACH: usize = (1 << 31) - (1 << 20);
@@ -55,7 +53,7 @@ const REACH: usize = (1 << 31) - (1 << 20);
 /// The stubs of a process. Protected by whoever owns it.
 #[derive(Debug)]
 pub(crate) struct Stubs {
-    entries: Entries,
+    tails: Tails,
     pools: [Pool; POOLS],
     used: usize,
     /// What else is mapped; empty: it has to be looked up.
@@ -206,36 +204,15 @@ unsafe fn store_two(address: usize, bytes: [u8; 2]) {
     };
 }
 
-/// Machine code under construction.
-struct Code {
-    bytes: [u8; Code::MAX],
-    len: usize,
-    address: usize,
-}
-
-impl Code {
-    const MAX: usize = REPLAY + 128;
-
-    fn here(&self) -> usize {
-        self.address + self.len
-    }
-
-    fn put(&mut self, bytes: &[u8]) {
-        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
-        self.len += bytes.len();
-    }
-
-    /// An instruction that ends with a 32-bit distance from its end to `target`.
-    fn put_relative(&mut self, opcode: &[u8], target: usize) {
-        self.put(opcode);
-        let distance = target.wrapping_sub(self.here() + 4) as i32;
-        self.put(&distance.to_le_bytes());
-    }
+/// A stub and what belongs to it, before they are written.
+struct Made {
+    stub: Code<STUB>,
+    tails: tails::Made,
 }
 
 impl Stubs {
-    pub(crate) fn new(entries: Entries) -> Stubs {
-        Stubs { entries, pools: [Pool::default(); POOLS], used: 0, mapped: Vec::new() }
+    pub(crate) fn new() -> Stubs {
+        Stubs { tails: Tails::default(), pools: [Pool::default(); POOLS], used: 0, mapped: Vec::new() }
     }
 
     /// What is mapped, ascending, for who has just read it anyway. Nothing: it is not known any more.
@@ -245,7 +222,7 @@ impl Stubs {
 
     /// Most bytes that the pools grow by for one stub.
     pub(crate) const fn longest() -> usize {
-        Code::MAX.next_multiple_of(16)
+        STUB.next_multiple_of(16)
     }
 
     /// Memory that the pools take, in bytes.
@@ -285,8 +262,9 @@ impl Stubs {
         let batch = if writer.live == Live::No { Some(batch) } else { None };
         let pool = self.pool_near(writer, syscall)?;
         let stub = self.pools[pool].address + self.pools[pool].used;
-        let code = self.stub(stub, syscall, from, replay, found).ok_or(UnseenReason::Shape)?;
-        let code = &code.bytes[..code.len];
+        let tails_at = self.tails.next().ok_or(UnseenReason::TableFull)?;
+        let made = stub_of(stub, tails_at, syscall, from, replay, found).ok_or(UnseenReason::Shape)?;
+        let (code, tails) = (made.stub.bytes(), made.tails.code.bytes());
         let (near, cave, nop) = match shape {
             Shape::T1 | Shape::T2 => (0, from, 0),
             Shape::T3 { cave, nop } => {
@@ -318,16 +296,24 @@ impl Stubs {
         if let Some(batch) = batch
             && (places.len() == 1 || one_page)
         {
+            if !batch.tails(tails_at, tails) {
+                // SAFETY: as of the stub.
+                unsafe { writer.quiet(tails_at, tails)? };
+            }
             if !batch.stub(stub, code) {
                 // SAFETY: the pool is ours and nobody jumps to this part of it yet.
                 unsafe { writer.quiet(stub, code)? };
             }
+            self.tails.keep(&made.tails);
             self.pools[pool].used += code.len().next_multiple_of(16);
             batch.site(shape, found.number.known(), syscall, places);
             return Ok(Patched::InBatch);
         }
+        // SAFETY: these tails are nobody's yet.
+        unsafe { writer.quiet(tails_at, tails)? };
         // SAFETY: the pool is ours and nobody jumps to this part of it yet.
         unsafe { writer.quiet(stub, code)? };
+        self.tails.keep(&made.tails);
         self.pools[pool].used += code.len().next_multiple_of(16);
         for &(address, bytes) in places {
             if matches!(shape, Shape::T3 { .. }) && address == cave {
@@ -342,60 +328,9 @@ impl Stubs {
         Ok(Patched::Now)
     }
 
-    /// The machine code of a stub at `at`, its `Site` included.
-    fn stub(&self, at: usize, syscall: usize, from: usize, replay: &[u8], found: &Found) -> Option<Code> {
-        let mut code = Code { bytes: [0; Code::MAX], len: 0, address: at };
-        code.put(replay);
-        for (place, end) in found.relative.operands {
-            let (place, end) = (usize::from(place), usize::from(end));
-            if end == 0 {
-                break;
-            }
-            let operand = code.bytes[..replay.len()].get_mut(place..place + 4)?;
-            let distance = i32::from_le_bytes((&*operand).try_into().ok()?) as isize;
-            let moved = distance + (from + end) as isize - (at + end) as isize;
-            operand.copy_from_slice(&i32::try_from(moved).ok()?.to_le_bytes());
-        }
-        let pool = at & !(POOL - 1);
-        // The Site lies behind the code, whose length is fixed from here on.
-        const TAIL: usize = 7 + 6 + 2 + 5 + 2 + 3 + 2 + 2 + 2 + 7 + 6 + 5;
-        let site_at = (code.here() + TAIL).next_multiple_of(8);
-        let back = site_at - (site_at - (code.here() + TAIL)) - 5;
-        let put_entry = |code: &mut Code, pointer: usize| {
-            code.put_relative(&[0x48, 0x8d, 0x0d], site_at); // lea rcx, [site]
-            code.put_relative(&[0xff, 0x25], pointer); // jmp [pointer]
-        };
-        put_entry(&mut code, pool);
-        let plain = code.here();
-        code.put(&[0x0f, 0x05]); // syscall
-        code.put_relative(&[0xe9], back); // jmp back
-        let thread = code.here();
-        code.put(&[0x0f, 0x05, 0x48, 0x89, 0xc1]); // syscall; mov rcx, rax
-        code.put(&[0xe3, (back - (code.here() + 2)) as u8]); // jrcxz back
-        code.put(&[0xeb, 2]); // jmp after
-        let fork = code.here();
-        code.put(&[0x0f, 0x05]); // syscall
-        put_entry(&mut code, pool + 8);
-        debug_assert_eq!(code.here(), back);
-        code.put_relative(&[0xe9], syscall + 2);
-        while code.here() < site_at {
-            code.put(&[0xcc]);
-        }
-        let number = match found.number {
-            Number::Known(number) => number,
-            Number::Unknown => usize::MAX,
-        };
-        let site = [syscall + 2, plain, thread, fork, found.caller.unwrap_or(usize::MAX), number];
-        for word in site {
-            code.put(&word.to_le_bytes());
-        }
-        const { assert!(size_of::<Site>() == 6 * 8) };
-        Some(code)
-    }
-
     /// A pool within reach of `address` that has room for a stub.
     fn pool_near(&mut self, writer: &mut Writer, address: usize) -> Result<usize, UnseenReason> {
-        let near = |pool: &Pool| pool.address.abs_diff(address) < REACH && pool.used + Code::MAX <= POOL;
+        let near = |pool: &Pool| pool.address.abs_diff(address) < REACH && pool.used + STUB <= POOL;
         if let Some(pool) = self.pools[..self.used].iter().position(near) {
             return Ok(pool);
         }
@@ -404,8 +339,7 @@ impl Stubs {
         }
         let at = self.map_near(writer, address).ok_or(UnseenReason::NoPool)?;
         let mut header = [0; POOL_HEADER];
-        header[..8].copy_from_slice(&self.entries.enter.to_ne_bytes());
-        header[8..].copy_from_slice(&self.entries.after.to_ne_bytes());
+        header[..8].copy_from_slice(&entry::enter().to_ne_bytes());
         // SAFETY: the pool has just been mapped; nobody knows it.
         unsafe { writer.quiet(at, &header)? };
         self.pools[self.used] = Pool { address: at, used: POOL_HEADER };
@@ -438,6 +372,51 @@ impl Stubs {
         }
         None
     }
+}
+
+/// The machine code of a stub at `at`, its `Site` included, and its tails at `tails_at`.
+fn stub_of(
+    at: usize,
+    tails_at: usize,
+    syscall: usize,
+    from: usize,
+    replay: &[u8],
+    found: &Found,
+) -> Option<Made> {
+    let mut code = Code::at(at);
+    code.put(replay);
+    for (place, end) in found.relative.operands {
+        let (place, end) = (usize::from(place), usize::from(end));
+        if end == 0 {
+            break;
+        }
+        let operand = code.bytes_mut().get_mut(place..place + 4)?;
+        let distance = i32::from_le_bytes((&*operand).try_into().ok()?) as isize;
+        let moved = distance + (from + end) as isize - (at + end) as isize;
+        operand.copy_from_slice(&i32::try_from(moved).ok()?.to_le_bytes());
+    }
+    let back = syscall + 2;
+    let number = found.number.known();
+    if number.is_some_and(hook::does_not_care) {
+        let tails = tails::make(tails_at, back, 0, Children::None);
+        code.put_far_jump(tails.plain);
+        return Some(Made { stub: code, tails });
+    }
+    let pool = at & !(POOL - 1);
+    // The Site lies behind the code, whose length is fixed from here on.
+    let site_at = (code.here() + 7 + 6).next_multiple_of(8);
+    let tails = tails::make(tails_at, back, site_at, Children::of(number));
+    code.put_relative(&[0x48, 0x8d, 0x0d], site_at); // lea rcx, [site]
+    code.put_relative(&[0xff, 0x25], pool); // jmp [pool]
+    while code.here() < site_at {
+        code.put(&[0xcc]);
+    }
+    let caller = found.caller.unwrap_or(usize::MAX);
+    for word in [back, tails.plain, tails.thread, tails.fork, caller, number.unwrap_or(usize::MAX)] {
+        code.put_word(word);
+    }
+    const { assert!(size_of::<Site>() == 6 * 8) };
+    Some(Made { stub: code, tails })
 }
 
 /// The nearest place for a pool where nothing is mapped, with room to both sides.

@@ -28,9 +28,11 @@ use crate::maps;
 use crate::mode::Mode;
 use crate::patch::{Live, Patched, Stubs, Writer};
 use crate::quarantine::Quarantine;
-use crate::search::{Found, Image, Shape, Unfit, candidates, search};
-use crate::session::{self, Header, UnseenReason};
+use crate::search::{Found, Image, Shape, Unfit, Wanted, candidates, search};
+use crate::session::{self, Header, StrictState, UnseenReason};
 use crate::sites::{self, Draft};
+use crate::strict::{self, Strict};
+use crate::tails;
 use crate::thread::Threads;
 use crate::worker::Worker;
 
@@ -56,6 +58,9 @@ pub struct Primary {
     pid: AtomicU32,
     patching: Patching,
     said_anonymous: AtomicBool,
+    strict: Strict,
+    /// There is a call site that should be rewritten and cannot be.
+    out_of_reach: AtomicBool,
     after_fork: fn(&Primary),
 }
 
@@ -67,6 +72,8 @@ pub struct Options<'a> {
     /// Follow programs that are exec'ed: the path of the preload object to put into their environment, with the
     /// session's path as `MMUN_SESSION`.
     pub follow: Option<&'a CStr>,
+    /// Whether to catch system calls of code that cannot be rewritten. With a session, what that says.
+    pub strict: Strict,
     /// Called once, before the first call is intercepted.
     pub before: fn(&Primary),
     /// Called in every forked child, whose address space is empty: the place to subscribe again. The C library's
@@ -75,9 +82,9 @@ pub struct Options<'a> {
 }
 
 impl Default for Options<'_> {
-    /// For this process alone: no session, nobody followed, nothing to do before or after.
+    /// For this process alone: no session, nobody followed, strict where needed, nothing to do before or after.
     fn default() -> Self {
-        Options { session: None, follow: None, before: |_| {}, after_fork: |_| {} }
+        Options { session: None, follow: None, strict: Strict::default(), before: |_| {}, after_fork: |_| {} }
     }
 }
 
@@ -101,6 +108,12 @@ pub enum InstallError {
     NoSession {
         /// Its path.
         path: String,
+    },
+    /// The kernel cannot do what [`Strict::Always`] takes.
+    #[error("no Syscall User Dispatch: error {errno}; that takes Linux 5.11, and a sandbox may forbid it")]
+    NoDispatch {
+        /// The error number.
+        errno: i32,
     },
     /// The mappings of the process cannot be read.
     #[error("cannot read /proc/self/maps: error {errno}; is /proc mounted?")]
@@ -180,6 +193,14 @@ impl Primary {
             return if primary.switch_on() { Ok(primary) } else { Err(InstallError::Twice) };
         }
         let log = open_log(options.session)?;
+        let strict = match options.session {
+            Some(_) => Strict::from_u32(log.header().strict.load(Ordering::Relaxed)),
+            None => options.strict,
+        };
+        let possible = strict::is_possible();
+        if let (Strict::Always, None, Err(error)) = (strict, options.session, possible) {
+            return Err(InstallError::NoDispatch { errno: error.0 });
+        }
         log.begin();
         let preload = match (options.follow, options.session) {
             (Some(object), Some(session)) => Some(Preload {
@@ -188,7 +209,8 @@ impl Primary {
             }),
             _ => None,
         };
-        let stubs = Stubs::new(entry::entries(&log.header().vectors));
+        entry::prepare(&log.header().vectors);
+        let stubs = Stubs::new();
         let primary: &'static Primary = Box::leak(Box::new(Primary {
             space: AddressSpace::with(mmu_notifier::Options {
                 caller: Some(hook::caller),
@@ -210,6 +232,8 @@ impl Primary {
                 state: UnsafeCell::new(PatchState { stubs, batch: Batch::new(), flow: Flow::new() }),
             },
             said_anonymous: AtomicBool::new(false),
+            strict: if possible.is_ok() { strict } else { Strict::Never },
+            out_of_reach: AtomicBool::new(false),
             after_fork: options.after_fork,
         }));
         // SAFETY: `brk(0)` only asks.
@@ -221,6 +245,13 @@ impl Primary {
         // A program that is watched pays for a worker only if there will be somebody who refuses.
         if options.session.is_none() || primary.session().refuse_every.load(Ordering::Relaxed) != 0 {
             primary.worker.prepare();
+        }
+        if possible.is_err() && strict == Strict::Always {
+            primary.strict_is(StrictState::Refused);
+        } else if primary.strict == Strict::Always {
+            primary.arm(StrictState::Asked);
+        } else {
+            primary.arm_if_needed();
         }
         primary.ready();
         Ok(primary)
@@ -331,6 +362,52 @@ impl Primary {
         self.pid.load(Ordering::Relaxed)
     }
 
+    /// What is looked for in files.
+    fn wanted(&self) -> Wanted {
+        if self.strict == Strict::Always || strict::is_armed() { Wanted::All } else { Wanted::Memory }
+    }
+
+    /// Catches from now on what cannot be rewritten, if there is something.
+    fn arm_if_needed(&self) {
+        if self.strict != Strict::WhereNeeded || !self.out_of_reach.load(Ordering::Relaxed) {
+            return;
+        }
+        if strict::is_armed() {
+            return;
+        }
+        // What is rewritten is not trapped.
+        let mut writer = Writer::new(if one_thread() { Live::No } else { Live::Yes });
+        let _ = maps::for_each(|mapping| {
+            let of_file = mapping.inode != 0 && !mapping.path.starts_with(b"[");
+            if !(mapping.executable && mapping.readable && of_file) {
+                return;
+            }
+            let Some(path) = path_to_c(mapping.path) else { return };
+            let Ok(file) = safe::File::open(&path, 0) else { return };
+            let Ok(id) = safe::fstat(file.descriptor()) else { return };
+            let (range, offset) = (mapping.range, mapping.offset);
+            self.search_mapping(&mut writer, Wanted::Rest, &id, || Some(file), range, offset, mapping.path);
+        });
+        // Whoever counts begins when this process is ready.
+        if let Some(process) = self.log.process()
+            && process.ready.load(Ordering::Relaxed) != 0
+        {
+            process.own_calls.fetch_add(writer.own_calls, Ordering::Relaxed);
+        }
+        self.arm(StrictState::Needed);
+    }
+
+    fn arm(&self, state: StrictState) {
+        let armed = strict::arm();
+        self.strict_is(if armed.is_ok() { state } else { StrictState::Refused });
+    }
+
+    fn strict_is(&self, state: StrictState) {
+        if let Some(process) = self.log.process() {
+            process.strict.store(state as u32, Ordering::Relaxed);
+        }
+    }
+
     fn search_everything(&'static self) -> Result<(), safe::Errno> {
         let began = ticks();
         let live = if one_thread() { Live::No } else { Live::Yes };
@@ -364,7 +441,7 @@ impl Primary {
             // Opened only if it has to be searched.
             let open = || path_to_open.as_ref().and_then(|path| safe::File::open(path, 0).ok());
             match id {
-                Some(id) => self.search_mapping(&mut writer, &id, open, *range, *offset, path),
+                Some(id) => self.search_mapping(&mut writer, self.wanted(), &id, open, *range, *offset, path),
                 None => self.no_file(*range, path),
             }
         }
@@ -391,31 +468,41 @@ impl Primary {
     }
 
     /// Rewrites the call sites in the mapping `range` of the file `id`, at file offset `offset`.
+    #[expect(clippy::too_many_arguments, reason = "a mapping is a file, a place and a path")]
     fn search_mapping(
         &self,
         writer: &mut Writer,
+        wanted: Wanted,
         id: &FileId,
         open: impl FnOnce() -> Option<safe::File>,
         range: Range,
         offset: usize,
         path: &[u8],
     ) {
+        // What is remembered is what all processes of the session look for.
+        let remembered = (wanted == Wanted::All) == (self.strict == Strict::Always) && wanted != Wanted::Rest;
         let done = self.patching.with(|state| {
-            if let Some(known) = sites::known(&self.log, id, offset, range.len()) {
+            if remembered && let Some(known) = sites::known(&self.log, id, offset, range.len()) {
                 let base = range.start().wrapping_sub(offset);
-                sites::for_each(known, |site, code| self.patch(state, writer, base, &site, code, path));
+                sites::for_each(known, |site, code| {
+                    if site.shape == Err(Unfit::SmallStacks) {
+                        strict::stacks_are_small(range);
+                    }
+                    self.patch(state, writer, base, &site, code, path);
+                });
                 self.write_batch(state, writer, path);
                 return true;
             }
+            let draft = || if remembered { Draft::new(&self.log, id, offset, range) } else { Draft::none() };
             if candidates(readable_code(range)).next().is_none() {
-                Draft::new(&self.log, id, offset, range).complete();
+                draft().complete();
                 return true;
             }
             // What has this name by now may be another file.
             let file = open().filter(|file| safe::fstat(file.descriptor()).as_ref() == Ok(id));
             let Some(file) = file else { return false };
-            let mut draft = Draft::new(&self.log, id, offset, range);
-            self.search_file(state, writer, &file, range, offset, path, &mut draft);
+            let mut draft = draft();
+            self.search_file(state, writer, wanted, &file, range, offset, path, &mut draft);
             self.write_batch(state, writer, path);
             draft.complete();
             true
@@ -435,6 +522,7 @@ impl Primary {
         &self,
         state: &mut PatchState,
         writer: &mut Writer,
+        wanted: Wanted,
         file: &safe::File,
         range: Range,
         offset: usize,
@@ -445,13 +533,19 @@ impl Primary {
         let image = bytes.as_ref().and_then(|bytes| Image::parse(bytes.bytes));
         if let (Some(bytes), Some(image)) = (&bytes, &image) {
             let base = range.start().wrapping_sub(offset);
+            if image.is_go() {
+                strict::stacks_are_small(range);
+            }
             let mut flow = core::mem::take(&mut state.flow);
-            search(image, readable_code(range), offset, &mut flow, |site| {
-                if let Some(code) = bytes.bytes.get(site.from..site.offset + 2) {
-                    draft.add(&site, code);
-                    self.patch(state, writer, base, &site, code, path);
-                }
-            });
+            for part in without_own_calls(range) {
+                let offset = part.start().wrapping_sub(base);
+                search(image, readable_code(part), offset, wanted, &mut flow, |site| {
+                    if let Some(code) = bytes.bytes.get(site.from..site.offset + 2) {
+                        draft.add(&site, code);
+                        self.patch(state, writer, base, &site, code, path);
+                    }
+                });
+            }
             state.flow = flow;
         } else {
             self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
@@ -475,7 +569,7 @@ impl Primary {
         path: &[u8],
     ) {
         let address = base.wrapping_add(site.offset);
-        if address == gate::address() || address == entry::address() || state.stubs.pool_around(address) {
+        if state.stubs.pool_around(address) {
             return;
         }
         let number = site.number.known();
@@ -497,9 +591,17 @@ impl Primary {
             Ok((Patched::InBatch, _)) => {}
             Ok((Patched::Now, shape)) => self.patched(shape),
             Err(UnseenReason::Shape) if number.is_none() => {
-                self.log.unseen(UnseenReason::UnknownNumber, None, address, path);
+                self.not_rewritten(UnseenReason::UnknownNumber, None, address, path);
             }
-            Err(reason) => self.log.unseen(reason, number, address, path),
+            Err(reason) => self.not_rewritten(reason, number, address, path),
+        }
+    }
+
+    /// Says that a site was not rewritten, if it is one that should be.
+    fn not_rewritten(&self, reason: UnseenReason, number: Option<usize>, address: usize, path: &[u8]) {
+        if number.is_none_or(|number| Syscall::from_number(number).is_some()) {
+            self.out_of_reach.store(true, Ordering::Relaxed);
+            self.log.unseen(reason, number, address, path);
         }
     }
 
@@ -507,7 +609,7 @@ impl Primary {
     fn write_batch(&self, state: &mut PatchState, writer: &mut Writer, path: &[u8]) {
         let outcome = |site: &Waiting, written| match written {
             Ok(()) => self.patched(site.shape),
-            Err(reason) => self.log.unseen(reason, site.number, site.address, path),
+            Err(reason) => self.not_rewritten(reason, site.number, site.address, path),
         };
         // SAFETY: only what nobody runs is kept there, and this belongs to the mapping that is being searched.
         unsafe { state.batch.write(writer, outcome) };
@@ -577,7 +679,8 @@ impl Primary {
         self.log.module(range, offset, path);
         let mut writer = Writer::new(Live::No);
         let open = || Some(safe::File::borrowed(descriptor));
-        self.search_mapping(&mut writer, &id, open, range, offset, path);
+        self.search_mapping(&mut writer, self.wanted(), &id, open, range, offset, path);
+        self.arm_if_needed();
         if let Some(process) = self.log.process() {
             process.own_calls.fetch_add(writer.own_calls, Ordering::Relaxed);
             process.search_ticks.fetch_add(ticks() - began, Ordering::Relaxed);
@@ -597,6 +700,7 @@ impl Primary {
 
     /// In a forked child, by its only thread.
     pub(crate) fn forked(&self) {
+        strict::forked();
         self.pid.store(safe::getpid(), Ordering::Relaxed);
         self.threads.forked();
         self.patching.forked();
@@ -702,6 +806,14 @@ fn say_stall(stall: &mmu_notifier::Stall) {
     // Does not fail: what is too long is cut.
     let _ = fmt::Write::write_fmt(&mut line, format_args!("mmu-notifier: {stall}\n"));
     safe::write_to_stderr(&line.bytes[..line.len]);
+}
+
+/// What lies in `range` before and behind our own system calls: by now there may be hundreds.
+fn without_own_calls(range: Range) -> impl Iterator<Item = Range> {
+    let calls = tails::calls();
+    let before = Range::new(range.start(), range.end().min(calls.start));
+    let behind = Range::new(range.start().max(calls.end), range.end());
+    [before, behind].into_iter().flatten()
 }
 
 /// Executable pages that can be read.

@@ -28,6 +28,8 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
 
 use crate::Syscall;
 use crate::flow::{Flow, Numbers};
+use crate::hook;
+use crate::masks;
 
 /// Most bytes that a stub replays.
 pub(crate) const REPLAY: usize = 48;
@@ -50,6 +52,17 @@ pub(crate) enum Shape {
         /// 0, or the length of the `nop` that begins 2 bytes before and must be jumped over first.
         nop: u8,
     },
+}
+
+/// Which sites are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Those that make, or may make, a memory system call.
+    Memory,
+    /// All.
+    All,
+    /// All but those that make, or may make, a memory system call.
+    Rest,
 }
 
 /// What is known of the number that the site passes to the kernel.
@@ -149,8 +162,8 @@ impl<'a> Image<'a> {
         Some(image)
     }
 
-    /// Whether it holds Go code: the linker leaves a section of this name also in stripped files.
-    fn is_go(&self) -> bool {
+    /// Whether it holds Go code, whose stacks are small: the linker leaves a section of this name also in stripped files.
+    pub(crate) fn is_go(&self) -> bool {
         self.header
             .sections(Le, self.bytes)
             .is_ok_and(|sections| sections.section_by_name(Le, b".go.buildinfo").is_some())
@@ -295,19 +308,20 @@ impl gimli::UnwindContextStorage<usize> for Rows {
 }
 
 /// Looks through `code`, a part of an executable segment of `image` at file offset `offset`, and calls `found` for
-/// every `syscall` instruction that makes a memory system call or may make one. Never allocates: `flow` is room to
-/// work in.
+/// every `syscall` instruction that is `wanted`. Never allocates: `flow` is room to work in.
 pub(crate) fn search(
     image: &Image<'_>,
     code: &[u8],
     offset: usize,
+    wanted: Wanted,
     flow: &mut Flow,
     mut found: impl FnMut(Found),
 ) {
     let go = image.is_go();
     for at in candidates(code) {
-        if let Some(mut site) = judge(image, offset + at, flow) {
-            if go {
+        if let Some(mut site) = judge(image, offset + at, wanted, flow) {
+            // A jump to a system call takes no stack.
+            if go && !site.number.known().is_some_and(hook::does_not_care) {
                 site.shape = Err(Unfit::SmallStacks);
             }
             found(site);
@@ -321,7 +335,7 @@ pub(crate) fn candidates(code: &[u8]) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// A candidate at a file offset: what it is, if it is something.
-fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
+fn judge(image: &Image<'_>, offset: usize, wanted: Wanted, flow: &mut Flow) -> Option<Found> {
     let address = image.to_address(offset)?;
     let decode = |function: Function| {
         let end = function.offset + (function.end - function.address) as usize;
@@ -332,24 +346,32 @@ fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
         // Not an instruction of its function: the two bytes are there by chance.
         Some(function) => decode(function)?,
         None => {
-            let before = image.function_before(address).and_then(decode);
-            match before.or_else(|| image.named_function(address).and_then(decode)) {
+            // By name first: what lies between functions with frames may be a whole library that has none.
+            let named = image.named_function(address).and_then(decode);
+            match named.or_else(|| image.function_before(address).and_then(decode)) {
                 Some(decoded) => decoded,
                 None => return outside(image, offset),
             }
         }
     };
     let numbers = match scan.number_directly_before() {
-        Some(number) if Syscall::from_number(number).is_none() => return None,
+        // Most are none of ours: seen at a glance.
+        Some(number) if Syscall::from_number(number).is_none() && wanted == Wanted::Memory => return None,
         Some(number) => Numbers::One(number),
         None => flow.numbers(code, function.address, address),
     };
-    let number = match numbers {
-        Numbers::Any => Number::Unknown,
-        Numbers::One(number) => Number::Known(Syscall::from_number(number)?.number()),
-        Numbers::NoMemoryCall => return None,
-        Numbers::Several => Number::Unknown,
+    let (number, memory) = match numbers {
+        Numbers::One(number) => (Number::Known(number), Syscall::from_number(number).is_some()),
+        Numbers::Any | Numbers::Several => (Number::Unknown, true),
+        Numbers::NoMemoryCall => (Number::Unknown, false),
     };
+    if wanted == if memory { Wanted::Rest } else { Wanted::Memory } {
+        return None;
+    }
+    // What the frame of a signal handler returns to: unwinders know it by its bytes.
+    if number == Number::Known(masks::RT_SIGRETURN) {
+        return None;
+    }
     let (shape, from) = scan.shape(image, &function);
     let relative = scan.relative(from, code, function.address);
     let shape = if relative.is_some() { shape } else { Err(Unfit::Shape) };

@@ -43,7 +43,7 @@ pub const UNSEEN: usize = 32;
 /// Files whose call sites a session remembers.
 pub const FILES: usize = 512;
 /// Call sites of a file that a session remembers; files with more are searched again.
-pub const SITES: usize = 64;
+pub const SITES: usize = 640;
 /// Bytes of code around a site that are kept, to compare and to move.
 pub const SITE_BYTES: usize = 56;
 /// Bytes of a path; longer ones keep their end.
@@ -70,6 +70,8 @@ pub struct Header {
     /// Found out by the first process: vector registers of this machine, 0: not yet; 1: xmm; 2, 3: ymm; 4: zmm; with bit 8
     /// if the light half of the hook leaves them alone.
     pub vectors: AtomicU32,
+    /// Whether to catch what cannot be rewritten: a [`Strict`](crate::Strict).
+    pub strict: AtomicU32,
     /// Places of the file table that were taken, also beyond [`FILES`].
     pub files_used: AtomicU32,
     /// Processes that found no free entry: they ran unwatched.
@@ -155,6 +157,32 @@ impl ProcessState {
     }
 }
 
+/// Whether a process is in strict mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum StrictState {
+    /// No.
+    Off = 0,
+    /// As it was asked for.
+    Asked = 1,
+    /// Because a call site could not be rewritten.
+    Needed = 2,
+    /// It should be, and the kernel refuses.
+    Refused = 3,
+}
+
+impl StrictState {
+    /// The state that a number stands for; anything unknown is `Off`.
+    pub const fn from_u32(state: u32) -> StrictState {
+        match state {
+            1 => StrictState::Asked,
+            2 => StrictState::Needed,
+            3 => StrictState::Refused,
+            _ => StrictState::Off,
+        }
+    }
+}
+
 /// A path or a name, cut to its last [`PATH`] bytes.
 #[derive(Debug)]
 #[repr(C)]
@@ -201,6 +229,10 @@ pub struct Process {
     pub sites: [AtomicU64; 3],
     /// Things that could not be patched or searched; the first [`UNSEEN`] are listed in `unseen_list`.
     pub unseen: AtomicU64,
+    /// How what cannot be rewritten is caught: a [`StrictState`].
+    pub strict: AtomicU32,
+    /// System calls that were caught by strict mode.
+    pub trapped: AtomicU64,
     /// Brackets that were left open by a thread (cancelled, longjmp) and ended when that was found out.
     pub abandoned: AtomicU64,
     /// Callbacks that a thread has jumped out of: a start or an end that has not returned.
@@ -321,6 +353,8 @@ pub enum UnseenReason {
     ForeignPatch = 10,
     /// Code of the Go runtime, whose stacks are too small for the hook.
     SmallStacks = 11,
+    /// Strict mode ended in a thread: system calls were trapped at more places than there is room for.
+    ManyTraps = 12,
 }
 
 impl UnseenReason {
@@ -338,8 +372,16 @@ impl UnseenReason {
             9 => UnseenReason::Exec,
             10 => UnseenReason::ForeignPatch,
             11 => UnseenReason::SmallStacks,
+            12 => UnseenReason::ManyTraps,
             _ => UnseenReason::None,
         }
+    }
+}
+
+impl UnseenReason {
+    /// Whether strict mode sees it all the same: the calls of code that was not rewritten.
+    pub const fn is_about_code(self) -> bool {
+        !matches!(self, UnseenReason::None | UnseenReason::Exec | UnseenReason::ManyTraps)
     }
 }
 

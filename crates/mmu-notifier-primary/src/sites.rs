@@ -90,6 +90,11 @@ impl<'a> Draft<'a> {
         Draft { file }
     }
 
+    /// Nothing is remembered.
+    pub(crate) fn none() -> Draft<'a> {
+        Draft { file: None }
+    }
+
     /// Adds a site.
     pub(crate) fn add(&mut self, found: &Found, code: &[u8]) {
         let Some(file) = self.file else { return };

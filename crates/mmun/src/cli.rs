@@ -43,6 +43,7 @@ EXAMPLES:
   mmun run --trace out.json -- make -j8        a timeline for ui.perfetto.dev, all processes
   mmun run --json - --quiet -- ./job | jq .    numbers for scripts
   mmun run --refuse 1/3 -- ./program           refuse every third change that may not wait
+  mmun run --strict -- node app.js             also system calls of code made at run time
 
 EXIT STATUS:
   That of the program; a signal that kills it kills mmun too. Otherwise 125: mmun itself failed;
@@ -73,6 +74,14 @@ pub struct Run {
     /// ask again and, with 1/1, fail.
     #[arg(long, value_name = "1/N", value_parser = parse_refuse)]
     pub refuse: Option<u32>,
+
+    /// Catch system calls of all code, also of what cannot be rewritten: hand-made, made at run time.
+    ///
+    /// auto: in processes that have a call site which cannot be rewritten. Then every call that was not
+    /// rewritten takes microseconds longer (docs/performance.md).
+    #[arg(long, value_name = "WHEN", default_value = "auto", default_missing_value = "always",
+          num_args = 0..=1, require_equals = true)]
+    pub strict: Strict,
 
     /// Memory for single calls on their way to --trace and --report (64k to 4g); what finds it full is
     /// dropped and counted.
@@ -322,6 +331,27 @@ pub enum Way {
     Reaper,
     /// The reaper, and a quarter is in use.
     Busy,
+}
+
+/// When to catch what cannot be rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Strict {
+    /// Where it is known to be needed.
+    Auto,
+    /// In every process.
+    Always,
+    /// Never: it is named in the report.
+    Never,
+}
+
+impl From<Strict> for mmu_notifier_primary::Strict {
+    fn from(strict: Strict) -> Self {
+        match strict {
+            Strict::Auto => Self::WhereNeeded,
+            Strict::Always => Self::Always,
+            Strict::Never => Self::Never,
+        }
+    }
 }
 
 /// When to use colours.

@@ -15,6 +15,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::inject::{self, Injection};
 use crate::signals::{self, Arrived, Found};
 use crate::summary::Outcome;
 
@@ -38,6 +39,7 @@ pub fn start(
     program: &Path,
     arguments: &[OsString],
     variables: &[(&str, OsString)],
+    injection: Option<&Injection>,
     found: &Found,
 ) -> Result<io::Result<Child>> {
     let file = terminated(program.as_os_str().to_owned())?;
@@ -53,9 +55,13 @@ pub fn start(
         -1 => Err(io::Error::last_os_error()).context("cannot start a process (fork)"),
         0 => {
             found.restore();
-            // SAFETY: terminated strings in terminated lists, made before.
-            unsafe { libc::execve(file.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
-            let error = io::Error::last_os_error().raw_os_error().unwrap_or(0).to_ne_bytes();
+            let traced = injection.map_or(Ok(()), |_| inject::be_traced());
+            if traced.is_ok() {
+                // SAFETY: terminated strings in terminated lists, made before.
+                unsafe { libc::execve(file.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+            }
+            let error = traced.err().unwrap_or_else(io::Error::last_os_error);
+            let error = error.raw_os_error().unwrap_or(0).to_ne_bytes();
             // SAFETY: writes four bytes that are there.
             unsafe { libc::write(writer.as_raw_fd(), error.as_ptr().cast(), error.len()) };
             // SAFETY: ends the child without anything that belongs to the parent (buffers, exit functions).
@@ -66,7 +72,14 @@ pub fn start(
             let child = Child { pid };
             let mut error = [0; 4];
             if reader.read_exact(&mut error).is_err() {
-                return Ok(Ok(child)); // closed without a word: it is another program now
+                // Closed without a word: it is another program now.
+                if let Some(injection) = injection
+                    && let Err(error) = injection.put_into(pid)
+                {
+                    child.reap();
+                    return Err(error);
+                }
+                return Ok(Ok(child));
             }
             child.reap();
             Ok(Err(io::Error::from_raw_os_error(i32::from_ne_bytes(error))))

@@ -13,6 +13,7 @@ mod cli;
 mod clock;
 mod demo;
 mod elf;
+mod inject;
 mod launch;
 mod live;
 mod page;

@@ -1,8 +1,8 @@
 use super::*;
 use std::sync::atomic::Ordering::Relaxed;
 
-use mmu_notifier_primary::Syscall;
 use mmu_notifier_primary::session::{PROCESSES, UnseenReason};
+use mmu_notifier_primary::{Strict, Syscall};
 
 use crate::clock::Scale;
 use crate::session::Wanted;
@@ -19,7 +19,8 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let session = Session::create(Wanted { refuse_every: 0, buffer: None }, 1).unwrap();
+        let session =
+            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None }, 1).unwrap();
         World { session, processes: Processes::default(), now: Instant::now(), gone: vec![], born: 0 }
     }
 

@@ -72,13 +72,22 @@ pub fn resolve(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Refusal> {
     })
 }
 
-/// Says whether the program can be watched, and if not, why and what to do.
-pub fn check(program: &Path) -> Result<(), Refusal> {
+/// How the object gets into a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The dynamic linker loads it.
+    Preload,
+    /// mmun puts it there itself, as the program has no dynamic linker, or that of another C library.
+    Inject,
+}
+
+/// Says how the program can be watched, and if not, why and what to do.
+pub fn check(program: &Path) -> Result<Way, Refusal> {
     let mut file = program.to_owned();
     for _ in 0..=SCRIPTS {
         let Ok(open) = File::open(&file) else {
             // Executable and not readable: the kernel can run it, so let it try.
-            return Ok(());
+            return Ok(Way::Preload);
         };
         let kind =
             elf::judge(&open).map_err(|error| refuse(126, &file, &format!("cannot read it: {error}")))?;
@@ -95,7 +104,7 @@ pub fn check(program: &Path) -> Result<(), Refusal> {
     Err(refuse(126, program, "its interpreter is a script, whose interpreter is a script, and so on"))
 }
 
-fn judge(file: &Path, open: &File, kind: &Kind) -> Result<(), Refusal> {
+fn judge(file: &Path, open: &File, kind: &Kind) -> Result<Way, Refusal> {
     let no = |status, reason: &str| Err(refuse(status, file, reason));
     match kind {
         Kind::Script => unreachable!("scripts are followed"),
@@ -111,25 +120,25 @@ fn judge(file: &Path, open: &File, kind: &Kind) -> Result<(), Refusal> {
             no(126, &hint)
         }
         Kind::Unknown => no(126, "not in a format that can be executed"),
-        Kind::Static if is_dynamic_linker(file) => Ok(()),
-        Kind::Static => {
-            no(125, "statically linked, nothing can be preloaded into it: run a dynamically linked build")
-        }
-        Kind::Dynamic { interpreter } if interpreter.contains("ld-musl") => {
-            no(125, "linked with musl, which mmun cannot be preloaded into: run a build for glibc")
-        }
-        Kind::Dynamic { .. } => match gains_rights(file, open) {
-            Some(what) => no(
-                125,
-                &format!(
-                    "{what}, so that the dynamic linker ignores LD_PRELOAD: run it as the user it turns \
-                     into, or run a copy of it without that"
-                ),
-            ),
-            None => Ok(()),
+        Kind::Static if is_dynamic_linker(file) => Ok(Way::Preload),
+        Kind::Static => match gains_rights(file, open) {
+            Some(what) => {
+                no(125, &format!("{what}, which it loses when mmun puts something into it: {AS_USER}"))
+            }
+            None => Ok(Way::Inject),
+        },
+        Kind::Dynamic { interpreter } => match gains_rights(file, open) {
+            Some(what) => {
+                no(125, &format!("{what}, so that the dynamic linker ignores LD_PRELOAD: {AS_USER}"))
+            }
+            None if interpreter.contains("ld-musl") => Ok(Way::Inject),
+            None => Ok(Way::Preload),
         },
     }
 }
+
+/// What to do with a program that gains rights.
+const AS_USER: &str = "run it as the user it turns into, or run a copy of it without that";
 
 /// `ld.so program` honours `LD_PRELOAD`, though nothing loads `ld.so`.
 fn is_dynamic_linker(file: &Path) -> bool {

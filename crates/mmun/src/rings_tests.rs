@@ -1,6 +1,8 @@
 use super::*;
 use std::sync::atomic::Ordering::Relaxed;
 
+use mmu_notifier_primary::Strict;
+
 use crate::session::Wanted;
 
 /// A writer as the protocol wants it.
@@ -12,7 +14,9 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let session = Session::create(Wanted { refuse_every: 0, buffer: Some(128 << 10) }, 2).unwrap();
+        let session =
+            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: Some(128 << 10) }, 2)
+                .unwrap();
         assert_eq!((session.rings(), session.ring(0).1.len()), (2, 1024));
         World { rings: Rings::new(&session), session, now: Instant::now() }
     }

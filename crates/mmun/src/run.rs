@@ -1,16 +1,20 @@
 //! `mmun run`: a program from its start to its report.
 
+// UNSAFETY: a question to the kernel that no crate asks.
+#![expect(unsafe_code)]
+
 use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::cli::Run;
+use crate::cli::{self, Run};
 use crate::clock::Clock;
+use crate::inject::Injection;
 use crate::launch;
 use crate::live::Live;
 use crate::preload;
-use crate::program;
+use crate::program::{self, Way};
 use crate::reports::{self, Reports};
 use crate::session::{Session, Wanted};
 use crate::signals;
@@ -21,23 +25,32 @@ use crate::watch::Watcher;
 pub fn run(options: &Run) -> Result<Outcome> {
     let name = options.program.first().context("no program given")?;
     let file = program::resolve(name, std::env::var_os("PATH").as_deref())?;
-    program::check(&file)?;
+    let way = program::check(&file)?;
+    if options.strict == cli::Strict::Always {
+        has_dispatch()?;
+    }
     let (json, trace, html) = (&options.json, &options.trace, &options.report);
     let reports = Reports::open(json.as_deref(), trace.as_deref(), html.as_deref())?;
     let found = signals::take_over();
     let object = preload::object()?;
 
     let buffer = reports.want_records().then_some(options.buffer);
-    let wanted = Wanted { refuse_every: options.refuse.unwrap_or(0), buffer };
+    let strict = options.strict.into();
+    let wanted = Wanted { refuse_every: options.refuse.unwrap_or(0), strict, buffer };
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
     let session = Session::create(wanted, cpus)?;
     let variables = [
         ("MMUN_SESSION", session.path().into()),
         ("LD_PRELOAD", preload_list(&object, std::env::var_os("LD_PRELOAD"))),
     ];
+    // Into which nothing is preloaded does not look at these variables, and must not see them.
+    let (variables, injection) = match way {
+        Way::Preload => (&variables[..], None),
+        Way::Inject => (&[][..], Some(Injection { object, session: session.path() })),
+    };
 
     let clock = Clock::start();
-    let child = match launch::start(&file, &options.program, &variables, &found)? {
+    let child = match launch::start(&file, &options.program, variables, injection.as_ref(), &found)? {
         Ok(child) => child,
         Err(error) => return Err(program::exec_failed(&file, &error).into()),
     };
@@ -66,6 +79,19 @@ pub fn run(options: &Run) -> Result<Outcome> {
         }
         Ok(()) => Ok(outcome),
     }
+}
+
+/// Whether the kernel can do what strict mode takes.
+fn has_dispatch() -> Result<()> {
+    const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
+    const OFF: libc::c_ulong = 0;
+    // SAFETY: off is what it is.
+    if unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, OFF, 0, 0, 0) } == 0 {
+        return Ok(());
+    }
+    let hint =
+        "--strict takes Syscall User Dispatch (Linux 5.11 or later, outside of sandboxes that forbid it)";
+    Err(std::io::Error::last_os_error()).context(hint)
 }
 
 /// What is preloaded: our object, and what was to be preloaded anyway.

@@ -18,6 +18,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
+use mmu_notifier_primary::Strict;
 use mmu_notifier_primary::session::{
     Header, MAGIC, PROCESSES, Process, ProcessState, Record, RingHead, SHARDS, Shard, VERSION,
     process_offset, ring_offset, session_bytes,
@@ -31,6 +32,8 @@ const RING_RECORDS_LEAST: usize = 1024;
 pub struct Wanted {
     /// Refuse every n-th non-blocking start; 0: attach no refuser.
     pub refuse_every: u32,
+    /// Catch what cannot be rewritten.
+    pub strict: Strict,
     /// Bytes of records of single calls; `None`: only count.
     pub buffer: Option<u64>,
 }
@@ -82,6 +85,7 @@ impl Session {
         let header = session.header();
         header.version.store(VERSION, Ordering::Relaxed);
         header.refuse_every.store(wanted.refuse_every, Ordering::Relaxed);
+        header.strict.store(wanted.strict.to_u32(), Ordering::Relaxed);
         header.rings.store(rings as u32, Ordering::Relaxed);
         header.ring_records.store(ring_records as u32, Ordering::Relaxed);
         header.records_wanted.store(wanted.buffer.is_some().into(), Ordering::Relaxed);
@@ -274,7 +278,9 @@ mod tests {
 
     #[test]
     fn entries_are_found_and_freed() {
-        let session = Session::create(Wanted { refuse_every: 3, buffer: Some(1 << 20) }, 2).unwrap();
+        let session =
+            Session::create(Wanted { refuse_every: 3, strict: Strict::Never, buffer: Some(1 << 20) }, 2)
+                .unwrap();
         assert_eq!(session.header().magic.load(Ordering::Acquire), MAGIC);
         assert_eq!(session.entries(), [0; 0]);
         for index in [0, 7, PROCESSES - 1] {
@@ -292,7 +298,8 @@ mod tests {
 
     #[test]
     fn only_touched_counters_are_read() {
-        let session = Session::create(Wanted { refuse_every: 0, buffer: None }, 1).unwrap();
+        let session =
+            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None }, 1).unwrap();
         let blocks = || std::os::unix::fs::MetadataExt::blocks(&session.file.metadata().unwrap());
         assert_eq!(session.shards(5).count(), 0);
         for touched in [&[0][..], &[7], &[3, 4], &[0, 7], &[0, 1, 2, 3, 4, 5, 6, 7]] {
@@ -309,7 +316,8 @@ mod tests {
 
     #[test]
     fn others_can_open_it() {
-        let session = Session::create(Wanted { refuse_every: 0, buffer: None }, 1).unwrap();
+        let session =
+            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None }, 1).unwrap();
         let seen = std::fs::metadata(session.path()).unwrap();
         assert_eq!(seen.len(), session.bytes as u64);
     }

@@ -62,6 +62,8 @@ pub struct Summary {
     pub own_calls: u64,
     /// The most memory that the hook held in a process, record buffer not included.
     pub own_bytes: u64,
+    /// What was caught that could not be rewritten.
+    pub strict: Strict,
     /// What could not be watched.
     pub unseen: Vec<Unseen>,
     /// Things that could not be watched beyond the listed ones.
@@ -87,6 +89,21 @@ pub struct PutOff {
     pub by_calls: u64,
     /// Calls that failed.
     pub declined: u64,
+}
+
+/// Strict mode: system calls caught wherever they are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Strict {
+    /// Processes that were in it as asked.
+    pub asked: u64,
+    /// Processes that were in it because a call site could not be rewritten.
+    pub needed: u64,
+    /// Processes in which the kernel refused it.
+    pub refused: u64,
+    /// Places in these processes, summed, that could not be rewritten.
+    pub places: u64,
+    /// System calls that were caught there.
+    pub trapped: u64,
 }
 
 /// How a program ended.

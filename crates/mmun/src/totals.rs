@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use mmu_notifier::Event;
 use mmu_notifier_primary::Syscall;
-use mmu_notifier_primary::session::{self, BUCKETS, EVENTS, Process, Shard, UNSEEN, UnseenReason};
+use mmu_notifier_primary::session::{
+    self, BUCKETS, EVENTS, Process, Shard, StrictState, UNSEEN, UnseenReason,
+};
 
 use crate::clock::Scale;
-use crate::summary::{Calls, Events, Summary, Times, Unseen};
+use crate::summary::{Calls, Events, Strict, Summary, Times, Unseen};
 
 /// Kinds of unseen things that are told apart; a run has a handful.
 const UNSEEN_KINDS: usize = 512;
@@ -49,6 +51,7 @@ pub struct Totals {
     search_ticks: u64,
     own_calls: u64,
     own_bytes: u64,
+    strict: Strict,
     unseen: BTreeMap<(u32, String, u32), Place>,
     unseen_more: u64,
 }
@@ -170,11 +173,26 @@ impl Totals {
     fn add_unseen(&mut self, process: &Process) {
         let all = get(&process.unseen);
         let listed = all.min(UNSEEN as u64);
-        self.unseen_more = self.unseen_more.saturating_add(all - listed);
+        // Most of what is not listed is about code, too.
+        let more = all - listed;
+        let strict = StrictState::from_u32(process.strict.load(Relaxed));
+        match strict {
+            StrictState::Off => {}
+            StrictState::Asked => self.strict.asked += 1,
+            StrictState::Needed => self.strict.needed += 1,
+            StrictState::Refused => self.strict.refused += 1,
+        }
+        add(&mut self.strict.trapped, &process.trapped);
+        let armed = matches!(strict, StrictState::Asked | StrictState::Needed);
+        let more_of = if armed { &mut self.strict.places } else { &mut self.unseen_more };
+        *more_of = more_of.saturating_add(more);
         let mut mine = BTreeMap::new();
         for unseen in &process.unseen_list[..listed as usize] {
             let reason = unseen.reason.load(Relaxed);
-            if UnseenReason::from_u32(reason) != UnseenReason::None {
+            let kind = UnseenReason::from_u32(reason);
+            if armed && kind.is_about_code() {
+                self.strict.places += 1;
+            } else if kind != UnseenReason::None {
                 let key = (reason, path(&unseen.file), unseen.number.load(Relaxed));
                 mine.entry(key).or_insert(get(&unseen.address));
             }
@@ -229,6 +247,7 @@ impl Totals {
         summary.search = std::time::Duration::from_nanos(scale.ns(self.search_ticks));
         summary.own_calls = self.own_calls;
         summary.own_bytes = self.own_bytes;
+        summary.strict = self.strict;
         summary.unseen_more = self.unseen_more;
         summary.unseen = self
             .unseen
@@ -299,6 +318,7 @@ fn words(reason: UnseenReason) -> &'static str {
         UnseenReason::TableFull => "a table was full",
         UnseenReason::Exec => "program started with an environment that could not be prepared",
         UnseenReason::ForeignPatch => "code already patched by somebody else",
+        UnseenReason::ManyTraps => "strict mode ended in a thread: system calls of too many places",
         UnseenReason::SmallStacks => "Go code, whose stacks are too small for the hook",
     }
 }

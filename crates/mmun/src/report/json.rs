@@ -30,6 +30,7 @@ pub(super) struct Run<'a> {
     balance: Balance,
     refusals: Refusals,
     sites: Sites,
+    strict: Strict,
     unseen: Vec<Unseen<'a>>,
     unseen_more: u64,
     programs_unseen: &'a BTreeMap<String, u64>,
@@ -99,6 +100,15 @@ struct Sites {
     t3: u64,
     mappings_searched: u64,
     search_ns: u64,
+}
+
+#[derive(Serialize)]
+struct Strict {
+    asked: u64,
+    needed: u64,
+    refused: u64,
+    places: u64,
+    trapped: u64,
 }
 
 #[derive(Serialize)]
@@ -175,6 +185,13 @@ impl<'a> From<&'a Summary> for Run<'a> {
                 t3,
                 mappings_searched: summary.mappings_searched,
                 search_ns: nanoseconds(summary.search),
+            },
+            strict: Strict {
+                asked: summary.strict.asked,
+                needed: summary.strict.needed,
+                refused: summary.strict.refused,
+                places: summary.strict.places,
+                trapped: summary.strict.trapped,
             },
             unseen: summary
                 .unseen

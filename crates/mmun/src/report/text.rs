@@ -29,6 +29,7 @@ pub fn write(summary: &Summary, out: &mut impl Write, color: bool) -> io::Result
     text.balance(summary)?;
     text.refusals(summary)?;
     text.sites(summary)?;
+    text.strict(summary)?;
     text.unseen(summary)?;
     text.records(summary)?;
     text.hook(summary)
@@ -194,6 +195,25 @@ impl<W: Write> Text<'_, W> {
             duration(summary.search.as_nanos().try_into().unwrap_or(u64::MAX)),
         );
         self.say("sites", Tone::Plain, &line)
+    }
+
+    fn strict(&mut self, summary: &Summary) -> io::Result<()> {
+        let strict = &summary.strict;
+        if strict.refused > 0 {
+            let refused = counted(strict.refused, "process", "processes");
+            let line = format!("the kernel refused Syscall User Dispatch in {refused}");
+            self.say("strict", Tone::Careful, &line)?;
+        }
+        if strict.asked + strict.needed == 0 {
+            return Ok(());
+        }
+        let why = if strict.needed > 0 { ", as call sites there could not be rewritten" } else { "" };
+        let line = format!(
+            "{} trapped in {}{why}",
+            counted(strict.trapped, "system call", "system calls"),
+            counted(strict.asked + strict.needed, "process", "processes"),
+        );
+        self.say("strict", Tone::Plain, &line)
     }
 
     fn unseen(&mut self, summary: &Summary) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! A program must not notice that it is watched, and who runs it must not either.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -177,17 +177,6 @@ fn a_program_that_cannot_be_executed_is_126() {
         let mut command = Mmun::new(&dir).command::<&str>(&[], &[name]);
         command::run(&mut command, &dir, "mmun").assert_refused(126);
     }
-}
-
-#[test]
-fn a_static_program_is_refused_before_it_runs() {
-    let dir = workshop("a_static_program_is_refused_before_it_runs");
-    let hello = compile_with(&dir, "hello", "static", &["-static"]);
-    let mut command = Mmun::new(&dir).command::<&str>(&[], &[&hello]);
-    command::run(&mut command, &dir, "mmun").assert_refused(125);
-    symlink(&hello, dir.join("link")).unwrap();
-    let mut command = Mmun::new(&dir).command::<&str>(&[], &["./link"]);
-    command::run(&mut command, &dir, "mmun").assert_refused(125);
 }
 
 #[test]

@@ -215,6 +215,7 @@ pub(crate) fn run_plain(dir: &Path, program: &[impl AsRef<OsStr>]) -> Ended {
 }
 
 /// What `mmun run --json` wrote.
+#[derive(Debug)]
 pub(crate) struct Report {
     json: Value,
 }
@@ -248,6 +249,12 @@ impl Report {
     /// How often `call` announced a change.
     pub(crate) fn bracketed(&self, call: &str) -> u64 {
         self.number(&format!("calls.{call}.bracketed"))
+    }
+
+    /// Nothing was left unwatched.
+    pub(crate) fn is_complete(&self) -> bool {
+        let none = |key: &str| self.json[key].as_array().is_some_and(Vec::is_empty);
+        none("unseen") && self.number("unseen_more") == 0
     }
 
     /// What is said about how the program ended, whatever its shape.

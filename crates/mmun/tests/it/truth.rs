@@ -25,7 +25,17 @@ pub(crate) fn assert_counts_equal(
     ending: Ending,
     program: &[impl AsRef<OsStr>],
 ) -> (Ended, Report) {
-    let mmun = Mmun::new(dir).label("strace");
+    assert_counts_equal_with(Mmun::new(dir), dir, ending, program)
+}
+
+/// The same with options of `mmun run`.
+pub(crate) fn assert_counts_equal_with(
+    mmun: Mmun<'_>,
+    dir: &Path,
+    ending: Ending,
+    program: &[impl AsRef<OsStr>],
+) -> (Ended, Report) {
+    let mmun = mmun.label("strace");
     let log = dir.join("strace.log");
     let mut tracer = vec!["strace".to_owned()];
     tracer.extend(strace::options());

@@ -82,7 +82,16 @@ asm(".macro VECTORS move, offset, direction, register, last\n"
     "PROBES probe_munmap, 11\n"
     "PROBES probe_brk, 12\n"
     "PROBES probe_mremap, 25\n"
-    "PROBES probe_madvise, 28\n");
+    "PROBES probe_madvise, 28\n"
+    // And as data, to make code of at run time.
+    ".data\n"
+    "PROBES data_mmap, 9\n"
+    "PROBES data_mprotect, 10\n"
+    "PROBES data_munmap, 11\n"
+    "PROBES data_brk, 12\n"
+    "PROBES data_mremap, 25\n"
+    "PROBES data_madvise, 28\n"
+    ".text\n");
 
 typedef void probe(struct state *);
 #define DECLARE(name) extern probe name##_xmm, name##_ymm, name##_zmm;
@@ -92,6 +101,12 @@ DECLARE(probe_munmap)
 DECLARE(probe_brk)
 DECLARE(probe_mremap)
 DECLARE(probe_madvise)
+DECLARE(data_mmap)
+DECLARE(data_mprotect)
+DECLARE(data_munmap)
+DECLARE(data_brk)
+DECLARE(data_mremap)
+DECLARE(data_madvise)
 
 enum { MMAP, MPROTECT, MUNMAP, BRK, MREMAP, MADVISE, CALLS };
 static const char *const call_names[] = {"mmap", "mprotect", "munmap", "brk", "mremap", "madvise"};
@@ -100,6 +115,11 @@ static probe *const probes[CALLS][3] = {
     ROW(probe_mmap), ROW(probe_mprotect), ROW(probe_munmap),
     ROW(probe_brk),  ROW(probe_mremap),   ROW(probe_madvise),
 };
+static probe *const data[CALLS][3] = {
+    ROW(data_mmap), ROW(data_mprotect), ROW(data_munmap),
+    ROW(data_brk),  ROW(data_mremap),   ROW(data_madvise),
+};
+static probe *made[CALLS][3];
 static const int vector_words[3] = {2, 4, 8}, vector_count[3] = {16, 16, 32};
 static int widest;
 
@@ -134,7 +154,7 @@ static long check(struct state *s, uint64_t *seed, int call, int width, long a, 
     for (int i = 0; i < 32; i++)
         for (int k = 0; k < 8; k++)
             s->in.vector[i][k] = next(seed);
-    probes[call][width](s);
+    (made[call][width] ? made : probes)[call][width](s);
     for (int i = 0; i < GPRS; i++)
         if (s->in.gpr[i] != s->out.gpr[i])
             differ(call, gpr_names[i], i, s->in.gpr[i], s->out.gpr[i]);
@@ -191,7 +211,21 @@ static void *work(void *first_seed)
     return NULL;
 }
 
-int main(void)
+// The same code in memory of no file.
+static void make(void)
+{
+    enum { ROOM = 4096, CODE = 2048 };
+    char *at = mmap(0, CALLS * 3 * ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED)
+        exit(1);
+    for (int call = 0; call < CALLS; call++)
+        for (int width = 0; width < 3; width++, at += ROOM)
+            made[call][width] = memcpy(at, data[call][width], CODE);
+    if (mprotect(made[0][0], CALLS * 3 * ROOM, PROT_READ | PROT_EXEC))
+        exit(1);
+}
+
+int main(int argc, char **argv)
 {
     unsigned a, b, c, d;
     if (__get_cpuid(1, &a, &b, &c, &d) && (c & bit_OSXSAVE)) {
@@ -202,6 +236,8 @@ int main(void)
         if (widest && (low & 0xe6) == 0xe6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX512F))
             widest = 2;
     }
+    if (argc > 1 && !strcmp(argv[1], "made"))
+        make();
     // Two threads, so that a register that is kept in one place for all of them shows.
     unsigned control = __builtin_ia32_stmxcsr();
     pthread_t other;

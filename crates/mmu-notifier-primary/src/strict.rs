@@ -1,0 +1,556 @@
+//! Strict mode: every system call that other code than ours makes is caught, whatever code that is.
+//!
+//! Syscall User Dispatch (Linux 5.11, `Documentation/admin-guide/syscall-user-dispatch.rst`) makes the kernel send SIGSYS
+//! to a thread instead of making its system call, unless the `syscall` instruction lies in one stretch of code: that of
+//! [`crate::tails`], where all of ours are. So a call of a site that could not be rewritten, or of code that the program has
+//! made itself, comes to the handler here. It does not make the call: it makes a *stub* for the instruction, as if it had
+//! been rewritten, and returns to that stub. From there on everything is as always: the hook runs on the program's stack
+//! with its registers, and children, exec and returns from signal handlers are what they are. A call that is nothing to us
+//! goes on at the stub's plain tail.
+//!
+//! The trap takes microseconds, and each call of an armed thread a tenth of one, as the kernel leaves its fast path. So
+//! everything that can be rewritten is: not only sites that make memory calls.
+//!
+//! # Threads and children
+//!
+//! The kernel has this setting in each thread, and none inherits it. New threads and `vfork`ed children arm themselves
+//! in their tail, before their first instruction ([`mmu_notifier_arm`]); forked ones in [`forked`]; a program that is
+//! exec'ed when the object starts in there. Threads that run already when a process is armed are sent the signal with a
+//! word that no other sender knows, and arm themselves in the handler.
+
+// UNSAFETY: a signal handler, its frame, and code that a child runs before it has a stack of its own.
+#![expect(unsafe_code)]
+
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use mmu_notifier::Range;
+
+use crate::Syscall;
+use crate::children;
+use crate::code::Code;
+use crate::entry::{Frame, Site};
+use crate::gate::safe::Errno;
+use crate::gate::{self, safe};
+use crate::hook;
+use crate::masks::{self, Action, MASK, PRCTL, RT_SIGACTION, RT_SIGPROCMASK, RT_SIGRETURN, SIGSYS};
+use crate::patch::{Live, Writer};
+use crate::primary::Primary;
+use crate::session::UnseenReason;
+use crate::tails::{self, Children};
+
+/// Whether to catch what cannot be rewritten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strict {
+    /// No: it is named in the session.
+    Never,
+    /// If a file has a call site that makes, or may make, a memory system call and cannot be rewritten. (Whether code
+    /// made at run time makes any is not known before.)
+    #[default]
+    WhereNeeded,
+    /// Always.
+    Always,
+}
+
+impl Strict {
+    /// As a session has it.
+    pub const fn to_u32(self) -> u32 {
+        match self {
+            Strict::Never => 0,
+            Strict::WhereNeeded => 1,
+            Strict::Always => 2,
+        }
+    }
+
+    /// What a number in a session stands for; anything unknown is `Never`.
+    pub const fn from_u32(number: u32) -> Strict {
+        match number {
+            1 => Strict::WhereNeeded,
+            2 => Strict::Always,
+            _ => Strict::Never,
+        }
+    }
+}
+
+pub(crate) const SET_SYSCALL_USER_DISPATCH: usize = 59;
+const OFF: usize = 0;
+const ON: usize = 1;
+
+/// Whether this kernel can do it.
+pub(crate) fn is_possible() -> Result<(), Errno> {
+    // SAFETY: off is what it is.
+    match unsafe { gate::call(PRCTL, &[SET_SYSCALL_USER_DISPATCH, OFF, 0, 0, 0, 0]) } {
+        0 => Ok(()),
+        error => Err(Errno(-error as i32)),
+    }
+}
+
+/// Whether this process is armed: what its new threads look at.
+static ARMED: AtomicU32 = AtomicU32::new(0);
+/// Length of the stretch of code where system calls are made.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+/// Threads that have armed themselves because they were told to.
+static TOLD: AtomicU32 = AtomicU32::new(0);
+
+/// What SIGSYS does.
+static ACTION: Handler =
+    Handler { handler: trapped, flags: FLAGS, restorer: mmu_notifier_trap_return, mask: !0 };
+
+const FLAGS: usize = {
+    const SA_SIGINFO: usize = 4;
+    const SA_RESTORER: usize = 0x0400_0000;
+    // Where there is one: the program's own stack may be a small one.
+    const SA_ONSTACK: usize = 0x0800_0000;
+    const SA_RESTART: usize = 0x1000_0000;
+    SA_SIGINFO | SA_RESTORER | SA_ONSTACK | SA_RESTART
+};
+
+/// An [`Action`] whose addresses the loader puts in.
+#[repr(C)]
+struct Handler {
+    handler: unsafe extern "C" fn(usize, *mut Info, *mut Context),
+    flags: usize,
+    restorer: unsafe extern "C" fn(),
+    /// Everything: a handler of the program's on top of ours would be trapped in the middle of us.
+    mask: usize,
+}
+
+global_asm!(
+    ".pushsection mmu_notifier_calls, \"ax\", @progbits",
+    // These very instructions are how debuggers and unwinders know the frame of a signal handler.
+    ".p2align 4",
+    "nop",
+    ".hidden mmu_notifier_trap_return",
+    ".globl mmu_notifier_trap_return",
+    ".type mmu_notifier_trap_return, @function",
+    "mmu_notifier_trap_return:",
+    ".byte 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0", // mov rax, 15
+    "syscall",
+    ".size mmu_notifier_trap_return, . - mmu_notifier_trap_return",
+    // A new thread, or a child that shares the memory, on its way to the address in r11. Free are rcx, which has just
+    // been lost in a system call, and rax, which is 0 and stays so. The flags are the program's.
+    ".p2align 4",
+    ".hidden mmu_notifier_arm",
+    ".globl mmu_notifier_arm",
+    ".type mmu_notifier_arm, @function",
+    "mmu_notifier_arm:",
+    "mov ecx, dword ptr [rip + {armed}]",
+    "jrcxz 2f",
+    "lea rsp, [rsp - 128]",
+    ".irp register, r11,rdi,rsi,rdx,r10,r8",
+    "push \\register",
+    ".endr",
+    // A child may have been made without signal handlers.
+    "mov eax, {rt_sigaction}",
+    "mov edi, {sigsys}",
+    "lea rsi, [rip + {action}]",
+    "mov edx, 0",
+    "mov r10d, 8",
+    "syscall",
+    "mov eax, {prctl}",
+    "mov edi, {dispatch}",
+    "mov esi, {on}",
+    "lea rdx, [rip + __start_mmu_notifier_calls]",
+    "mov r10, qword ptr [rip + {calls}]",
+    "mov r8d, 0",
+    "syscall",
+    ".irp register, r8,r10,rdx,rsi,rdi,rcx",
+    "pop \\register",
+    ".endr",
+    "lea rsp, [rsp + 128]",
+    "mov eax, 0",
+    "jmp rcx",
+    "2:",
+    "jmp r11",
+    ".size mmu_notifier_arm, . - mmu_notifier_arm",
+    ".popsection",
+    armed = sym ARMED,
+    action = sym ACTION,
+    calls = sym CALLS,
+    rt_sigaction = const RT_SIGACTION,
+    sigsys = const SIGSYS,
+    prctl = const PRCTL,
+    dispatch = const SET_SYSCALL_USER_DISPATCH,
+    on = const ON,
+);
+
+unsafe extern "C" {
+    fn mmu_notifier_trap_return();
+}
+
+/// The kernel's `siginfo_t`, as far as it matters.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Info {
+    signal: i32,
+    errno: i32,
+    code: i32,
+    /// Of a signal that was queued: who did it.
+    sender: [u32; 3],
+    /// And a word of his.
+    value: u64,
+    rest: [u64; 12],
+}
+
+/// The kernel's `struct ucontext`.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Context {
+    flags: u64,
+    link: u64,
+    stack: [u64; 3],
+    r8_to_r15: [usize; 8],
+    rdi: usize,
+    rsi: usize,
+    rbp: usize,
+    rbx: usize,
+    rdx: usize,
+    rax: usize,
+    rcx: usize,
+    rsp: usize,
+    rip: usize,
+    eflags: usize,
+    segments: u64,
+    error: u64,
+    trap: u64,
+    old_mask: u64,
+    cr2: u64,
+    vectors: u64,
+    reserved: [u64; 8],
+    pub(crate) mask: usize,
+}
+
+/// Whether this process is armed.
+#[inline(always)]
+pub(crate) fn is_armed() -> bool {
+    // Relaxed: whoever runs armed code was armed after this.
+    ARMED.load(Ordering::Relaxed) != 0
+}
+
+/// Arms all threads of this process.
+pub(crate) fn arm() -> Result<(), Errno> {
+    masks::take_over();
+    let calls = tails::calls();
+    CALLS.store(calls.len(), Ordering::Relaxed);
+    // From here on new threads arm themselves. Release: they have what is above; the partner is the system call that
+    // makes them.
+    ARMED.store(1, Ordering::Release);
+    if let Err(error) = arm_thread() {
+        ARMED.store(0, Ordering::Relaxed);
+        return Err(error);
+    }
+    // Twice: a thread that was made meanwhile by one that did not know yet.
+    for _ in 0..2 {
+        let before = TOLD.load(Ordering::Relaxed);
+        let told = for_each_other_thread(tell);
+        // Some block the signal and will hear of it later; nobody is waited for very long.
+        for _ in 0..10_000 {
+            // Acquire pairs with the Release in `trapped`.
+            if TOLD.load(Ordering::Acquire).wrapping_sub(before) >= told {
+                break;
+            }
+            safe::sched_yield();
+        }
+    }
+    Ok(())
+}
+
+/// Arms the calling thread.
+fn arm_thread() -> Result<(), Errno> {
+    let action = &raw const ACTION as usize;
+    // SAFETY: a handler that does what it should with every SIGSYS.
+    unsafe { gate::call(RT_SIGACTION, &[SIGSYS, action, 0, MASK, 0, 0]) };
+    let calls = tails::calls();
+    // SAFETY: what is trapped by this comes to that handler.
+    match unsafe { gate::call(PRCTL, &[SET_SYSCALL_USER_DISPATCH, ON, calls.start, calls.len(), 0, 0]) } {
+        0 => Ok(()),
+        error => Err(Errno(-error as i32)),
+    }
+}
+
+/// Lets the calling thread make any system call.
+pub(crate) fn disarm_thread() {
+    // SAFETY: as the thread was before it was armed.
+    unsafe { gate::call(PRCTL, &[SET_SYSCALL_USER_DISPATCH, OFF, 0, 0, 0, 0]) };
+}
+
+/// In a forked child, before it does anything else.
+pub(crate) fn forked() {
+    if is_armed() {
+        // It worked in the parent.
+        let _ = arm_thread();
+    }
+}
+
+/// Calls `tell` with every other thread's id; how often it said that it did.
+fn for_each_other_thread(mut tell: impl FnMut(u32, u32) -> bool) -> u32 {
+    let (pid, own) = (safe::getpid(), safe::gettid());
+    let mut told = 0;
+    safe::for_each_number_in(c"/proc/self/task", |thread| {
+        if thread != own && tell(pid, thread) {
+            told += 1;
+        }
+    });
+    told
+}
+
+/// Sends a thread the signal with the word that only this process knows.
+fn tell(pid: u32, thread: u32) -> bool {
+    const RT_TGSIGQUEUEINFO: usize = 297;
+    const SI_QUEUE: i32 = -1;
+    let info = Info {
+        signal: SIGSYS as i32,
+        errno: 0,
+        code: SI_QUEUE,
+        sender: [0, pid, 0],
+        value: word(),
+        rest: [0; 12],
+    };
+    let args = [pid as usize, thread as usize, SIGSYS, &raw const info as usize, 0, 0];
+    // SAFETY: the kernel reads `info`; the thread comes to `trapped`.
+    unsafe { gate::call(RT_TGSIGQUEUEINFO, &args) == 0 }
+}
+
+fn word() -> u64 {
+    &raw const TOLD as u64
+}
+
+/// The handler of SIGSYS.
+///
+/// # Safety
+///
+/// Called by the kernel.
+unsafe extern "C" fn trapped(_: usize, info: *mut Info, context: *mut Context) {
+    const SYS_USER_DISPATCH: i32 = 2;
+    // SAFETY: by the kernel, for the time of this handler.
+    let (info, context) = unsafe { (&mut *info, &mut *context) };
+    if info.code != SYS_USER_DISPATCH {
+        return sent(info, context);
+    }
+    let Some(primary) = hook::primary() else { return };
+    if let Some(process) = primary.log.process() {
+        process.trapped.fetch_add(1, Ordering::Relaxed);
+    }
+    let address = context.rip - 2;
+    match trap_at(address) {
+        Some(stub) if hook::does_not_care(context.rax) => context.rip = plain_of(stub),
+        Some(stub) if is_small(address) => serve(primary, stub, context),
+        Some(stub) => context.rip = stub,
+        None => {
+            disarm_thread();
+            primary.log.unseen(UnseenReason::ManyTraps, Some(context.rax), address, b"");
+            // Once more, and not trapped.
+            context.rip = address;
+        }
+    }
+}
+
+/// Bytes of a stub: the way in, the tails, the `Site`.
+const STUB: usize = 128;
+const SITE_AT: usize = STUB - size_of::<Site>();
+const TAILS_AT: usize = 16;
+/// Instructions that can be trapped.
+const STUBS: usize = (64 << 10) / STUB;
+/// Places where one is looked for.
+const PROBES: usize = 64;
+
+/// By the place of their stub: the addresses of trapped instructions; bit 63: the stub is there.
+static ADDRESSES: [AtomicU64; STUBS] = [const { AtomicU64::new(0) }; STUBS];
+const THERE: u64 = 1 << 63;
+
+/// The stub of the `syscall` instruction at `address`; `None`: there are too many.
+fn trap_at(address: usize) -> Option<usize> {
+    let wanted = address as u64;
+    const { assert!(STUBS == 1 << 9) };
+    let first = (wanted.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55) as usize;
+    for probe in 0..PROBES {
+        let index = (first + probe) % STUBS;
+        let place = &ADDRESSES[index];
+        let stub = tails::traps().start + index * STUB;
+        // Acquire pairs with the Release below: the stub is written.
+        let mut found = place.load(Ordering::Acquire);
+        if found == 0 {
+            // Relaxed: the place is ours by it, nothing else.
+            found = match place.compare_exchange(0, wanted, Ordering::Relaxed, Ordering::Acquire) {
+                Ok(_) => wanted,
+                Err(now) => now,
+            };
+        }
+        if found == wanted | THERE {
+            return Some(stub);
+        }
+        if found == wanted {
+            // Whoever took the place may be at it still, or be the parent of this process. All write the same.
+            write(stub, address)?;
+            place.store(wanted | THERE, Ordering::Release);
+            return Some(stub);
+        }
+    }
+    None
+}
+
+fn plain_of(stub: usize) -> usize {
+    stub + TAILS_AT
+}
+
+/// Writes the stub of the instruction at `address`.
+fn write(stub: usize, address: usize) -> Option<()> {
+    let (site, back) = (stub + SITE_AT, address + 2);
+    let mut code = Code::<STUB>::at(stub);
+    tails::put_way_in(&mut code, site);
+    code.put(&[0xcc]);
+    debug_assert_eq!(code.here(), plain_of(stub));
+    let children = if is_small(address) { Children::Armed } else { Children::Told };
+    let tails = tails::make(code.here(), back, site, children);
+    code.put(tails.code.bytes());
+    while code.here() < site {
+        code.put(&[0xcc]);
+    }
+    for word in [back, tails.plain, tails.thread, tails.fork, usize::MAX, usize::MAX] {
+        code.put_word(word);
+    }
+    // SAFETY: the place is this stub's, and who writes there writes the same.
+    unsafe { Writer::new(Live::No).quiet(stub, code.bytes()).ok() }
+}
+
+/// Code that runs on stacks which are too small for the hook: mappings, first and behind the last address.
+static SMALL: [[AtomicUsize; 2]; 8] = [const { [const { AtomicUsize::new(0) }; 2] }; 8];
+
+/// The code in this mapping runs on small stacks.
+pub(crate) fn stacks_are_small(range: Range) {
+    for [start, end] in &SMALL {
+        // Relaxed: whoever runs the code was told of it after this.
+        match start.compare_exchange(0, range.start(), Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return end.store(range.end(), Ordering::Relaxed),
+            Err(known) if known == range.start() => return end.store(range.end(), Ordering::Relaxed),
+            Err(_) => {}
+        }
+    }
+}
+
+fn is_small(address: usize) -> bool {
+    let load = |word: &AtomicUsize| word.load(Ordering::Relaxed);
+    SMALL.iter().any(|[start, end]| (load(start)..load(end)).contains(&address))
+}
+
+/// A call of code whose stack is too small for the hook: made here, in the handler, which is on the signal stack. What
+/// does not return as it went goes on at a tail.
+fn serve(primary: &Primary, stub: usize, context: &mut Context) {
+    // SAFETY: written with the stub.
+    let site = unsafe { &*((stub + SITE_AT) as *const Site) };
+    if context.rax == RT_SIGRETURN {
+        masks::unblock_in_frame(context.rsp);
+        context.rip = site.plain;
+        return;
+    }
+    let mut frame = Frame::new(
+        [
+            context.rdi,
+            context.rsi,
+            context.rdx,
+            context.r8_to_r15[2],
+            context.r8_to_r15[0],
+            context.r8_to_r15[1],
+        ],
+        context.rax,
+        site,
+    );
+    match Syscall::from_number(context.rax) {
+        // A new program has the mask of who exec'ed it.
+        Some(Syscall::Execve | Syscall::Execveat) => masks::set(context.mask),
+        Some(call @ (Syscall::Fork | Syscall::Vfork | Syscall::Clone | Syscall::Clone3))
+            if !children::shares_memory(primary, call, &frame.args()) =>
+        {
+            context.rip = site.fork;
+            return;
+        }
+        // It waits with the program's mask, or changes that: not the one of this handler.
+        None => masks::set(context.mask),
+        _ => {}
+    }
+    hook::serve(&mut frame);
+    if context.rax == RT_SIGPROCMASK {
+        context.mask = masks::get();
+    }
+    context.rax = frame.rax;
+    context.rip = frame.go;
+}
+
+/// A SIGSYS that somebody has sent: one of us, or it is the program's.
+fn sent(info: &mut Info, context: &mut Context) {
+    const SI_QUEUE: i32 = -1;
+    if info.code == SI_QUEUE && info.value == word() {
+        let _ = arm_thread();
+        // Release pairs with the Acquire in `arm`.
+        TOLD.fetch_add(1, Ordering::Release);
+        return;
+    }
+    const DEFAULT: usize = 0;
+    const IGNORE: usize = 1;
+    const SYS_SECCOMP: i32 = 1;
+    const SA_RESETHAND: usize = 0x8000_0000;
+    let action = masks::programs_action();
+    match action.handler {
+        IGNORE if info.code != SYS_SECCOMP => {}
+        DEFAULT | IGNORE => die(),
+        handler => {
+            if action.flags & SA_RESETHAND != 0 {
+                masks::set_programs_action(&Action::default());
+            }
+            // As the kernel does, but for this signal.
+            let mask = (context.mask | action.mask) & !(1 << (SIGSYS - 1));
+            // What is blocked when this handler returns is in the frame.
+            masks::set(mask);
+            // SAFETY: the program has given this function to the kernel for that. One that wants the signal only does
+            // not look at the other arguments.
+            let handler: unsafe extern "C" fn(usize, *mut Info, *mut Context) =
+                unsafe { core::mem::transmute(handler) };
+            // SAFETY: as above.
+            unsafe { handler(SIGSYS, info, context) };
+        }
+    }
+}
+
+/// What the kernel does with a SIGSYS that nobody handles.
+fn die() {
+    const TGKILL: usize = 234;
+    let default = Action::default();
+    let args = [SIGSYS, &raw const default as usize, 0, MASK, 0, 0];
+    // SAFETY: the process ends by it.
+    unsafe { gate::call(RT_SIGACTION, &args) };
+    masks::unblock();
+    let args = [safe::getpid() as usize, safe::gettid() as usize, SIGSYS, 0, 0, 0];
+    // SAFETY: the process ends here.
+    unsafe { gate::call(TGKILL, &args) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structures_are_the_kernels() {
+        assert_eq!(size_of::<Info>(), 128);
+        assert_eq!(core::mem::offset_of!(Info, value), 24);
+        assert_eq!(core::mem::offset_of!(Context, rax), 40 + 13 * 8);
+        assert_eq!(core::mem::offset_of!(Context, rip), 40 + 16 * 8);
+        assert_eq!(core::mem::offset_of!(Context, mask), 296);
+        assert_eq!(size_of::<Handler>(), size_of::<Action>());
+    }
+
+    #[test]
+    fn an_instruction_has_one_stub() {
+        // Addresses at which there is nothing: nobody runs these stubs.
+        let one = trap_at(0x1000).unwrap();
+        assert_eq!(trap_at(0x1000), Some(one));
+        let other = trap_at(0x2000).unwrap();
+        assert_ne!(one, other);
+        assert!(tails::traps().contains(&other) && tails::calls().contains(&(other + STUB)));
+        // SAFETY: written just now.
+        let site = unsafe { &*((one + SITE_AT) as *const Site) };
+        assert_eq!((site.back, site.plain, site.number), (0x1002, plain_of(one), usize::MAX));
+        // SAFETY: as above.
+        let tail = unsafe { *(site.plain as *const [u8; 2]) };
+        assert_eq!(tail, [0x0f, 0x05]);
+    }
+}

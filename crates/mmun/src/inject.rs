@@ -1,0 +1,345 @@
+//! Puts the object into a program that nothing can be preloaded into: one without a dynamic linker, or with that of another C
+//! library. mmun traces the program for the moment in which it has just been exec'ed: maps the object, links it by itself -
+//! the object carries the few functions that it needs of a C library - calls its start, and lets go.
+//!
+//! The object then runs before the program's first instruction.
+
+// UNSAFETY: ptrace.
+#![expect(unsafe_code)]
+
+use std::ffi::{CString, c_void};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use object::LittleEndian as Le;
+use object::elf::{
+    FileHeader64, PF_X, PT_LOAD, ProgramHeader64, R_X86_64_DTPMOD64, R_X86_64_DTPOFF64, R_X86_64_GLOB_DAT,
+    R_X86_64_JUMP_SLOT, R_X86_64_RELATIVE, Rela64, SHN_UNDEF, SHT_DYNSYM, SHT_RELA, STB_WEAK, Sym64,
+};
+use object::read::StringTable;
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
+
+const PAGE: u64 = 4096;
+
+/// What is put into a program.
+#[derive(Debug)]
+pub struct Injection {
+    /// The object's file.
+    pub object: PathBuf,
+    /// The session's path.
+    pub session: String,
+}
+
+/// Makes the calling process, which is about to exec, one that its parent traces.
+pub fn be_traced() -> io::Result<()> {
+    // SAFETY: changes how this process is looked at, nothing else.
+    match unsafe { libc::ptrace(libc::PTRACE_TRACEME) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl Injection {
+    /// Puts the object into the process, which has asked to be traced and has exec'ed, and lets it run.
+    pub fn put_into(&self, pid: i32) -> Result<()> {
+        let mut tracee = Tracee::stopped(pid)?;
+        let done = self.link_in(&mut tracee).with_context(|| {
+            format!("cannot put {} into the program before it starts", self.object.display())
+        });
+        if done.is_err() {
+            // Not half of it: nobody has seen the program yet.
+            // SAFETY: a process of ours.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        tracee.let_go()?;
+        done
+    }
+
+    fn link_in(&self, tracee: &mut Tracee) -> Result<()> {
+        let file = std::fs::read(&self.object).context("cannot read it")?;
+        let image = Image::parse(&file).context("it is no shared object")?;
+        let registers = tracee.registers()?;
+        // Room for a few strings below the program's stack, and for the stack of the start.
+        let strings = (registers.rsp - 2 * PAGE) & !(PAGE - 1);
+        let object = text(&self.object)?;
+        let session = CString::new(self.session.as_str())?;
+        ensure!(
+            object.as_bytes_with_nul().len() + session.as_bytes_with_nul().len() < PAGE as usize,
+            "too long"
+        );
+        let (object_at, session_at) = (strings, strings + object.as_bytes_with_nul().len() as u64);
+        tracee.write(object_at, object.as_bytes_with_nul())?;
+        tracee.write(session_at, session.as_bytes_with_nul())?;
+
+        let base = image.map(tracee, object_at)?;
+        image.link(tracee, base)?;
+        let start = image.symbol("mmu_notifier_alone_start").context("it has no start")?;
+        tracee.call(base + start, strings, [registers.rsp, session_at, object_at])
+    }
+}
+
+fn text(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).context("a path with a zero byte")
+}
+
+/// A name of the C library, and the address in the object of what is there instead.
+type Instead<'a> = (&'a [u8], u64);
+
+/// The object as a file.
+struct Image<'a> {
+    bytes: &'a [u8],
+    segments: Vec<&'a ProgramHeader64<Le>>,
+    symbols: &'a [Sym64<Le>],
+    names: StringTable<'a>,
+    relocations: Vec<&'a Rela64<Le>>,
+}
+
+impl<'a> Image<'a> {
+    fn parse(bytes: &'a [u8]) -> Option<Image<'a>> {
+        let header = FileHeader64::<Le>::parse(bytes).ok()?;
+        let segments = header.program_headers(Le, bytes).ok()?;
+        let segments: Vec<_> = segments.iter().filter(|segment| segment.p_type(Le) == PT_LOAD).collect();
+        let sections = header.sections(Le, bytes).ok()?;
+        let symbols = sections.symbols(Le, bytes, SHT_DYNSYM).ok()?;
+        let mut relocations = Vec::new();
+        for section in sections.iter().filter(|section| section.sh_type(Le) == SHT_RELA) {
+            relocations.extend(section.data_as_array::<Rela64<Le>, _>(Le, bytes).ok()?);
+        }
+        (!segments.is_empty()).then(|| Image {
+            bytes,
+            segments,
+            symbols: symbols.symbols(),
+            names: symbols.strings(),
+            relocations,
+        })
+    }
+
+    fn symbol(&self, name: &str) -> Option<u64> {
+        let defined = self.symbols.iter().find(|symbol| {
+            symbol.st_shndx(Le) != SHN_UNDEF && symbol.name(Le, self.names) == Ok(name.as_bytes())
+        });
+        defined.map(|symbol| symbol.st_value(Le))
+    }
+
+    /// Maps the segments; the address of the first byte.
+    fn map(&self, tracee: &mut Tracee, path_at: u64) -> Result<u64> {
+        let end = self.segments.iter().map(|segment| segment.p_vaddr(Le) + segment.p_memsz(Le)).max();
+        let len = end.unwrap_or(0).next_multiple_of(PAGE);
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let base =
+            tracee.system_call(libc::SYS_mmap, [0, len, libc::PROT_NONE as u64, flags, u64::MAX, 0])?;
+        let open = [libc::AT_FDCWD as u64, path_at, (libc::O_RDONLY | libc::O_CLOEXEC) as u64, 0, 0, 0];
+        let descriptor = tracee.system_call(libc::SYS_openat, open).context("it cannot open the object")?;
+        for segment in &self.segments {
+            let within = segment.p_vaddr(Le) % PAGE;
+            let start = base + segment.p_vaddr(Le) - within;
+            let file_end = (segment.p_vaddr(Le) + segment.p_filesz(Le)) + base;
+            let memory_end = base + segment.p_vaddr(Le) + segment.p_memsz(Le);
+            let flags = u64::from(segment.p_flags(Le).0);
+            // PF_X, PF_W, PF_R are 1, 2, 4: PROT_EXEC, PROT_WRITE, PROT_READ are 4, 2, 1.
+            let protection = (flags & 1) << 2 | flags & 2 | (flags & 4) >> 2;
+            let fixed = (libc::MAP_PRIVATE | libc::MAP_FIXED) as u64;
+            let offset = segment.p_offset(Le) - within;
+            let args =
+                [start, file_end.next_multiple_of(PAGE) - start, protection, fixed, descriptor, offset];
+            tracee.system_call(libc::SYS_mmap, args)?;
+            if memory_end > file_end && segment.p_flags(Le).0 & PF_X.0 == 0 {
+                let page_end = file_end.next_multiple_of(PAGE);
+                tracee.write(file_end, &vec![0; (page_end.min(memory_end) - file_end) as usize])?;
+                if memory_end > page_end {
+                    let anonymous = fixed | libc::MAP_ANONYMOUS as u64;
+                    let args = [page_end, memory_end - page_end, protection, anonymous, u64::MAX, 0];
+                    tracee.system_call(libc::SYS_mmap, args)?;
+                }
+            }
+        }
+        tracee.system_call(libc::SYS_close, [descriptor, 0, 0, 0, 0, 0])?;
+        Ok(base)
+    }
+
+    /// What a dynamic linker does with a C library.
+    fn link(&self, tracee: &mut Tracee, base: u64) -> Result<()> {
+        let (known, missing) = self.instead().context("it has no table of names")?;
+        for relocation in &self.relocations {
+            let addend = relocation.r_addend.get(Le) as u64;
+            let symbol =
+                self.symbols.get(relocation.r_sym(Le, false) as usize).context("a symbol is missing")?;
+            let value = match relocation.r_type(Le, false) {
+                R_X86_64_RELATIVE => base + addend,
+                R_X86_64_GLOB_DAT | R_X86_64_JUMP_SLOT if symbol.st_shndx(Le) != SHN_UNDEF => {
+                    base + symbol.st_value(Le)
+                }
+                R_X86_64_GLOB_DAT | R_X86_64_JUMP_SLOT if symbol.st_bind() == STB_WEAK => 0,
+                R_X86_64_GLOB_DAT | R_X86_64_JUMP_SLOT => {
+                    let name = symbol.name(Le, self.names).unwrap_or(b"");
+                    base + known
+                        .iter()
+                        .find(|(known, _)| *known == name)
+                        .map_or(missing, |(_, instead)| *instead)
+                }
+                // One object, with storage that all threads share.
+                R_X86_64_DTPMOD64 => 1,
+                R_X86_64_DTPOFF64 => symbol.st_value(Le) + addend,
+                kind => bail!("a relocation of type {kind:?}"),
+            };
+            tracee.write(base + relocation.r_offset.get(Le), &value.to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// What stands for the C library: the object's own table of names and addresses, and for all others.
+    fn instead(&self) -> Option<(Vec<Instead<'a>>, u64)> {
+        let mut at = self.symbol("mmu_notifier_alone")?;
+        let pointer = |at: u64| {
+            let here = self.relocations.iter().find(|relocation| relocation.r_offset.get(Le) == at)?;
+            (here.r_type(Le, false) == R_X86_64_RELATIVE).then(|| here.r_addend.get(Le) as u64)
+        };
+        let mut known = Vec::new();
+        loop {
+            let instead = pointer(at + 8)?;
+            let Some(name) = pointer(at) else { return Some((known, instead)) };
+            let name = self.bytes.get(self.to_offset(name)?..)?.split(|byte| *byte == 0).next()?;
+            known.push((name, instead));
+            at += 16;
+        }
+    }
+
+    fn to_offset(&self, address: u64) -> Option<usize> {
+        self.segments.iter().find_map(|segment| {
+            let within = address.checked_sub(segment.p_vaddr(Le))?;
+            (within < segment.p_filesz(Le)).then_some((segment.p_offset(Le) + within) as usize)
+        })
+    }
+}
+
+/// A process that is traced and stopped, at its first instruction.
+struct Tracee {
+    pid: i32,
+    memory: File,
+    /// Signals that came meanwhile, for later.
+    signals: Vec<i32>,
+}
+
+impl Tracee {
+    /// Waits until the process has exec'ed.
+    fn stopped(pid: i32) -> Result<Tracee> {
+        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"));
+        let mut tracee =
+            Tracee { pid, memory: memory.context("cannot open its memory")?, signals: Vec::new() };
+        tracee.wait()?;
+        Ok(tracee)
+    }
+
+    /// Waits until it traps.
+    fn wait(&mut self) -> Result<()> {
+        loop {
+            let mut status = 0;
+            // SAFETY: writes `status`.
+            let waited = unsafe { libc::waitpid(self.pid, &mut status, 0) };
+            if waited != self.pid {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return Err(error).context("cannot wait for it");
+            }
+            ensure!(libc::WIFSTOPPED(status), "it has ended");
+            match libc::WSTOPSIG(status) {
+                libc::SIGTRAP => return Ok(()),
+                signal @ (libc::SIGSEGV | libc::SIGILL | libc::SIGBUS) => bail!("it got signal {signal}"),
+                signal => {
+                    self.signals.push(signal);
+                    self.request(libc::PTRACE_CONT, std::ptr::null_mut())?;
+                }
+            }
+        }
+    }
+
+    fn request(&self, request: libc::c_uint, data: *mut c_void) -> Result<()> {
+        // SAFETY: `data` is what the request takes, as every caller sees to.
+        let answer = unsafe { libc::ptrace(request, self.pid, std::ptr::null_mut::<c_void>(), data) };
+        if answer == -1 { Err(io::Error::last_os_error()).context("ptrace") } else { Ok(()) }
+    }
+
+    fn registers(&self) -> Result<libc::user_regs_struct> {
+        // SAFETY: a structure of integers, for which zeroes are valid.
+        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        self.request(libc::PTRACE_GETREGS, (&raw mut registers).cast())?;
+        Ok(registers)
+    }
+
+    fn set_registers(&self, registers: &libc::user_regs_struct) -> Result<()> {
+        self.request(libc::PTRACE_SETREGS, std::ptr::from_ref(registers).cast_mut().cast())
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.memory.write_all_at(bytes, at).with_context(|| format!("cannot write its memory at {at:#x}"))
+    }
+
+    /// Runs the process from `change`d registers with two bytes of code, and puts both back. The registers it ends with.
+    fn run(
+        &mut self,
+        code: [u8; 2],
+        how: libc::c_uint,
+        change: impl FnOnce(&mut libc::user_regs_struct),
+    ) -> Result<libc::user_regs_struct> {
+        let before = self.registers()?;
+        let mut original = [0; 2];
+        self.memory.read_exact_at(&mut original, before.rip).context("cannot read its code")?;
+        self.write(before.rip, &code)?;
+        let mut registers = before;
+        // No system call that would be made again.
+        registers.orig_rax = u64::MAX;
+        change(&mut registers);
+        self.set_registers(&registers)?;
+        self.request(how, std::ptr::null_mut())?;
+        self.wait()?;
+        let after = self.registers()?;
+        self.write(before.rip, &original)?;
+        self.set_registers(&before)?;
+        Ok(after)
+    }
+
+    /// Has it make a system call.
+    fn system_call(&mut self, number: i64, args: [u64; 6]) -> Result<u64> {
+        const SYSCALL: [u8; 2] = [0x0f, 0x05];
+        let after = self.run(SYSCALL, libc::PTRACE_SINGLESTEP, |registers| {
+            registers.rax = number as u64;
+            [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = args;
+        })?;
+        let answer = after.rax.cast_signed();
+        if (-4095..0).contains(&answer) {
+            return Err(io::Error::from_raw_os_error(-answer as i32))
+                .with_context(|| format!("system call {number} failed in it"));
+        }
+        Ok(after.rax)
+    }
+
+    /// Has it call a function, with the stack below `stack`.
+    fn call(&mut self, function: u64, stack: u64, args: [u64; 3]) -> Result<()> {
+        const TRAP: [u8; 2] = [0xcc, 0xcc];
+        let back = self.registers()?.rip;
+        let stack = (stack & !63) - 8;
+        self.write(stack, &back.to_le_bytes())?;
+        let after = self.run(TRAP, libc::PTRACE_CONT, |registers| {
+            registers.rip = function;
+            registers.rsp = stack;
+            [registers.rdi, registers.rsi, registers.rdx] = args;
+        })?;
+        ensure!(after.rip == back + 1, "its start has not come back: it is at {:#x}", after.rip);
+        Ok(())
+    }
+
+    /// Lets it run, untraced.
+    fn let_go(self) -> Result<()> {
+        for signal in &self.signals {
+            // SAFETY: a process of ours.
+            unsafe { libc::kill(self.pid, *signal) };
+        }
+        self.request(libc::PTRACE_DETACH, std::ptr::null_mut())
+    }
+}
