@@ -35,6 +35,7 @@
 //! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
 //! | [`userfault`] | changes that no system call of this process makes |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
+//! | `written`, `check`, `deliver`, [`probe`] | what was rewritten; whether it still is; whether what somebody wants to be told of can be; making calls to see |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -42,9 +43,11 @@ compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
 
 mod batch;
 mod call;
+mod check;
 mod children;
 mod code;
 pub mod decode;
+mod deliver;
 mod entry;
 mod facts;
 mod flow;
@@ -57,6 +60,7 @@ mod masks;
 pub mod pages;
 mod patch;
 mod primary;
+pub mod probe;
 mod search;
 pub mod session;
 mod sites;
@@ -64,8 +68,11 @@ mod strict;
 mod tails;
 mod thread;
 pub mod userfault;
+mod written;
 
 pub use call::Syscall;
+pub use check::{Check, CheckError, Fault, FaultKind, LeadsTo, Unseen};
+pub use deliver::{Undeliverable, Wanted};
 pub use gate::call as system_call;
 pub use primary::{InstallError, Options, Primary, own_program};
 pub use strict::Strict;
