@@ -304,7 +304,8 @@ impl Stubs {
             let was = unsafe { core::slice::from_raw_parts(address as *const u8, bytes.len()) };
             Edit::new(address, was, bytes)
         });
-        let site = written::Site::new(syscall, base, found.number.known(), [(stub, code), (tails_at, tails)], edits);
+        let site =
+            written::Site::new(syscall, base, found.number.known(), [(stub, code), (tails_at, tails)], edits);
         let (first, end) = found.bytes(base);
         let one_page = first & !(PAGE_SIZE - 1) == (end - 1) & !(PAGE_SIZE - 1);
         if let Some(batch) = batch

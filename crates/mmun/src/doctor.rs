@@ -47,11 +47,19 @@ const RUNS: usize = 3;
 #[derive(Debug)]
 pub struct Diagnosis {
     modes: Vec<(Mode, Findings)>,
-    /// How many calls of the static program were announced, in each mode.
-    alone: Vec<(Mode, bool)>,
+    alone: Alone,
     /// What calls take in nanoseconds: the medians of all runs, by who watches and by event.
     times: HashMap<(Option<Mode>, String), Vec<u64>>,
     machine: Vec<machine::Item>,
+}
+
+/// What becomes of a program without a dynamic loader.
+#[derive(Debug, Default)]
+struct Alone {
+    /// By `mmun run`: whether its calls were announced, or what was said instead of running it.
+    run: Option<std::result::Result<bool, String>>,
+    /// Started by a program that is watched: whether its calls were announced.
+    started: bool,
 }
 
 impl Diagnosis {
@@ -95,8 +103,12 @@ impl Diagnosis {
                     (_, _, false) => "is announced too late",
                     _ => "is not announced as done when it is",
                 };
-                wrong.push(format!("{}{from} {what}", finding.event));
+                let how = if *mode == Mode::Plain { "" } else { ", in strict mode" };
+                wrong.push(format!("{}{from} {what}{how}", finding.event));
             }
+        }
+        if self.alone.run == Some(Ok(false)) {
+            wrong.push("munmap by a static program is not announced".to_owned());
         }
         wrong
     }
@@ -130,18 +142,26 @@ pub fn show(options: &Doctor) -> i32 {
 }
 
 fn diagnose(runs: usize) -> Result<Diagnosis> {
-    let mut diagnosis =
-        Diagnosis { modes: Vec::new(), alone: Vec::new(), times: HashMap::new(), machine: machine::look() };
-    for mode in Mode::ALL {
+    let mut diagnosis = Diagnosis {
+        modes: Vec::new(),
+        alone: Alone::default(),
+        times: HashMap::new(),
+        machine: machine::look(),
+    };
+    let modes = Mode::ALL.into_iter().filter(|mode| mode.is_possible());
+    for mode in modes.clone() {
         let (session, findings) = watched(mode, What::All)?;
-        diagnosis.alone.push((mode, findings.alone.is_some_and(|pid| has_unmapped(&session, pid))));
+        diagnosis.alone.started |= findings.alone.is_some_and(|pid| has_unmapped(&session, pid));
         diagnosis.modes.push((mode, findings));
     }
+    diagnosis.alone.run = Some(run_alone()?);
     // In turn, so that all have the same company.
     for _ in 0..runs {
         diagnosis.took(None, read(patient(What::Times)?)?);
-        for mode in Mode::ALL {
-            diagnosis.took(Some(mode), watched(mode, What::Times)?.1);
+        for mode in modes.clone() {
+            // What is rewritten costs the same in both.
+            let what = if mode == Mode::Plain { What::Times } else { What::MadeTimes };
+            diagnosis.took(Some(mode), watched(mode, what)?.1);
         }
     }
     Ok(diagnosis)
@@ -154,6 +174,8 @@ pub enum What {
     All,
     /// Takes the time.
     Times,
+    /// That of calls of code made at run time.
+    MadeTimes,
 }
 
 /// A patient that is watched as `mmun run` does it.
@@ -171,10 +193,14 @@ fn watched(mode: Mode, what: What) -> Result<(Session, Findings)> {
     Ok((session, findings))
 }
 
+/// This program.
+fn own() -> Result<Command> {
+    Ok(Command::new(std::env::current_exe().context("cannot find mmun itself (/proc/self/exe)")?))
+}
+
 /// This program as its own patient.
 fn patient(what: What) -> Result<Command> {
-    let own = std::env::current_exe().context("cannot find mmun itself (/proc/self/exe)")?;
-    let mut command = Command::new(own);
+    let mut command = own()?;
     let what = what.to_possible_value().map_or(String::new(), |what| what.get_name().to_owned());
     command.args(["doctor", "--patient", &what]).stdin(Stdio::null());
     machine::alarm_before_exec(&mut command, PATIENCE);
@@ -194,6 +220,31 @@ fn read(mut command: Command) -> Result<Findings> {
         );
     }
     serde_json::from_slice(&output.stdout).context("the program that makes the calls says something else")
+}
+
+/// The static program by `mmun run`: whether its calls are announced, or why it is not run.
+fn run_alone() -> Result<std::result::Result<bool, String>> {
+    // Where programs may be run from, as the object is there. Not a file in memory: its call sites could not be looked up.
+    let object = preload::object()?;
+    let path = object.with_file_name(format!(".alone-{}", std::process::id()));
+    let ended = origins::write_alone(&path).and_then(|()| {
+        let mut command = own()?;
+        command.args(["run", "--quiet", "--json", "-", "--"]).arg(&path).stdin(Stdio::null());
+        machine::alarm_before_exec(&mut command, PATIENCE);
+        command.output().context("cannot run mmun itself")
+    });
+    // It is in nobody's way if it stays.
+    let _ = std::fs::remove_file(&path);
+    let output = ended?;
+    if !output.status.success() {
+        // mmun: PATH: why
+        let said = String::from_utf8_lossy(&output.stderr);
+        let why =
+            said.trim_end().rsplit_once(&format!("{}: ", path.display())).map_or(&*said, |(_, why)| why);
+        return Ok(Err(why.to_owned()));
+    }
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).context("mmun run --json")?;
+    Ok(Ok(report["calls"]["munmap"]["bracketed"].as_u64() >= Some(origins::ALONE_ROUNDS)))
 }
 
 /// Whether a process of that id has announced its calls of `munmap`.

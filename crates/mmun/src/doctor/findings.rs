@@ -1,5 +1,6 @@
 //! What the doctor's child has found, on its way to the doctor.
 
+use mmu_notifier_primary::Strict;
 use mmu_notifier_primary::probe::Outcome;
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,7 @@ impl Origin {
     pub fn name(self) -> &'static str {
         match self {
             Origin::Libc => "libc",
-            Origin::Syscall => "sysc()",
+            Origin::Syscall => "sysc.",
             Origin::Own => "own",
             Origin::Late => "late",
             Origin::Made => "made",
@@ -51,25 +52,32 @@ impl Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// As `mmun run` does it.
+    /// By rewriting alone, as `mmun run` does it where everything can be rewritten.
     Plain,
+    /// As `mmun run --strict` does it.
+    Strict,
 }
 
 impl Mode {
-    pub const ALL: [Mode; 1] = [Mode::Plain];
+    pub const ALL: [Mode; 2] = [Mode::Plain, Mode::Strict];
 
     /// The session of programs that are watched so.
     pub fn wanted(self) -> Wanted {
-        match self {
-            Mode::Plain => Wanted { refuse_every: 0, buffer: None },
-        }
+        let strict = match self {
+            Mode::Plain => Strict::Never,
+            Mode::Strict => Strict::Always,
+        };
+        Wanted { refuse_every: 0, strict, buffer: None }
+    }
+
+    /// Whether this machine can.
+    pub fn is_possible(self) -> bool {
+        self == Mode::Plain || super::machine::has_dispatch().is_ok()
     }
 
     /// Whether calls of this origin are to be announced.
     pub fn covers(self, origin: Origin) -> bool {
-        match self {
-            Mode::Plain => origin != Origin::Made,
-        }
+        self == Mode::Strict || origin != Origin::Made
     }
 }
 
@@ -158,6 +166,6 @@ pub struct Findings {
     pub times: Vec<Time>,
     /// What is not as it was written in the hook's code, in sentences. Calls may be announced all the same.
     pub notes: Vec<String>,
-    /// The process id of the static program.
+    /// The process id of the static program that was started.
     pub alone: Option<u32>,
 }

@@ -26,7 +26,6 @@ fn value(diagnosis: &Diagnosis) -> Value {
         json!({
             "mode": mode,
             "calls": findings.calls.iter().chain(&findings.others).map(|finding| call(*mode, finding)).collect::<Vec<_>>(),
-            "static_program": diagnosis.alone.iter().any(|(other, delivered)| other == mode && *delivered),
             "costs": costs.collect::<Vec<_>>(),
             "notes": findings.notes,
         })
@@ -36,6 +35,11 @@ fn value(diagnosis: &Diagnosis) -> Value {
         "good": wrong.is_empty(),
         "wrong": wrong,
         "modes": modes,
+        "static_program": {
+            "run": diagnosis.alone.run == Some(Ok(true)),
+            "refused": diagnosis.alone.run.as_ref().and_then(|run| run.as_ref().err()),
+            "started": diagnosis.alone.started,
+        },
         "machine": diagnosis.machine,
     })
 }

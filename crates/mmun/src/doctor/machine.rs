@@ -93,13 +93,18 @@ fn writing_code() -> Item {
     }
 }
 
-fn dispatch() -> Item {
-    const NAME: &str = "Syscall User Dispatch";
-    const FOR: &str = "calls of code that cannot be rewritten";
+/// Whether the kernel has Syscall User Dispatch.
+pub fn has_dispatch() -> io::Result<()> {
     const SET_SYSCALL_USER_DISPATCH: i32 = 59;
     // SAFETY: switches off what is off.
-    match result(unsafe { libc::prctl(SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) }.into()) {
-        Ok(_) => there(NAME, FOR, "there"),
+    result(unsafe { libc::prctl(SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) }.into()).map(drop)
+}
+
+fn dispatch() -> Item {
+    const NAME: &str = "Syscall User Dispatch";
+    const FOR: &str = "calls of code that cannot be rewritten (mmun run --strict)";
+    match has_dispatch() {
+        Ok(()) => there(NAME, FOR, "there"),
         Err(error) => {
             lacking(NAME, FOR, error.to_string(), "run Linux 5.11 or newer; a sandbox must allow prctl(59)")
         }

@@ -4,9 +4,11 @@
 #![expect(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_int, c_void};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,6 +24,9 @@ mod inline;
 
 const LATE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/late"));
 const ALONE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/alone"));
+
+/// How often the static program unmaps a page, at least: as it says itself.
+pub const ALONE_ROUNDS: u64 = 16;
 
 /// How a call of that origin is made.
 pub fn make(origin: Origin) -> Make {
@@ -134,6 +139,14 @@ fn file(name: &CStr, content: &[u8]) -> Result<(File, CString)> {
 /// The static program: its file, and the path to run it by.
 pub fn alone() -> Result<(File, CString)> {
     file(c"alone", ALONE)
+}
+
+/// Writes the static program to a file that can be run.
+pub fn write_alone(path: &Path) -> Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o700);
+    let written = options.open(path).and_then(|mut file| file.write_all(ALONE));
+    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The library that makes its own system calls.

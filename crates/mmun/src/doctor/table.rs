@@ -15,13 +15,38 @@ use crate::report::units::{counted, duration};
 
 const WIDTH: usize = 80;
 const LABEL: usize = 25;
-const CELL: usize = 7;
+const CELL: usize = 6;
+/// What stands in front of a source.
+const FROM: usize = 8;
+
+/// From where a call is made, and how that is watched.
+#[derive(Clone, Copy)]
+struct Column {
+    head: &'static str,
+    is: &'static str,
+    origin: Origin,
+    mode: Mode,
+}
+
+fn columns(diagnosis: &Diagnosis) -> Vec<Column> {
+    let plain =
+        Origin::ALL.map(|origin| Column { head: origin.name(), is: origin.is(), origin, mode: Mode::Plain });
+    // What is rewritten in one mode is in the other: only what is not can be different.
+    let strict = Column {
+        head: "strict",
+        is: "the same, by mmun run --strict",
+        origin: Origin::Made,
+        mode: Mode::Strict,
+    };
+    let strict = diagnosis.modes.iter().any(|(mode, _)| *mode == Mode::Strict).then_some(strict);
+    plain.into_iter().chain(strict).collect()
+}
 
 pub fn write(page: &mut Page, diagnosis: &Diagnosis) -> io::Result<()> {
-    for (mode, _) in &diagnosis.modes {
-        calls(page, diagnosis, *mode)?;
-        sources(page, diagnosis, *mode)?;
-    }
+    let columns = columns(diagnosis);
+    calls(page, diagnosis, &columns)?;
+    sources(page, diagnosis, &columns)?;
+    alone(page, diagnosis)?;
     machine(page, diagnosis)?;
     verdict(page, diagnosis)
 }
@@ -42,19 +67,19 @@ fn marks(paint: Paint, finding: Option<&Finding>, covered: bool, width: usize) -
     paint.tone(tone, &format!("{text:<width$}"))
 }
 
-fn calls(page: &mut Page, diagnosis: &Diagnosis, mode: Mode) -> io::Result<()> {
+fn calls(page: &mut Page, diagnosis: &Diagnosis, columns: &[Column]) -> io::Result<()> {
     let paint = page.paint;
     page.line("Each call that takes memory away or changes it: announced before, and after?")?;
     page.line("")?;
-    let heads: String = Origin::ALL.iter().map(|origin| format!("{:<CELL$}", origin.name())).collect();
+    let heads: String = columns.iter().map(|column| format!("{:<CELL$}", column.head)).collect();
     let costs =
-        if diagnosis.times.is_empty() { String::new() } else { format!(" {:>7} {:>9}", "alone", "more") };
+        if diagnosis.times.is_empty() { String::new() } else { format!(" {:>7} {:>8}", "alone", "more") };
     let head = format!("  {:<LABEL$}{heads}{costs}", "call");
     page.line(&paint.tone(Tone::Strong, &head))?;
     let (mut quiet, mut starred) = (BTreeSet::new(), false);
     for shot in SHOTS {
-        let found = Origin::ALL.map(|origin| (origin, diagnosis.find(mode, origin, shot.name)));
-        let some = || found.iter().filter_map(|(_, finding)| *finding);
+        let find = |column: &Column| diagnosis.find(column.mode, column.origin, shot.name);
+        let some = || columns.iter().filter_map(find);
         if some().next().is_none() {
             page.line(
                 &paint.tone(Tone::Careful, &format!("  {:<LABEL$}cannot be made on this machine", shot.name)),
@@ -65,14 +90,15 @@ fn calls(page: &mut Page, diagnosis: &Diagnosis, mode: Mode) -> io::Result<()> {
             quiet.insert(shot.name);
             continue;
         }
-        let cells: String = found
-            .iter()
-            .map(|(origin, finding)| marks(paint, *finding, mode.covers(*origin), CELL))
-            .collect();
+        let cells = columns.iter().map(|column| {
+            let covered = column.mode.covers(column.origin);
+            marks(paint, find(column), covered, CELL)
+        });
+        let cells: String = cells.collect();
         let refused = some().find_map(|finding| finding.errno);
         let note = refused.filter(|_| !shot.name.ends_with("failing")).map_or("", |_| "*");
         starred |= !note.is_empty();
-        let cost = cost(diagnosis, mode, shot.name);
+        let cost = cost(diagnosis, Mode::Plain, shot.name);
         let line = format!("  {:<LABEL$}{cells}{cost}", format!("{}{note}", shot.name));
         page.line(line.trim_end())?;
     }
@@ -94,7 +120,7 @@ fn calls(page: &mut Page, diagnosis: &Diagnosis, mode: Mode) -> io::Result<()> {
     let head = format!("  {:<LABEL$}{:<CELL$}{}", "done for the program", "", "by");
     page.line(&paint.tone(Tone::Strong, &head))?;
     for finding in
-        diagnosis.modes.iter().filter(|(other, _)| *other == mode).flat_map(|(_, found)| &found.others)
+        diagnosis.modes.iter().filter(|(mode, _)| *mode == Mode::Plain).flat_map(|(_, found)| &found.others)
     {
         let by = finding.site.as_ref().map_or(String::new(), |site| name(&site.file));
         page.line(&format!("  {:<LABEL$}{}{by}", finding.event, marks(paint, Some(finding), true, CELL)))?;
@@ -107,7 +133,7 @@ fn cost(diagnosis: &Diagnosis, mode: Mode, event: &str) -> String {
     match (diagnosis.watched(mode, event), diagnosis.alone(event)) {
         (Some(watched), Some(alone)) => {
             let sign = if watched < alone { '-' } else { '+' };
-            format!(" {:>7} {:>9}", duration(alone), format!("{sign}{}", duration(watched.abs_diff(alone))))
+            format!(" {:>7} {:>8}", duration(alone), format!("{sign}{}", duration(watched.abs_diff(alone))))
         }
         _ => String::new(),
     }
@@ -121,43 +147,56 @@ fn name(file: &str) -> String {
 }
 
 /// By which rewritten instructions, for each origin.
-fn sources(page: &mut Page, diagnosis: &Diagnosis, mode: Mode) -> io::Result<()> {
+fn sources(page: &mut Page, diagnosis: &Diagnosis, columns: &[Column]) -> io::Result<()> {
     let paint = page.paint;
-    page.line(&paint.tone(Tone::Strong, &format!("  {:<CELL$}{:<33}{}", "from", "", "seen by")))?;
-    for origin in Origin::ALL {
-        let findings =
-            diagnosis.modes.iter().filter(|(other, _)| *other == mode).flat_map(|(_, found)| &found.calls);
-        let changes = findings.filter(|finding| finding.origin == Some(origin) && finding.changes);
-        let (mut files, mut unseen) = (BTreeSet::new(), 0);
-        for finding in changes {
-            match &finding.site {
-                Some(site) => {
-                    files.insert(name(&site.file));
-                }
-                None => unseen += usize::from(finding.starts == 0),
+    page.line(&paint.tone(Tone::Strong, &format!("  {:<FROM$}{:<33}{}", "from", "", "seen by")))?;
+    for column in columns {
+        let findings = diagnosis.modes.iter().filter(|(mode, _)| *mode == column.mode);
+        let findings = findings.flat_map(|(_, found)| &found.calls);
+        let changes: Vec<_> =
+            findings.filter(|finding| finding.origin == Some(column.origin) && finding.changes).collect();
+        let files: BTreeSet<_> =
+            changes.iter().filter_map(|finding| finding.site.as_ref().map(|site| name(&site.file))).collect();
+        let covered = column.mode.covers(column.origin);
+        let (tone, by) = if files.is_empty() {
+            match covered {
+                true => (Tone::Bad, "nobody".to_owned()),
+                false => (Tone::Careful, "nobody: no file says where they are".to_owned()),
             }
-        }
-        let (tone, by) = match files.is_empty() {
-            false => {
-                let files: Vec<_> = files.into_iter().collect();
-                (Tone::Good, format!("call sites rewritten in {}", files.join(", ")))
-            }
-            true if mode.covers(origin) || unseen == 0 => (Tone::Bad, "nobody".to_owned()),
-            true => (Tone::Careful, "nobody: no file says where they are".to_owned()),
+        } else if files.iter().all(String::is_empty) {
+            (Tone::Good, format!("the kernel traps them{}", trap_cost(diagnosis)))
+        } else {
+            let files: Vec<_> = files.into_iter().collect();
+            (Tone::Good, format!("call sites rewritten in {}", files.join(", ")))
         };
-        page.line(&format!(
-            "  {:<CELL$}{:<33}{}",
-            origin.name(),
-            origin.is(),
-            paint.tone(tone, &keep_back(&by, 60))
-        ))?;
+        let by = paint.tone(tone, &keep_back(&by, WIDTH - FROM - 35));
+        page.line(&format!("  {:<FROM$}{:<33}{by}", column.head, column.is))?;
     }
-    let seen = diagnosis.alone.iter().any(|(other, seen)| *other == mode && *seen);
-    let (tone, by) = match seen {
+    Ok(())
+}
+
+/// What an `munmap` costs more if it is trapped.
+fn trap_cost(diagnosis: &Diagnosis) -> String {
+    match (diagnosis.watched(Mode::Strict, "munmap"), diagnosis.alone("munmap")) {
+        (Some(trapped), Some(alone)) => format!(", +{} each", duration(trapped.saturating_sub(alone))),
+        _ => String::new(),
+    }
+}
+
+/// What becomes of a program without a dynamic loader.
+fn alone(page: &mut Page, diagnosis: &Diagnosis) -> io::Result<()> {
+    let paint = page.paint;
+    let (tone, by) = match &diagnosis.alone.run {
+        Some(Ok(true)) => (Tone::Good, "the object inside of it"),
+        Some(Err(_)) => (Tone::Careful, "nobody: mmun run refuses it"),
+        _ => (Tone::Bad, "nobody"),
+    };
+    page.line(&format!("  {:<FROM$}{:<33}{}", "static", "a program without a loader", paint.tone(tone, by)))?;
+    let (tone, by) = match diagnosis.alone.started {
         true => (Tone::Good, "the object inside of it"),
         false => (Tone::Careful, "nobody: nothing can be preloaded"),
     };
-    page.line(&format!("  {:<CELL$}{:<33}{}", "static", "a program without a loader", paint.tone(tone, by)))?;
+    page.line(&format!("  {:<FROM$}{:<33}{}", "", "one that a program starts", paint.tone(tone, by)))?;
     page.line("")
 }
 
