@@ -14,6 +14,7 @@ use crate::check::{CheckError, Fault, Unseen};
 use crate::maps;
 use crate::primary::Primary;
 use crate::session::{UNSEEN, UnseenReason};
+use crate::strict;
 
 /// What a subscriber relies on being told of, before and after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub enum Wanted {
     Call(Syscall),
     /// Every change of what is mapped in this range now, whoever makes it.
     Memory(Range),
-    /// Changes by code that the program has made at run time, and that makes system calls itself.
+    /// Changes by code that the program has made at run time, and that makes system calls itself: in strict mode only.
     MadeCode,
 }
 
@@ -95,7 +96,7 @@ pub enum Undeliverable {
     /// Nobody knows where code that is made at run time makes its calls.
     #[error(
         "calls of code that is made at run time cannot be delivered: no file says where they are; \
-         have it call the C library"
+         have it call the C library, or install with `Strict::Always`"
     )]
     MadeCode,
     /// It could not be looked at.
@@ -133,7 +134,7 @@ const fn remedy(reason: UnseenReason) -> &'static str {
         UnseenReason::NoFile => "keep the file where it was mapped from",
         UnseenReason::ForeignPatch => "install this library before whoever did",
         UnseenReason::NoFunction => "build it with unwind tables or symbols",
-        _ => "have this code call the C library",
+        _ => "have this code call the C library, or install with `Strict::Always`",
     }
 }
 
@@ -178,21 +179,26 @@ impl Primary {
                         "pin the pages for the device, as this is told to drivers in the kernel only";
                     return Err(Undeliverable::Event { event, remedy });
                 }
-                Wanted::MadeCode => return Err(Undeliverable::MadeCode),
+                Wanted::MadeCode if !strict::is_armed() => return Err(Undeliverable::MadeCode),
                 Wanted::Memory(range) => only_ours(&range)?,
-                Wanted::Event(_) | Wanted::Call(_) => {}
+                Wanted::Event(_) | Wanted::Call(_) | Wanted::MadeCode => {}
             }
         }
         let check = self.check_code()?;
         for &call in wanted.iter().flat_map(|wanted| wanted.calls()) {
             let may_make = |unseen: &&Unseen| {
-                let in_code = !matches!(unseen.reason, UnseenReason::Anonymous | UnseenReason::Exec);
-                in_code && unseen.call.is_none_or(|other| other == call)
+                let missed = match unseen.reason {
+                    UnseenReason::Anonymous | UnseenReason::Exec => false,
+                    UnseenReason::ManyTraps => true,
+                    // In strict mode it is trapped.
+                    _ => !strict::is_armed(),
+                };
+                missed && unseen.call.is_none_or(|other| other == call)
             };
             if let Some(unseen) = check.unseen.iter().find(may_make) {
                 return Err(Undeliverable::NotRewritten { call, unseen: unseen.clone() });
             }
-            if check.unseen_total > UNSEEN as u64 {
+            if check.unseen_total > UNSEEN as u64 && !strict::is_armed() {
                 return Err(Undeliverable::TooMany { call, total: check.unseen_total });
             }
             if let Some(fault) = check.faults.iter().find(|fault| fault.may_make(call)) {

@@ -79,7 +79,7 @@ impl fmt::Display for Fault {
                 f.write_str(": install this library after whoever did, or have it told instead of patching")
             }
             FaultKind::Restored => f.write_str(
-                "somebody has put the file's own code back, so this call is not announced: \
+                "somebody has put the file's own code back, so this call is not announced (but in strict mode): \
                  keep whoever saves and restores code from running after this library is installed",
             ),
             FaultKind::Bypassed { found, leads_to } => {
