@@ -69,7 +69,7 @@ pub enum Undeliverable {
         /// The call that was wanted.
         call: Syscall,
         /// What is wrong.
-        fault: Fault,
+        fault: Box<Fault>,
     },
     /// The memory is that of a file, which other processes can truncate.
     #[error(
@@ -202,7 +202,7 @@ impl Primary {
                 return Err(Undeliverable::TooMany { call, total: check.unseen_total });
             }
             if let Some(fault) = check.faults.iter().find(|fault| fault.may_make(call)) {
-                return Err(Undeliverable::Fault { call, fault: fault.clone() });
+                return Err(Undeliverable::Fault { call, fault: Box::new(fault.clone()) });
             }
         }
         Ok(())
