@@ -27,7 +27,10 @@ pub use watch::{Look, State, Watch};
 
 use core::fmt;
 
+use mmu_notifier::Range;
+
 use crate::Syscall;
+use crate::userfault::Net;
 use shots::Aim;
 
 /// What has become of a call.
@@ -80,11 +83,32 @@ impl fmt::Display for Outcome {
 /// Makes a call by `make`, with `watch` told of all changes of this process meanwhile. `None`: it cannot be made this
 /// way, or the ground for it cannot be had (no file in memory, no segment, no such call in this kernel).
 pub fn fire(shot: &Shot, make: Make, watch: &Watch) -> Option<Outcome> {
+    fire_around(shot, make, watch, |_| Some(()), |()| ())
+}
+
+/// The same, with what changes caught in `net`, which tells `watch`. `None` also if it cannot be caught.
+pub fn fire_in_net(shot: &Shot, make: Make, watch: &Watch, net: &Net) -> Option<Outcome> {
+    if shot.scope != Scope::Memory {
+        return None;
+    }
+    fire_around(shot, make, watch, |range| net.register(range).ok(), |_| net.settle())
+}
+
+fn fire_around<T>(
+    shot: &Shot,
+    make: Make,
+    watch: &Watch,
+    prepare: impl FnOnce(Range) -> Option<T>,
+    settle: impl FnOnce(&T),
+) -> Option<Outcome> {
     let mut ground = Ground::new(make);
     let aim = (shot.aim)(&mut ground)?;
+    let prepared = prepare(aim.range)?;
     watch.arm(aim.range, aim.look);
     let result = ground.make(shot.call, &aim.args);
+    settle(&prepared);
     watch.disarm();
+    drop(prepared);
     if result == NOT_OFFERED {
         return None;
     }

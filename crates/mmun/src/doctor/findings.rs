@@ -29,7 +29,7 @@ impl Origin {
     pub fn name(self) -> &'static str {
         match self {
             Origin::Libc => "libc",
-            Origin::Syscall => "sysc.",
+            Origin::Syscall => "sysc",
             Origin::Own => "own",
             Origin::Late => "late",
             Origin::Made => "made",
@@ -56,15 +56,18 @@ pub enum Mode {
     Plain,
     /// As `mmun run --strict` does it.
     Strict,
+    /// Not at all, but for the memory in question, which is caught in a net of userfaultfd.
+    Net,
 }
 
 impl Mode {
+    /// The ways to watch a program.
     pub const ALL: [Mode; 2] = [Mode::Plain, Mode::Strict];
 
     /// The session of programs that are watched so.
     pub fn wanted(self) -> Wanted {
         let strict = match self {
-            Mode::Plain => Strict::Never,
+            Mode::Plain | Mode::Net => Strict::Never,
             Mode::Strict => Strict::Always,
         };
         Wanted { refuse_every: 0, strict, buffer: None }
@@ -77,7 +80,12 @@ impl Mode {
 
     /// Whether calls of this origin are to be announced.
     pub fn covers(self, origin: Origin) -> bool {
-        self == Mode::Strict || origin != Origin::Made
+        match self {
+            Mode::Plain => origin != Origin::Made,
+            Mode::Strict => true,
+            // The kernel tells of some, and of most of these late.
+            Mode::Net => false,
+        }
     }
 }
 

@@ -3,7 +3,9 @@
 use std::io::Write;
 
 use anyhow::Result;
-use mmu_notifier_primary::probe::{SHOTS, Scope, Shot, fire, time};
+use mmu_notifier::{AddressSpace, Change, Subscriber};
+use mmu_notifier_primary::probe::{SHOTS, Scope, Shot, fire, fire_in_net, time};
+use mmu_notifier_primary::userfault::Net;
 
 use super::What;
 use super::findings::{Finding, Findings, Origin, Place, Time};
@@ -20,6 +22,7 @@ pub fn be(what: What) -> Result<()> {
     }
     match what {
         What::All => examine(&mut findings)?,
+        What::Net => findings.calls = in_a_net()?,
         What::Times => findings.times = times([Origin::Libc, Origin::Syscall]),
         What::MadeTimes => {
             origins::make_code()?;
@@ -56,6 +59,33 @@ fn examine(findings: &mut Findings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Calls of which nobody is told but by a net of userfaultfd; none if there is no such thing.
+fn in_a_net() -> Result<Vec<Finding>> {
+    struct Caught;
+    impl Subscriber for Caught {
+        fn start(&self, change: &Change) {
+            TOLD.watch.start(&change.range(), || 0);
+        }
+        fn end(&self, change: &Change) {
+            TOLD.watch.end(&change.range());
+        }
+    }
+    let space = AddressSpace::new();
+    let _subscription = space.subscribe(Caught);
+    origins::make_code()?;
+    let unmap = SHOTS.iter().find(|shot| shot.name == "munmap");
+    // A net for each: it announces again what was discarded a moment ago, where there is something else by now.
+    let fire = |shot| {
+        let net = Net::new(&space).ok()?;
+        let fire = |shot| fire_in_net(shot, origins::make(Origin::Made), &TOLD.watch, &net);
+        // Its thread maps memory when it begins to run: not where something has just gone.
+        unmap.and_then(fire);
+        fire(shot)
+    };
+    let outcomes = SHOTS.iter().filter_map(fire);
+    Ok(outcomes.map(|outcome| Finding::new(Origin::Made, &outcome, None)).collect())
 }
 
 /// How long the calls take, by the first of these that offers it.

@@ -15,7 +15,7 @@ use crate::report::units::{counted, duration};
 
 const WIDTH: usize = 80;
 const LABEL: usize = 25;
-const CELL: usize = 6;
+const CELL: usize = 5;
 /// What stands in front of a source.
 const FROM: usize = 8;
 
@@ -32,14 +32,11 @@ fn columns(diagnosis: &Diagnosis) -> Vec<Column> {
     let plain =
         Origin::ALL.map(|origin| Column { head: origin.name(), is: origin.is(), origin, mode: Mode::Plain });
     // What is rewritten in one mode is in the other: only what is not can be different.
-    let strict = Column {
-        head: "strict",
-        is: "the same, by mmun run --strict",
-        origin: Origin::Made,
-        mode: Mode::Strict,
-    };
-    let strict = diagnosis.modes.iter().any(|(mode, _)| *mode == Mode::Strict).then_some(strict);
-    plain.into_iter().chain(strict).collect()
+    let made = |head, is, mode| Column { head, is, origin: Origin::Made, mode };
+    let strict = made("trap", "the same, by mmun run --strict", Mode::Strict);
+    let net = made("net", "the same, in a net (userfaultfd)", Mode::Net);
+    let there = |column: &Column| diagnosis.modes.iter().any(|(mode, _)| *mode == column.mode);
+    plain.into_iter().chain([strict, net].into_iter().filter(there)).collect()
 }
 
 pub fn write(page: &mut Page, diagnosis: &Diagnosis) -> io::Result<()> {
@@ -95,7 +92,8 @@ fn calls(page: &mut Page, diagnosis: &Diagnosis, columns: &[Column]) -> io::Resu
             marks(paint, find(column), covered, CELL)
         });
         let cells: String = cells.collect();
-        let refused = some().find_map(|finding| finding.errno);
+        let mut watched = columns.iter().filter(|column| column.mode != Mode::Net).filter_map(find);
+        let refused = watched.find_map(|finding| finding.errno);
         let note = refused.filter(|_| !shot.name.ends_with("failing")).map_or("", |_| "*");
         starred |= !note.is_empty();
         let cost = cost(diagnosis, Mode::Plain, shot.name);
@@ -158,7 +156,9 @@ fn sources(page: &mut Page, diagnosis: &Diagnosis, columns: &[Column]) -> io::Re
         let files: BTreeSet<_> =
             changes.iter().filter_map(|finding| finding.site.as_ref().map(|site| name(&site.file))).collect();
         let covered = column.mode.covers(column.origin);
-        let (tone, by) = if files.is_empty() {
+        let (tone, by) = if column.mode == Mode::Net {
+            (Tone::Careful, "the kernel, of some, mostly late".to_owned())
+        } else if files.is_empty() {
             match covered {
                 true => (Tone::Bad, "nobody".to_owned()),
                 false => (Tone::Careful, "nobody: no file says where they are".to_owned()),
