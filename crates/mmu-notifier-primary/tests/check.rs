@@ -127,6 +127,8 @@ fn what_others_do_to_the_code_is_noticed() {
     let mremap = sound.calls.iter().find(|call| call.name == "mremap, shrunk").expect("it is tried");
     in_front_of_the_site(primary, &memory, mremap.site);
     the_way_into_the_hook(primary, &memory, munmap.site);
+    let shmdt = sound.calls.iter().find(|call| call.name == "shmdt").expect("it is tried");
+    the_way_to_the_kernel(primary, &memory, shmdt.site);
     assert!(check(primary).is_sound());
     what_is_unmapped_is_gone(primary, sound.intact, &found.file);
 }
@@ -188,6 +190,21 @@ fn the_way_into_the_hook(primary: &Primary, memory: &File, site: usize) {
         code.faults.len() > 20 && code.faults.iter().all(|fault| fault.kind == FaultKind::StubGone),
         "{code:#?}"
     );
+}
+
+/// The tails of the site, where its call is made: the data of the stub say where. Nobody calls it meanwhile.
+fn the_way_to_the_kernel(primary: &Primary, memory: &File, site: usize) {
+    let relative =
+        |at: usize| i32::from_le_bytes(read(memory, at, 4).try_into().expect("four bytes")) as isize;
+    let stub = site.wrapping_add_signed(relative(site - 4));
+    let data = (stub + 12).wrapping_add_signed(relative(stub + 8));
+    let plain = usize::from_le_bytes(read(memory, data + 8, 8).try_into().expect("a word"));
+    assert_eq!(read(memory, plain, 2), [0x0f, 0x05], "a system call");
+    write(memory, plain, &[0x0f, 0x0b]);
+    let code = primary.check_code();
+    write(memory, plain, &[0x0f, 0x05]);
+    let code = code.expect("/proc is there");
+    assert_eq!((&fault(&code).kind, fault(&code).address), (&FaultKind::StubGone, site));
 }
 
 /// Another mapping of the code of the C library has sites of its own, for as long as it is there.
