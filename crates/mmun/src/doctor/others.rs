@@ -54,7 +54,13 @@ pub fn free(told: &Told) -> Result<Finding> {
     told.watch.arm(page_of(middle as usize), Look::Byte(middle as usize));
     // SAFETY: allocated above.
     unsafe { libc::free(block) };
-    Ok(finding("free(), a large block", Syscall::Munmap, told, State::Byte(b'A'), Some(State::Gone)))
+    // Other allocators than the C library's keep it for later, perhaps without its pages.
+    let is_kept = Look::Byte(middle as usize).look() != State::Gone;
+    let (before, after) =
+        if is_kept { (State::Unknown, State::Unknown) } else { (State::Byte(b'A'), State::Gone) };
+    let mut finding = finding("free(), a large block", Syscall::Munmap, told, before, Some(after));
+    finding.changes = !is_kept || finding.starts > 0;
+    Ok(finding)
 }
 
 /// The stack of a thread that is over.

@@ -51,6 +51,9 @@ pub fn write(page: &mut Page, diagnosis: &Diagnosis) -> io::Result<()> {
 /// Whether a call was announced before, and after.
 fn marks(paint: Paint, finding: Option<&Finding>, covered: bool, width: usize) -> String {
     let Some(finding) = finding else { return format!("{:<width$}", "") };
+    if !finding.changes && finding.starts == 0 {
+        return paint.tone(Tone::Faint, &format!("{:<width$}", "··"));
+    }
     let mark = |told: bool| if told { '✓' } else { '✗' };
     let text: String = match finding.after {
         Some(after) => [mark(finding.before), mark(after)].iter().collect(),

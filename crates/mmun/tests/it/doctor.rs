@@ -8,7 +8,7 @@ use mmu_notifier_primary::probe::SHOTS;
 use serde_json::Value;
 
 use crate::command::{Ended, MMUN, run};
-use crate::program::{compile_shared, workshop};
+use crate::program::{compile_shared, skipped, workshop};
 
 fn doctor(test: &str, options: &[&str], variables: &[(&str, &str)]) -> Ended {
     let mut command = Command::new(MMUN);
@@ -135,6 +135,26 @@ fn people_get_a_table() {
         !colours.contains("alone") && colours.contains("\x1b[32m✓✓") && colours.contains("\x1b[33m✗✗"),
         "{colours}"
     );
+}
+
+/// An allocator that does not give memory back is no fault.
+#[test]
+fn other_allocators_are_well() {
+    let test = "other_allocators_are_well";
+    for name in ["libjemalloc.so.2", "libmimalloc.so.2", "libtcmalloc_minimal.so.4"] {
+        let path = format!("/usr/lib/x86_64-linux-gnu/{name}");
+        let Some(path) = find_file(test, &path) else { continue };
+        doctor(test, &["--quick"], &[("LD_PRELOAD", &path)]).assert_success();
+    }
+}
+
+/// A file, or a loud note that it is not there.
+fn find_file(test: &str, path: &str) -> Option<String> {
+    let there = std::path::Path::new(path).exists();
+    if !there {
+        skipped(test, &format!("no {path} on this machine"));
+    }
+    there.then(|| path.to_owned())
 }
 
 #[test]
