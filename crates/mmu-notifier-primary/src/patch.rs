@@ -322,7 +322,7 @@ impl Stubs {
             self.tails.keep(&made.tails);
             self.pools[pool].used += code.len().next_multiple_of(16);
             batch.site(shape, found.number.known(), syscall, places);
-            written::add(&site);
+            writer.own_calls += written::add(&site);
             return Ok(Patched::InBatch);
         }
         // SAFETY: these tails are nobody's yet.
@@ -341,7 +341,7 @@ impl Stubs {
                 unsafe { writer.jump(address, bytes)? };
             }
         }
-        written::add(&site);
+        writer.own_calls += written::add(&site);
         Ok(Patched::Now)
     }
 

