@@ -3,6 +3,9 @@
 //! The object is another crate's `cdylib` in another profile, which a dependency cannot express; so
 //! this is a second `cargo build`, in a target directory of its own because the outer cargo holds the
 //! lock of the usual one.
+//!
+//! And what `mmun doctor` takes along, which must not need a compiler where it runs: a library to be loaded late and a
+//! static program, each one file for `rustc`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -31,6 +34,19 @@ fn main() {
     rerun_if_changed(&workspace.join("Cargo.lock"));
     println!("cargo::rerun-if-changed=build.rs");
 
+    rerun_if_changed(&workspace.join("crates/mmun/doctor"));
+    let library = ["--crate-type", "cdylib", "-C", "link-arg=-nostdlib"];
+    build_for_doctor("late", &target, &out, &library);
+    let program = [
+        "--crate-type",
+        "bin",
+        "-C",
+        "relocation-model=static",
+        "-C",
+        "link-args=-nostartfiles -nostdlib -static",
+    ];
+    build_for_doctor("alone", &target, &out, &program);
+
     let target_dir = out.join("preload");
     let mut cargo = Command::new(variable("CARGO"));
     cargo
@@ -55,6 +71,28 @@ fn main() {
     let file = out.join("object-hash");
     std::fs::write(&file, format!("{:016x}", hash(&object)))
         .unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
+}
+
+/// Builds one of the files in `doctor/`, which need nothing but the core library.
+fn build_for_doctor(name: &str, target: &str, out: &Path, options: &[&str]) {
+    let folder = Path::new(&variable("CARGO_MANIFEST_DIR")).join("doctor");
+    let mut rustc = Command::new(variable("RUSTC"));
+    rustc.args([
+        "--edition",
+        "2024",
+        "-C",
+        "opt-level=2",
+        "-C",
+        "panic=abort",
+        "-C",
+        "strip=none",
+        "--target",
+        target,
+    ]);
+    rustc.args(options).arg("-o").arg(out.join(name)).arg(folder.join(name).with_extension("rs"));
+    rustc.env_remove("RUSTC_WRAPPER");
+    let status = rustc.status().unwrap_or_else(|error| panic!("cannot run {rustc:?}: {error}"));
+    assert!(status.success(), "building {name} for `mmun doctor` failed: {rustc:?}");
 }
 
 /// FNV-1a: it tells versions apart; what is in a file of that name is compared anyway.

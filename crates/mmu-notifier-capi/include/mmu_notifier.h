@@ -107,6 +107,18 @@ size_t mmu_notifier_quarantined(size_t *bytes);
 int mmu_notifier_invalidate(size_t start, size_t length, int event, int blocking, int (*change)(void *argument),
                             void *argument);
 
+/* In a callback: the address of the system call instruction that makes the change; NULL: it is none of those that
+ * mmu_notifier_install rewrote. May be called in any callback. */
+const void *mmu_notifier_call_site(void);
+
+/* Looks whether the system calls that mmu_notifier_install rewrote are as it left them, and tries, on memory of its own,
+ * whether calls are announced before and after. Calls problem(text, address, context) for each problem: a sentence that
+ * is valid during the call, and where; address is NULL for a call that is not announced. Returns how many problems there
+ * were: 0 if all is well.
+ * May be repeated at any time, but in no callback and no signal handler: reads files and allocates (not with malloc).
+ * -ENODEV: not installed. -EACCES: /proc/self/maps cannot be read. */
+int mmu_notifier_check(void (*problem)(const char *text, const void *address, void *context), void *context);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,6 +1,7 @@
 //! The shared object: the hook of a process, for `mmun` to preload and for C programs to link.
 
 pub mod alone;
+pub mod check;
 mod heap;
 mod preload;
 pub mod subscribe;

@@ -62,6 +62,13 @@ fn a_c_program_is_told_of_every_change() {
 }
 
 #[test]
+fn a_c_program_is_told_what_others_did_to_the_hook() {
+    if let Some(program) = compile("check") {
+        says(&mut Command::new(program), "check ok\n");
+    }
+}
+
+#[test]
 fn the_corners_hold() {
     let Some(program) = compile("edges") else { return };
     let cases = [
@@ -105,9 +112,17 @@ fn nothing_else_is_exported() {
     for name in &names {
         assert!(own.contains(name) || header.contains(&format!("{name}(")), "{name} is not in the header");
     }
-    for function in
-        ["install", "uninstall", "subscribe", "subscribe_refuser", "unsubscribe", "quarantined", "invalidate"]
-    {
+    for function in [
+        "install",
+        "uninstall",
+        "subscribe",
+        "subscribe_refuser",
+        "unsubscribe",
+        "quarantined",
+        "invalidate",
+        "call_site",
+        "check",
+    ] {
         assert!(names.contains(&format!("mmu_notifier_{function}").as_str()), "{function} is not exported");
     }
 }

@@ -80,7 +80,7 @@ impl Survey {
     pub(crate) fn new() -> Survey {
         const AT_BASE: usize = 7;
         unsafe extern "C" {
-            fn dlsym(handle: *mut c_void, name: *const c_char) -> *const c_void;
+            fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
             safe fn getauxval(kind: usize) -> usize;
         }
         let mut marks = [0; MARKS.len() + 1];

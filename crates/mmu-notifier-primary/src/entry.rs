@@ -80,6 +80,9 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    /// How far below the program's stack pointer the word is that says where the site ends.
+    pub(crate) const BACK_BELOW_STACK: usize = size_of::<Frame>() - core::mem::offset_of!(Frame, back) + 128;
+
     /// As if the entry code had pushed it: the arguments and the number of a call of `site`.
     pub(crate) fn new([rdi, rsi, rdx, r10, r8, r9]: [usize; 6], rax: usize, site: &Site) -> Frame {
         let go = core::ptr::from_ref(site) as usize;

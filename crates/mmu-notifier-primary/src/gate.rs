@@ -425,6 +425,15 @@ pub(crate) mod safe {
         }
     }
 
+    /// Whether this process has a child that has not been waited for.
+    pub(crate) fn has_child() -> bool {
+        const WAITID: usize = 247;
+        const ALL: usize = 0;
+        const NO_HANG_EXITED_NO_WAIT: usize = 1 | 4 | 0x0100_0000;
+        // SAFETY: nothing is written, and nobody is waited for.
+        unsafe { call(WAITID, &[ALL, 0, 0, NO_HANG_EXITED_NO_WAIT, 0, 0]) == 0 }
+    }
+
     /// Makes every thread of this process see code that was written before.
     pub(crate) fn synchronize_code() -> Result<(), Errno> {
         const PRIVATE_EXPEDITED_SYNC_CORE: usize = 1 << 5;

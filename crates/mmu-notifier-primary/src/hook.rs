@@ -43,6 +43,7 @@ use crate::primary::Primary;
 use crate::refused::{self, Attempts, NotMade, Refusals};
 use crate::session::Shard;
 use crate::strict;
+use crate::written;
 
 /// This process's primary MMU; null until it is installed, never changed after.
 static PRIMARY: AtomicPtr<Primary> = AtomicPtr::new(core::ptr::null_mut());
@@ -641,6 +642,24 @@ pub(crate) fn return_address(frame: &Frame, site: &Site) -> usize {
     }
     // SAFETY: by its unwind table the function keeps its return address there, above the live stack pointer.
     unsafe { ((frame.stack() + site.caller) as *const usize).read_unaligned() }
+}
+
+impl Primary {
+    /// Inside a callback: where the system call is made that makes the change, the address of its `syscall` instruction.
+    /// `None`: at none that was rewritten or trapped (who makes a change by himself announces it by himself).
+    ///
+    /// A look through a table; neither allocates nor waits.
+    pub fn call_site(&'static self) -> Option<usize> {
+        let here = 0u8;
+        let here = core::ptr::from_ref(&here) as usize;
+        let stack = self.space.changes_at(&self.space.caller().with_stack(here))?;
+        let back = stack.checked_sub(Frame::BACK_BELOW_STACK).filter(|&back| back > here)?;
+        // SAFETY: on the stack of this thread, above what runs: there it can be read. Whether it is a frame, say the
+        // tables of sites.
+        let back = unsafe { (back as *const usize).read_unaligned() };
+        let site = back.wrapping_sub(2);
+        (written::ending_at(back).is_some() || strict::was_trapped(site)).then_some(site)
+    }
 }
 
 /// The open changes of a call that may make several.

@@ -38,6 +38,7 @@
 //! | [`userfault`] | changes that no system call of this process makes |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | [`reaper`] | takes a process's own caches away under memory pressure, as the kernel's OOM reaper does |
+//! | `written`, `health`, `deliver`, [`probe`] | what was rewritten; whether it still is; whether what somebody wants to be told of can be; making calls to see |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -49,10 +50,12 @@ mod children;
 mod code;
 mod context;
 pub mod decode;
+mod deliver;
 mod entry;
 mod facts;
 mod flow;
 mod gate;
+mod health;
 mod hook;
 mod light;
 mod log;
@@ -62,6 +65,7 @@ mod mode;
 pub mod pages;
 mod patch;
 mod primary;
+pub mod probe;
 mod quarantine;
 pub mod reaper;
 mod refused;
@@ -73,8 +77,11 @@ mod tails;
 mod thread;
 pub mod userfault;
 mod worker;
+mod written;
 
 pub use call::Syscall;
+pub use deliver::{Undeliverable, Wanted};
 pub use gate::call as system_call;
+pub use health::{Check, CheckError, Fault, FaultKind, LeadsTo, Unseen};
 pub use primary::{InstallError, Options, Primary, own_program};
 pub use strict::Strict;

@@ -37,6 +37,7 @@ use crate::maps;
 use crate::search::{Found, REPLAY, Shape};
 use crate::session::UnseenReason;
 use crate::tails::{self, Children, Tails};
+use crate::written::{self, Edit};
 
 /// Size of a pool of stubs, in bytes.
 const POOL: usize = 8 * PAGE_SIZE;
@@ -230,6 +231,13 @@ impl Stubs {
         self.used * POOL
     }
 
+    /// What stands at the start of each pool.
+    pub(crate) fn header(&self) -> [u8; POOL_HEADER] {
+        let mut header = [0; POOL_HEADER];
+        header[..8].copy_from_slice(&entry::enter().to_ne_bytes());
+        header
+    }
+
     /// Whether `address` is in a stub.
     pub(crate) fn pool_around(&self, address: usize) -> bool {
         self.pools[..self.used].iter().any(|pool| (pool.address..pool.address + POOL).contains(&address))
@@ -291,6 +299,13 @@ impl Stubs {
             Shape::T3 { nop: 0, .. } => &[long, short],
             Shape::T3 { .. } => &[over, long, short],
         };
+        let edits = places.iter().map(|&(address, bytes)| {
+            // SAFETY: mapped code of the same file.
+            let was = unsafe { core::slice::from_raw_parts(address as *const u8, bytes.len()) };
+            Edit::new(address, was, bytes)
+        });
+        let site =
+            written::Site::new(syscall, base, found.number.known(), [(stub, code), (tails_at, tails)], edits);
         let (first, end) = found.bytes(base);
         let one_page = first & !(PAGE_SIZE - 1) == (end - 1) & !(PAGE_SIZE - 1);
         if let Some(batch) = batch
@@ -307,6 +322,7 @@ impl Stubs {
             self.tails.keep(&made.tails);
             self.pools[pool].used += code.len().next_multiple_of(16);
             batch.site(shape, found.number.known(), syscall, places);
+            writer.own_calls += written::add(&site);
             return Ok(Patched::InBatch);
         }
         // SAFETY: these tails are nobody's yet.
@@ -325,6 +341,7 @@ impl Stubs {
                 unsafe { writer.jump(address, bytes)? };
             }
         }
+        writer.own_calls += written::add(&site);
         Ok(Patched::Now)
     }
 
@@ -338,10 +355,8 @@ impl Stubs {
             return Err(UnseenReason::TableFull);
         }
         let at = self.map_near(writer, address).ok_or(UnseenReason::NoPool)?;
-        let mut header = [0; POOL_HEADER];
-        header[..8].copy_from_slice(&entry::enter().to_ne_bytes());
         // SAFETY: the pool has just been mapped; nobody knows it.
-        unsafe { writer.quiet(at, &header)? };
+        unsafe { writer.quiet(at, &self.header())? };
         self.pools[self.used] = Pool { address: at, used: POOL_HEADER };
         self.used += 1;
         Ok(self.used - 1)
@@ -402,7 +417,7 @@ fn stub_of(
         code.put_far_jump(tails.plain);
         return Some(Made { stub: code, tails });
     }
-    let pool = at & !(POOL - 1);
+    let pool = pool_of(at);
     // The Site lies behind the code, whose length is fixed from here on.
     let site_at = (code.here() + 7 + 6).next_multiple_of(8);
     let tails = tails::make(tails_at, back, site_at, Children::of(number));
@@ -417,6 +432,11 @@ fn stub_of(
     }
     const { assert!(size_of::<Site>() == 6 * 8) };
     Some(Made { stub: code, tails })
+}
+
+/// Where the pool of a stub begins.
+pub(crate) const fn pool_of(stub: usize) -> usize {
+    stub & !(POOL - 1)
 }
 
 /// The nearest place for a pool where nothing is mapped, with room to both sides.

@@ -35,6 +35,7 @@ use crate::strict::{self, Strict};
 use crate::tails;
 use crate::thread::Threads;
 use crate::worker::Worker;
+use crate::written;
 
 /// This Linux process as the primary MMU: every memory system call is announced to its
 /// [`space`](Primary::space) before it is made and after it is done.
@@ -482,6 +483,10 @@ impl Primary {
         // What is remembered is what all processes of the session look for.
         let remembered = (wanted == Wanted::All) == (self.strict == Strict::Always) && wanted != Wanted::Rest;
         let done = self.patching.with(|state| {
+            // What is left of it is searched in addition.
+            if wanted != Wanted::Rest {
+                written::forget(&range);
+            }
             if remembered && let Some(known) = sites::known(&self.log, id, offset, range.len()) {
                 let base = range.start().wrapping_sub(offset);
                 sites::for_each(known, |site, code| {
@@ -609,7 +614,12 @@ impl Primary {
     fn write_batch(&self, state: &mut PatchState, writer: &mut Writer, path: &[u8]) {
         let outcome = |site: &Waiting, written| match written {
             Ok(()) => self.patched(site.shape),
-            Err(reason) => self.not_rewritten(reason, site.number, site.address, path),
+            Err(reason) => {
+                if let Ok(here) = Range::with_len(site.address, 1) {
+                    written::forget(&here);
+                }
+                self.not_rewritten(reason, site.number, site.address, path);
+            }
         };
         // SAFETY: only what nobody runs is kept there, and this belongs to the mapping that is being searched.
         unsafe { state.batch.write(writer, outcome) };
@@ -626,6 +636,11 @@ impl Primary {
         }
     }
 
+    /// What stands at the start of each pool of stubs, if it can be looked at now.
+    pub(crate) fn pool_header(&self) -> Option<[u8; 16]> {
+        self.patching.with(|state| state.stubs.header())
+    }
+
     /// Memory that is ours in this process, in bytes.
     fn own_bytes(&self, stubs: &Stubs) -> usize {
         stubs.bytes()
@@ -634,6 +649,7 @@ impl Primary {
             + Quarantine::BYTES
             + Flow::bytes()
             + Batch::bytes()
+            + written::bytes()
             + AddressSpace::BYTES
     }
 

@@ -280,6 +280,13 @@ impl<'a> Image<'a> {
         None
     }
 
+    /// File offset of the first byte of the function that the byte at `offset` is in, if it is in one that the file names.
+    pub(crate) fn function_start(&self, offset: usize) -> Option<usize> {
+        let address = self.to_address(offset)?;
+        let function = self.framed_function(address).or_else(|| self.named_function(address))?;
+        Some(function.offset)
+    }
+
     /// Distance from the stack pointer at `address` up to the return address.
     fn caller(&self, address: u64) -> Option<usize> {
         let unwind = self.unwind.as_ref()?;

@@ -358,11 +358,25 @@ const PROBES: usize = 64;
 static ADDRESSES: [AtomicU64; STUBS] = [const { AtomicU64::new(0) }; STUBS];
 const THERE: u64 = 1 << 63;
 
+/// Whether the `syscall` instruction at `address` has been trapped.
+pub(crate) fn was_trapped(address: usize) -> bool {
+    // Relaxed: only whether. The probes end at the first place that was never taken.
+    let wanted = address as u64 | THERE;
+    let first = first_probe(address as u64);
+    let places = (0..PROBES).map(|probe| ADDRESSES[(first + probe) % STUBS].load(Ordering::Relaxed));
+    places.take_while(|&found| found != 0).any(|found| found == wanted)
+}
+
+/// Where to look first for the place of an address.
+fn first_probe(address: u64) -> usize {
+    const { assert!(STUBS == 1 << 9) };
+    (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55) as usize
+}
+
 /// The stub of the `syscall` instruction at `address`; `None`: there are too many.
 fn trap_at(address: usize) -> Option<usize> {
     let wanted = address as u64;
-    const { assert!(STUBS == 1 << 9) };
-    let first = (wanted.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55) as usize;
+    let first = first_probe(wanted);
     for probe in 0..PROBES {
         let index = (first + probe) % STUBS;
         let place = &ADDRESSES[index];

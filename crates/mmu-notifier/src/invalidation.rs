@@ -419,6 +419,29 @@ impl AddressSpace {
         }
     }
 
+    /// Inside a callback: where on its stack the calling thread is making the change, that is the
+    /// [`stack`](Caller::stack) of who started it. Of several that are open, the nearest above the stack position of
+    /// `caller`: the innermost one, if all of the thread is on one stack. `None`: nothing is open there, or it was started
+    /// without a position.
+    ///
+    /// ```
+    /// use mmu_notifier::{AddressSpace, Blocking, Change, Event, Range};
+    ///
+    /// let space = AddressSpace::new();
+    /// let caller = space.caller().with_stack(0x7000);
+    /// let change = Change::new(Range::new(0x1000, 0x2000)?, Event::Unmap, Blocking::Allowed);
+    /// let open = space.start(&caller, change).expect("nobody refuses");
+    /// assert_eq!(space.changes_at(&space.caller().with_stack(0x6f00)), Some(0x7000));
+    /// assert_eq!(space.changes_at(&space.caller().with_stack(0x7100)), None);
+    /// space.end(&caller, open);
+    /// assert_eq!(space.changes_at(&space.caller()), None);
+    /// # Ok::<(), mmu_notifier::RangeError>(())
+    /// ```
+    pub fn changes_at(&self, caller: &Caller) -> Option<usize> {
+        let open = self.shared.open.of_thread(caller).map(|(_, stack)| stack);
+        open.filter(|&stack| stack > caller.stack()).min()
+    }
+
     #[cold]
     fn end_those_gone(&self, caller: &Caller, mut gone: impl FnMut(usize) -> bool) -> Abandoned {
         let mut abandoned = Abandoned::default();

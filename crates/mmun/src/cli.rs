@@ -23,12 +23,14 @@ pub enum Command {
     // What help says of each stands at its options.
     Run(Run),
     Replay(Replay),
+    Doctor(Doctor),
     Demo(Demo),
 }
 
 const EXAMPLES: &str = "\
 EXAMPLES:
   mmun run -- ls -l                            what ls does to its address space
+  mmun doctor                                  what is announced on this machine, and what not
   mmun demo pairing                            the bug that started it, and its fix
   mmun demo io-uring                           data lost by a stale registration, and not
   mmun demo oom                                killed at the memory limit, and not
@@ -99,6 +101,47 @@ pub struct Run {
     /// The program and its arguments.
     #[arg(trailing_var_arg = true, required = true, value_names = ["PROGRAM", "ARGS"])]
     pub program: Vec<OsString>,
+}
+
+const DOCTOR_EXAMPLES: &str = "\
+EXAMPLES:
+  mmun doctor                                  what is announced here, and what this machine lacks
+  mmun doctor --json | jq .wrong               for scripts
+  mmun doctor --quick > /dev/null && echo well
+
+EXIT STATUS:
+  0: everything that should be announced here is.  1: something is not (the last lines say what).
+  2: it cannot be found out here, or wrong usage.";
+
+/// Make every kind of memory call on this machine, and say what is announced.
+///
+/// A program watched as mmun run watches it makes each memory system call and each advice of madvise: by the
+/// functions of the C library, by its function syscall, by instructions of its own, of a library that is loaded
+/// late and of code made at run time; has the loader, threads and the allocator make theirs; becomes another
+/// program, and ends. A subscriber looks, at each start whether everything is still as before, and at each end
+/// whether the change is done. The table shows both for each, and what the call costs more than unwatched, in
+/// nanoseconds: the difference of two medians.
+///
+/// Below it stands what this machine has of what this project uses, and what to do about what it has not.
+/// docs/doctor.md says more.
+#[derive(Debug, clap::Args)]
+#[command(after_help = DOCTOR_EXAMPLES)]
+pub struct Doctor {
+    /// Write everything as JSON, to stdout.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Do not find out what calls cost.
+    #[arg(long)]
+    pub quick: bool,
+
+    /// Colours in the output.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+
+    /// Be the program that makes the calls.
+    #[arg(long, hide = true, value_name = "WHAT")]
+    pub patient: Option<crate::doctor::What>,
 }
 
 const REPLAY_EXAMPLES: &str = "\

@@ -5,13 +5,14 @@
 //! is summed up and reported.
 //!
 //! `mmun replay` ([`replay`]) and `mmun demo` ([`demo`]) start no program: they show how the kernels and this
-//! library behave.
+//! library behave. `mmun doctor` ([`doctor`]) runs itself as the program.
 
 #![expect(unreachable_pub, reason = "a program is reached by nobody; here `pub` means: for other modules")]
 
 mod cli;
 mod clock;
 mod demo;
+mod doctor;
 mod elf;
 mod inject;
 mod launch;
@@ -44,6 +45,7 @@ fn main() {
     match Cli::parse().command {
         Command::Run(options) => run(&options),
         Command::Replay(options) => std::process::exit(replay::replay(&options)),
+        Command::Doctor(options) => std::process::exit(doctor::show(&options)),
         Command::Demo(Demo { experiment }) => std::process::exit(match experiment {
             Experiment::Pairing(options) => demo::pairing::show(&options),
             Experiment::IoUring(options) => demo::io_uring::show(&options),

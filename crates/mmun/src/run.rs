@@ -95,7 +95,7 @@ fn has_dispatch() -> Result<()> {
 }
 
 /// What is preloaded: our object, and what was to be preloaded anyway.
-fn preload_list(object: &Path, others: Option<OsString>) -> OsString {
+pub fn preload_list(object: &Path, others: Option<OsString>) -> OsString {
     let mut list = object.as_os_str().to_owned();
     if let Some(others) = others.filter(|others| !others.is_empty()) {
         list.push(":");

@@ -8,6 +8,7 @@ mod alone;
 mod behave;
 mod command;
 mod demo;
+mod doctor;
 mod hook;
 mod launch;
 mod matrix;
