@@ -70,6 +70,8 @@ pub(crate) mod safe {
     const FSTAT: usize = 5;
     const STAT: usize = 4;
     const PWRITE: usize = 18;
+    const RT_SIGPROCMASK: usize = 14;
+    const SCHED_YIELD: usize = 24;
     const GETPID: usize = 39;
     const SHMCTL: usize = 31;
     const READLINK: usize = 89;
@@ -283,6 +285,30 @@ pub(crate) mod safe {
         let ret = unsafe { call(SHMCTL, &[id, IPC_STAT, shmid.as_mut_ptr() as usize, 0, 0, 0]) };
         // struct ipc_perm has 48 bytes, then shm_segsz.
         (ret == 0).then_some(shmid[6])
+    }
+
+    /// Keeps signals from this thread; returns which were kept from it before.
+    pub(crate) fn block_signals() -> u64 {
+        const SIG_BLOCK: usize = 0;
+        let (all, mut before) = (u64::MAX, 0u64);
+        let args = [SIG_BLOCK, &raw const all as usize, &raw mut before as usize, size_of::<u64>(), 0, 0];
+        // SAFETY: the kernel reads one word and writes the other.
+        unsafe { call(RT_SIGPROCMASK, &args) };
+        before
+    }
+
+    /// What [`block_signals`] has returned.
+    pub(crate) fn set_signals(blocked: u64) {
+        const SIG_SETMASK: usize = 2;
+        let args = [SIG_SETMASK, &raw const blocked as usize, 0, size_of::<u64>(), 0, 0];
+        // SAFETY: the kernel reads one word.
+        unsafe { call(RT_SIGPROCMASK, &args) };
+    }
+
+    /// Lets others run.
+    pub(crate) fn yield_now() {
+        // SAFETY: touches no memory.
+        unsafe { call(SCHED_YIELD, &[0; 6]) };
     }
 
     /// Makes every thread of this process see code that was written before.

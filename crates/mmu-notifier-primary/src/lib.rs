@@ -31,6 +31,7 @@
 //! | `search`, `flow`, `sites` | finding call sites in files |
 //! | `patch`, `batch`, `entry`, `gate` | rewriting them; many at a time; the way into Rust and back; the one `syscall` instruction |
 //! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
+//! | `check` | registrations with the kernel, and changes that make them stale: on request |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
 
@@ -39,6 +40,7 @@ compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
 
 mod batch;
 mod call;
+mod check;
 mod children;
 pub mod decode;
 mod entry;

@@ -12,6 +12,7 @@ use mmu_notifier::{AddressSpace, Caller, PAGE_SIZE, Range};
 
 use crate::Syscall;
 use crate::batch::{Batch, Waiting};
+use crate::check::Check;
 use crate::children::Preload;
 use crate::entry;
 use crate::facts::Memory;
@@ -24,7 +25,7 @@ use crate::hook;
 use crate::log::{Log, put_path, ticks};
 use crate::maps;
 use crate::patch::{Live, Patched, Stubs, Writer};
-use crate::search::{Found, Image, Shape, Unfit, candidates, search};
+use crate::search::{Found, Image, Shape, Unfit, Wanted, candidates, search};
 use crate::session::{self, Header, UnseenReason};
 use crate::sites::{self, Draft};
 use crate::thread::Threads;
@@ -42,6 +43,8 @@ pub struct Primary {
     pub(crate) log: Log,
     pub(crate) memory: Memory,
     pub(crate) preload: Option<Preload>,
+    /// Of registrations, if somebody wants it.
+    pub(crate) check: Option<Check>,
     pid: AtomicU32,
     patching: Patching,
     said_anonymous: AtomicBool,
@@ -182,6 +185,7 @@ impl Primary {
             }),
             threads: Threads::new(rdfsbase_works()),
             memory: Memory::new(),
+            check: Check::new(&log),
             log,
             preload,
             pid: AtomicU32::new(safe::getpid()),
@@ -339,7 +343,8 @@ impl Primary {
         if let (Some(bytes), Some(image)) = (&bytes, &image) {
             let base = range.start().wrapping_sub(offset);
             let mut flow = core::mem::take(&mut state.flow);
-            search(image, readable_code(range), offset, &mut flow, |site| {
+            let wanted = if self.check.is_some() { Wanted::AlsoRegistrations } else { Wanted::MemoryCalls };
+            search(image, wanted, readable_code(range), offset, &mut flow, |site| {
                 if let Some(code) = bytes.bytes.get(site.from..site.offset + 2) {
                     draft.add(&site, code);
                     self.patch(state, writer, base, &site, code, path);
@@ -495,6 +500,9 @@ impl Primary {
         // SAFETY: by this function's promise; the hook has come back from the call, so this is no callback.
         unsafe { self.space.forked() };
         self.log.forked();
+        if let Some(check) = &self.check {
+            check.forked();
+        }
         (self.after_fork)(self);
     }
 

@@ -52,6 +52,22 @@ pub(crate) enum Shape {
     },
 }
 
+/// Which calls are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Those that change memory.
+    MemoryCalls,
+    /// And those that register it with the kernel ([`crate::check`]).
+    AlsoRegistrations,
+}
+
+impl Wanted {
+    pub(crate) fn has(self, number: usize) -> bool {
+        Syscall::from_number(number).is_some()
+            || self == Wanted::AlsoRegistrations && crate::check::is_wanted(number)
+    }
+}
+
 /// What is known of the number that the site passes to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Number {
@@ -299,6 +315,7 @@ impl gimli::UnwindContextStorage<usize> for Rows {
 /// work in.
 pub(crate) fn search(
     image: &Image<'_>,
+    wanted: Wanted,
     code: &[u8],
     offset: usize,
     flow: &mut Flow,
@@ -306,7 +323,7 @@ pub(crate) fn search(
 ) {
     let go = image.is_go();
     for at in candidates(code) {
-        if let Some(mut site) = judge(image, offset + at, flow) {
+        if let Some(mut site) = judge(image, wanted, offset + at, flow) {
             if go {
                 site.shape = Err(Unfit::SmallStacks);
             }
@@ -321,7 +338,7 @@ pub(crate) fn candidates(code: &[u8]) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// A candidate at a file offset: what it is, if it is something.
-fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
+fn judge(image: &Image<'_>, wanted: Wanted, offset: usize, flow: &mut Flow) -> Option<Found> {
     let address = image.to_address(offset)?;
     let decode = |function: Function| {
         let end = function.offset + (function.end - function.address) as usize;
@@ -335,18 +352,18 @@ fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
             let before = image.function_before(address).and_then(decode);
             match before.or_else(|| image.named_function(address).and_then(decode)) {
                 Some(decoded) => decoded,
-                None => return outside(image, offset),
+                None => return outside(image, wanted, offset),
             }
         }
     };
     let numbers = match scan.number_directly_before() {
-        Some(number) if Syscall::from_number(number).is_none() => return None,
+        Some(number) if !wanted.has(number) => return None,
         Some(number) => Numbers::One(number),
-        None => flow.numbers(code, function.address, address),
+        None => flow.numbers(wanted, code, function.address, address),
     };
     let number = match numbers {
         Numbers::Any => Number::Unknown,
-        Numbers::One(number) => Number::Known(Syscall::from_number(number)?.number()),
+        Numbers::One(number) => Number::Known(number),
         Numbers::NoMemoryCall => return None,
         Numbers::Several => Number::Unknown,
     };
@@ -360,13 +377,15 @@ fn judge(image: &Image<'_>, offset: usize, flow: &mut Flow) -> Option<Found> {
 
 /// A candidate outside all functions: most are padding, tables, or chance. It is worth a word only if it
 /// looks exactly like a memory system call.
-fn outside(image: &Image<'_>, offset: usize) -> Option<Found> {
+fn outside(image: &Image<'_>, wanted: Wanted, offset: usize) -> Option<Found> {
     let before = image.bytes.get(offset.checked_sub(5)?..offset)?;
     let number = match before {
         [0xb8, number @ ..] => u32::from_le_bytes(number.try_into().ok()?) as usize,
         _ => return None,
     };
-    Syscall::from_number(number)?;
+    if !wanted.has(number) {
+        return None;
+    }
     Some(Found {
         offset,
         number: Number::Known(number),

@@ -42,10 +42,11 @@ EXAMPLES:
   mmun run --trace out.json -- make -j8        a timeline for ui.perfetto.dev, all processes
   mmun run --json - --quiet -- ./job | jq .    numbers for scripts
   mmun run --refuse 1/3 -- ./program           refuse every third change that may not wait
+  mmun run --check -- ./server                 find registrations that went stale
 
 EXIT STATUS:
-  That of the program; a signal that kills it kills mmun too. Otherwise 125: mmun itself failed;
-  126: the program cannot be run or not be watched; 127: not found; 2: wrong usage.";
+  That of the program; a signal that kills it kills mmun too. 66: --check found a stale
+  registration (--check-status says another). Otherwise 125: mmun itself failed; 126: the program cannot be run or not be watched; 127: not found; 2: wrong usage.";
 
 /// Run a program and report its changes of memory.
 ///
@@ -71,6 +72,18 @@ pub struct Run {
     /// Attach a subscriber that refuses every N-th change that may not wait.
     #[arg(long, value_name = "1/N", value_parser = parse_refuse)]
     pub refuse: Option<u32>,
+
+    /// Check what the program registers with the kernel (fixed buffers of io_uring, DMA mappings, memslots of KVM,
+    /// locked memory): is it still the memory that is there?
+    ///
+    /// A registration whose memory was replaced is stale: data go where the program does not see them. Both calls are
+    /// told with their call stacks. docs/check.md says more.
+    #[arg(long)]
+    pub check: bool,
+
+    /// Exit with this status if --check found a stale registration; 0: with the program's.
+    #[arg(long, value_name = "STATUS", default_value = "66", requires = "check", value_parser = clap::value_parser!(u8))]
+    pub check_status: u8,
 
     /// Memory for single calls on their way to --trace and --report (64k to 4g); what finds it full is
     /// dropped and counted.

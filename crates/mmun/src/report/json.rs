@@ -7,6 +7,9 @@ use std::io::{self, Write};
 
 use serde::{Serialize, Serializer};
 
+mod check;
+
+use self::check::Check;
 use crate::summary::{Outcome, Summary, Times};
 
 /// Writes the object, for people indented, and a line feed.
@@ -39,6 +42,7 @@ pub(super) struct Run<'a> {
     threads: u64,
     records: Records,
     hook: Hook,
+    check: Option<Check<'a>>,
 }
 
 #[derive(Serialize)]
@@ -191,6 +195,7 @@ impl<'a> From<&'a Summary> for Run<'a> {
                 buffer_bytes: summary.record_buffer,
             },
             hook: Hook { own_calls: summary.own_calls, own_bytes: summary.own_bytes },
+            check: summary.check.as_ref().map(Check::from),
         }
     }
 }

@@ -1,0 +1,447 @@
+//! A sanitizer for registrations: memory that the program has registered with the kernel, and what becomes of it.
+//!
+//! Only where a session asks for it ([`session::check`](crate::session::check)): then the call sites of a few more calls
+//! are rewritten ([`calls::NUMBERS`]), what they register is kept in a table ([`table`]), and behind every memory
+//! call that touches what is in the table, the pages are compared ([`judge`]). Elsewhere none of this costs anything but
+//! a look at a pointer that is null.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `calls` | which calls register what |
+//! | `table`, `frames`, `stack` | what is registered; its page frames; who registered it |
+//! | `owner` | whether a ring, a machine or a device is still open |
+//! | `judge` | what is wrong after a change |
+//!
+//! The calls that register are made here, not by the entry code: they are short, and nobody is cancelled in them. The
+//! table has one lock; signals wait while it is held, so that its holder comes to an end.
+
+// UNSAFETY: makes the program's calls, and keeps the table behind its lock.
+#![expect(unsafe_code)]
+
+mod calls;
+mod frames;
+mod judge;
+mod owner;
+mod stack;
+mod table;
+
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use mmu_notifier::{Event, PAGE_SIZE, Range};
+
+use self::calls::{Act, IO_URING_ENTER, New, Owner};
+use self::judge::{Found, Made, judge};
+use self::owner::{Alive, Rings};
+use self::stack::Snapshot;
+use self::table::{Entry, Maker, Table};
+use crate::Syscall;
+use crate::entry::{Frame, Site};
+use crate::gate::{self, safe};
+use crate::log::{Log, ticks};
+use crate::session::check::{Area, FINDINGS, Finding, Registered, Verdict};
+
+pub(crate) use self::calls::NUMBERS;
+
+/// What is registered by this process, and where findings go.
+pub(crate) struct Check {
+    area: &'static Area,
+    /// What all registrations lie between; nothing: `high` is 0. Written under the lock, read as a hint: who registers and
+    /// who changes are ordered by the program, or it is a race of the program's.
+    low: AtomicUsize,
+    high: AtomicUsize,
+    /// Some are of before this process was forked, and none of them was found in use yet.
+    inherited: AtomicBool,
+    busy: AtomicBool,
+    books: UnsafeCell<Books>,
+}
+
+/// What the lock guards.
+struct Books {
+    table: &'static mut Table,
+    rings: Rings,
+    lock_future: bool,
+}
+
+// SAFETY: `books` is reached only through `Check::with`, by one thread at a time.
+unsafe impl Sync for Check {}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Check")
+    }
+}
+
+/// Whether the call sites of this number matter to who checks.
+pub(crate) fn is_wanted(number: usize) -> bool {
+    NUMBERS.contains(&number)
+}
+
+impl Check {
+    /// For a session that asks for it.
+    pub(crate) fn new(log: &Log) -> Option<Check> {
+        let area = log.check()?;
+        let Some(table) = Table::new() else {
+            area.unchecked.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        if !frames::visible() {
+            area.blind.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(Check {
+            area,
+            low: AtomicUsize::new(0),
+            high: AtomicUsize::new(0),
+            inherited: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+            books: UnsafeCell::new(Books { table, rings: Rings::NONE, lock_future: false }),
+        })
+    }
+
+    /// Whether a call that is no memory call has to come to [`Check::call`].
+    #[inline(always)]
+    pub(crate) fn concerns(&self, number: usize, second: usize) -> bool {
+        calls::concerns(number, second)
+            || number == IO_URING_ENTER && second != 0 && self.inherited.load(Ordering::Relaxed)
+    }
+
+    /// Makes a call that [concerns](Check::concerns) registrations, or has it made.
+    #[inline(never)]
+    pub(crate) fn call(&self, log: &Log, frame: &mut Frame, site: &Site) {
+        let (number, args) = (frame.rax, frame.args());
+        if number == IO_URING_ENTER {
+            frame.go = site.plain;
+            self.entered(log, &args, frame, site);
+            return;
+        }
+        frame.go = site.back;
+        // SAFETY: the program's own call; all that come here return once.
+        let result = unsafe { gate::call(number, &args) };
+        frame.rax = result.cast_unsigned();
+        if !(-4095..0).contains(&result) {
+            self.with(|books| books.registered(self.area, number, &args, frame, site));
+        }
+    }
+
+    /// Behind a memory call that has succeeded.
+    #[inline(never)]
+    pub(crate) fn changed(
+        &self,
+        log: &Log,
+        frame: &Frame,
+        site: &Site,
+        call: Syscall,
+        changes: &[(Range, Event)],
+    ) {
+        let (low, high) = (self.low.load(Ordering::Relaxed), self.high.load(Ordering::Relaxed));
+        let touches = |range: &Range| range.start() < high && low < range.end();
+        let args = frame.args();
+        let made = Made { call, args: &args, result: frame.rax, changes };
+        if !changes.iter().any(|(range, _)| touches(range)) && !made.mapped().is_some_and(|m| touches(&m)) {
+            return;
+        }
+        self.with(|books| {
+            let Books { table, rings, lock_future } = books;
+            let mut alive = Alive::new(rings);
+            let compared = judge(
+                table,
+                &made,
+                *lock_future,
+                |entry| alive.is(entry),
+                |table, found| self.write(log, table, found, call.number(), frame, site),
+            );
+            if compared.pages > 0 {
+                self.area.changes.fetch_add(1, Ordering::Relaxed);
+                self.area.compared.fetch_add(compared.pages, Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// In a forked child, by its only thread: what its parent has registered is of the parent's pages.
+    pub(crate) fn forked(&self) {
+        // Nobody else is here; who held the lock in the parent is not.
+        self.busy.store(false, Ordering::Relaxed);
+        let inherited = self.with(|books| {
+            let mut inherited = false;
+            for place in books.table.places() {
+                match books.table.entry(place).kind() {
+                    // A ring goes on in the child; machines and devices do not, nor do locks.
+                    Some(Registered::Buffer) => {
+                        books.table.inherit(place);
+                        inherited = true;
+                    }
+                    Some(_) => books.table.remove(place),
+                    None => {}
+                }
+            }
+            books.rings = Rings::NONE;
+            books.lock_future = false;
+            inherited
+        });
+        self.inherited.store(inherited == Some(true), Ordering::Relaxed);
+    }
+
+    /// A child submits to a ring: are the buffers of that ring its parent's?
+    fn entered(&self, log: &Log, args: &[usize; 6], frame: &Frame, site: &Site) {
+        const REGISTERED_RING: usize = 1 << 4;
+        if args[3] & REGISTERED_RING != 0 {
+            // Indices of rings are not inherited.
+            return;
+        }
+        let descriptor = args[0] as i32;
+        let Some(ring) = owner::of_descriptor(descriptor) else { return };
+        self.with(|books| {
+            let table = &mut *books.table;
+            let mut found: Option<Found> = None;
+            let mut others = false;
+            for place in table.places() {
+                let entry = *table.entry(place);
+                if !entry.inherited || entry.kind().is_none() {
+                    continue;
+                }
+                if entry.owner != ring {
+                    others = true;
+                    continue;
+                }
+                let Some(pages) = entry.pages() else { continue };
+                let Some((start, words)) = table.words(place, &pages) else { continue };
+                let compared = frames::compare(start, words, true);
+                if compared.other + compared.empty == 0 {
+                    // Shared memory: the child's pages are the parent's.
+                    others = true;
+                    continue;
+                }
+                let verdict = Verdict::Stale;
+                let (from, bytes) = (entry.start, entry.len as u64);
+                match &mut found {
+                    Some(found) => {
+                        found.count += 1;
+                        found.bytes += bytes;
+                        found.compared.add(&compared);
+                    }
+                    None => found = Some(Found { verdict, place, entry, count: 1, from, bytes, compared }),
+                }
+            }
+            if let Some(found) = found {
+                self.write(log, table, &found, IO_URING_ENTER, frame, site);
+            }
+            self.inherited.store(others, Ordering::Relaxed);
+        });
+    }
+
+    /// Writes a finding for whoever watches.
+    fn write(&self, log: &Log, table: &Table, found: &Found, call: usize, frame: &Frame, site: &Site) {
+        let Found { verdict, place, entry, count, from, bytes, compared } = found;
+        let free = (0..FINDINGS).find(|&index| {
+            // Acquire pairs with the Release of the reader, who is done with it.
+            self.area.states[index].compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        });
+        let Some(index) = free else {
+            self.area.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let finding: &Finding = &self.area.findings[index];
+        let small = [
+            (&finding.verdict, *verdict as u32),
+            (&finding.kind, entry.kind().map_or(0, |kind| kind as u32)),
+            (&finding.process, log.process_index() as u32),
+            (&finding.count, *count),
+            (&finding.descriptor, entry.descriptor as u32),
+            (&finding.registered_thread, entry.thread),
+            (&finding.changed_thread, safe::gettid()),
+            (&finding.inherited, entry.inherited.into()),
+        ];
+        for (to, value) in small {
+            to.store(value, Ordering::Relaxed);
+        }
+        let large = [
+            (&finding.index, entry.index),
+            (&finding.start, entry.start as u64),
+            (&finding.len, entry.len as u64),
+            (&finding.from, *from as u64),
+            (&finding.changed, *bytes),
+            (&finding.pages, compared.pages),
+            (&finding.other, compared.other),
+            (&finding.empty, compared.empty),
+            (&finding.unmapped, compared.unmapped),
+            (&finding.registered_time, entry.time),
+            (&finding.changed_time, ticks()),
+            (&finding.registering, entry.registering.into()),
+            (&finding.call, call as u64),
+        ];
+        for (to, value) in large {
+            to.store(value, Ordering::Relaxed);
+        }
+        for (to, value) in finding.args.iter().zip(frame.args()) {
+            to.store(value as u64, Ordering::Relaxed);
+        }
+        match table.stack(*place) {
+            Some(snapshot) => snapshot.put(&finding.registered_at),
+            None => stack::put_none(&finding.registered_at),
+        }
+        stack::put(frame, site, &finding.changed_at);
+        // Release pairs with the Acquire of the reader: the finding is complete.
+        self.area.states[index].store(2, Ordering::Release);
+    }
+
+    /// Runs `work` with the books. `None`, counted, if somebody has them for too long.
+    fn with<R>(&self, work: impl FnOnce(&mut Books) -> R) -> Option<R> {
+        const TRIES: usize = 1_000_000;
+        let signals = safe::block_signals();
+        let mut tries = 0;
+        // Acquire pairs with the Release below.
+        while self.busy.swap(true, Ordering::Acquire) {
+            tries += 1;
+            if tries == TRIES {
+                self.area.missed.fetch_add(1, Ordering::Relaxed);
+                safe::set_signals(signals);
+                return None;
+            }
+            safe::yield_now();
+        }
+        // SAFETY: `busy` keeps everybody else out until the store below.
+        let books = unsafe { &mut *self.books.get() };
+        let result = work(books);
+        let (low, high) = books.table.hull().unwrap_or((0, 0));
+        self.low.store(low, Ordering::Relaxed);
+        self.high.store(high, Ordering::Relaxed);
+        self.busy.store(false, Ordering::Release);
+        safe::set_signals(signals);
+        Some(result)
+    }
+}
+
+impl Books {
+    /// Notes what a call has done.
+    fn registered(&mut self, area: &Area, number: usize, args: &[usize; 6], frame: &Frame, site: &Site) {
+        let (descriptor, owner) = match calls::owner(number, args) {
+            Owner::Descriptor(descriptor) => (descriptor, owner::of_descriptor(descriptor).unwrap_or(0)),
+            Owner::RingIndex(index) => self.rings.of_index(safe::gettid(), index),
+            Owner::Process => (-1, 0),
+        };
+        let mut maker = None;
+        calls::decode(number, args, frame.rax, |act| match act {
+            Act::Add(new) | Act::Replace(new) => {
+                let maker = *maker.get_or_insert_with(|| {
+                    self.forget_closed(descriptor, owner, new.kind);
+                    let (stack, room) = self.table.new_stack();
+                    if let Some(room) = room {
+                        Snapshot::take(room, frame, site);
+                    }
+                    let (thread, registering) = (safe::gettid(), number as u32);
+                    Maker { descriptor, owner, thread, registering, time: ticks(), stack }
+                });
+                if matches!(act, Act::Replace(_)) {
+                    self.remove(|entry| is_at(entry, owner, new.kind, new.index, new.space));
+                }
+                self.add(area, &new, &maker);
+            }
+            Act::Remove { kind, index, space } => {
+                self.remove(|entry| is_at(entry, owner, kind, index, space));
+            }
+            Act::RemoveAll(kind) => {
+                self.remove(|entry| entry.kind() == Some(kind) && entry.owner == owner);
+            }
+            Act::RemoveBetween { kind, space, from, to } => self.remove(|entry| {
+                entry.kind() == Some(kind)
+                    && (entry.owner, entry.space) == (owner, space)
+                    && (from..to).contains(&entry.index)
+            }),
+            Act::RemoveSpace { kind, space } => self.remove(|entry| {
+                entry.kind() == Some(kind) && (entry.owner, entry.space) == (owner, space)
+            }),
+            Act::Unlock { start, len } => {
+                let Ok(range) = Range::with_len(start, len).map(|range| range.to_pages()) else { return };
+                for place in self.table.places() {
+                    let entry = self.table.entry(place);
+                    let part = entry.pages().and_then(|pages| pages.intersection(&range));
+                    if let (Some(Registered::Lock), Some(part)) = (entry.kind(), part) {
+                        judge::unlock(self.table, place, &part);
+                    }
+                }
+            }
+            Act::LockFuture(on) => self.lock_future = on,
+            Act::RingIndex { index, descriptor } => {
+                if let Some(ring) = owner::of_descriptor(descriptor) {
+                    self.rings.set(safe::gettid(), index, descriptor, ring);
+                }
+            }
+            Act::CloneBuffers { from, from_registered, first, to, count } => {
+                let source = match from_registered {
+                    true => self.rings.of_index(safe::gettid(), from as u32).1,
+                    false => owner::of_descriptor(from).unwrap_or(0),
+                };
+                self.clone_buffers(area, source, (descriptor, owner), first, to, count);
+            }
+        });
+    }
+
+    fn add(&mut self, area: &Area, new: &New, maker: &Maker) {
+        let kind = new.kind as usize;
+        area.registered[kind].fetch_add(1, Ordering::Relaxed);
+        area.bytes[kind].fetch_add(new.len as u64, Ordering::Relaxed);
+        let Some(place) = self.table.add(new, maker) else {
+            area.untracked.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let pages = self.table.entry(place).pages();
+        if let Some((start, words)) = pages.and_then(|pages| self.table.words(place, &pages)) {
+            frames::keep(start, words);
+        }
+    }
+
+    fn remove(&mut self, gone: impl Fn(&Entry) -> bool) {
+        for place in self.table.places() {
+            let entry = self.table.entry(place);
+            if entry.kind().is_some() && gone(entry) {
+                self.table.remove(place);
+            }
+        }
+    }
+
+    /// What had this descriptor before has been closed.
+    fn forget_closed(&mut self, descriptor: i32, owner: u64, kind: Registered) {
+        if descriptor >= 0 {
+            self.remove(|entry| {
+                entry.kind() == Some(kind) && entry.descriptor == descriptor && entry.owner != owner
+            });
+        }
+    }
+
+    /// What one ring holds another holds as well: the pages that were registered, whatever is there by now.
+    fn clone_buffers(
+        &mut self,
+        area: &Area,
+        from: u64,
+        (descriptor, owner): (i32, u64),
+        first: u64,
+        to: u64,
+        count: u64,
+    ) {
+        let last = if count == 0 { u64::MAX } else { first.saturating_add(count) };
+        for place in self.table.places() {
+            let entry = *self.table.entry(place);
+            if entry.kind() != Some(Registered::Buffer)
+                || entry.owner != from
+                || !(first..last).contains(&entry.index)
+            {
+                continue;
+            }
+            let index = entry.index - first + to;
+            self.remove(|entry| is_at(entry, owner, Registered::Buffer, index, 0));
+            let kind = Registered::Buffer as usize;
+            area.registered[kind].fetch_add(1, Ordering::Relaxed);
+            area.bytes[kind].fetch_add(entry.len as u64, Ordering::Relaxed);
+            if self.table.add_like(place, index, descriptor, owner).is_none() {
+                area.untracked.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn is_at(entry: &Entry, owner: u64, kind: Registered, index: u64, space: u32) -> bool {
+    entry.kind() == Some(kind) && (entry.owner, entry.index, entry.space) == (owner, index, space)
+}
+
+const _: () = assert!(PAGE_SIZE == 4096);
