@@ -10,7 +10,7 @@
 //! | `calls` | which calls register what |
 //! | `table`, `frames`, `stack` | what is registered; its page frames; who registered it |
 //! | `owner` | whether a ring, a machine or a device is still open |
-//! | `judge` | what is wrong after a change |
+//! | `judge`, `pending` | what is wrong after a change; what only time tells |
 //!
 //! The calls that register are made here, not by the entry code: they are short, and nobody is cancelled in them. The
 //! table has one lock; signals wait while it is held, so that its holder comes to an end.
@@ -22,6 +22,7 @@ mod calls;
 mod frames;
 mod judge;
 mod owner;
+mod pending;
 mod stack;
 mod table;
 
@@ -34,6 +35,7 @@ use mmu_notifier::{Event, PAGE_SIZE, Range};
 use self::calls::{Act, IO_URING_ENTER, New, Owner};
 use self::judge::{Found, Made, judge};
 use self::owner::{Alive, Rings};
+use self::pending::{Changer, Outcome};
 use self::stack::Snapshot;
 use self::table::{Entry, Maker, Table};
 use crate::Syscall;
@@ -55,6 +57,12 @@ pub(crate) struct Check {
     inherited: AtomicBool,
     busy: AtomicBool,
     books: UnsafeCell<Books>,
+}
+
+/// Where a change was made.
+enum Where<'a> {
+    Here(&'a Frame, &'a Site),
+    Then(Option<&'a Snapshot>),
 }
 
 /// What the lock guards.
@@ -120,7 +128,7 @@ impl Check {
         let result = unsafe { gate::call(number, &args) };
         frame.rax = result.cast_unsigned();
         if !(-4095..0).contains(&result) {
-            self.with(|books| books.registered(self.area, number, &args, frame, site));
+            self.with(log, |books| books.registered(self.area, number, &args, frame, site));
         }
     }
 
@@ -141,28 +149,50 @@ impl Check {
         if !changes.iter().any(|(range, _)| touches(range)) && !made.mapped().is_some_and(|m| touches(&m)) {
             return;
         }
-        self.with(|books| {
+        self.with(log, |books| {
             let Books { table, rings, lock_future } = books;
             let mut alive = Alive::new(rings);
-            let compared = judge(
+            let changer = Changer::this(call.number(), frame);
+            let (met, compared) = judge(
                 table,
                 &made,
                 *lock_future,
                 |entry| alive.is(entry),
-                |table, found| self.write(log, table, found, call.number(), frame, site),
+                |table, found| match found.pending {
+                    Some(pending) => table.found(pending, found, &changer, frame, site),
+                    None => self.write(log, table, found, &changer, Where::Here(frame, site), false),
+                },
             );
-            if compared.pages > 0 {
-                self.area.changes.fetch_add(1, Ordering::Relaxed);
-                self.area.compared.fetch_add(compared.pages, Ordering::Relaxed);
+            self.area.changes.fetch_add(u64::from(met > 0), Ordering::Relaxed);
+            self.area.compared.fetch_add(compared.pages, Ordering::Relaxed);
+        });
+    }
+
+    /// This process is about to end, or to become another program: what was never taken back?
+    #[inline(never)]
+    pub(crate) fn ending(&self, log: &Log) {
+        if self.high.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.with(log, |books| {
+            let Books { table, rings, .. } = books;
+            let mut alive = Alive::new(rings);
+            for place in table.places() {
+                let entry = *table.entry(place);
+                if table.pending(place).is_some() {
+                    let outcome = if alive.is(&entry) { Outcome::Mistake } else { Outcome::TakenBack };
+                    table.settle(place, outcome);
+                }
             }
         });
     }
 
     /// In a forked child, by its only thread: what its parent has registered is of the parent's pages.
-    pub(crate) fn forked(&self) {
+    pub(crate) fn forked(&self, log: &Log) {
         // Nobody else is here; who held the lock in the parent is not.
         self.busy.store(false, Ordering::Relaxed);
-        let inherited = self.with(|books| {
+        let inherited = self.with(log, |books| {
+            books.table.forget_pending();
             let mut inherited = false;
             for place in books.table.places() {
                 match books.table.entry(place).kind() {
@@ -191,7 +221,7 @@ impl Check {
         }
         let descriptor = args[0] as i32;
         let Some(ring) = owner::of_descriptor(descriptor) else { return };
-        self.with(|books| {
+        self.with(log, |books| {
             let table = &mut *books.table;
             let mut found: Option<Found> = None;
             let mut others = false;
@@ -220,19 +250,23 @@ impl Check {
                         found.bytes += bytes;
                         found.compared.add(&compared);
                     }
-                    None => found = Some(Found { verdict, place, entry, count: 1, from, bytes, compared }),
+                    None => {
+                        let pending = None;
+                        found = Some(Found { verdict, pending, entry, count: 1, from, bytes, compared });
+                    }
                 }
             }
             if let Some(found) = found {
-                self.write(log, table, &found, IO_URING_ENTER, frame, site);
+                let changer = Changer::this(IO_URING_ENTER, frame);
+                self.write(log, table, &found, &changer, Where::Here(frame, site), false);
             }
             self.inherited.store(others, Ordering::Relaxed);
         });
     }
 
     /// Writes a finding for whoever watches.
-    fn write(&self, log: &Log, table: &Table, found: &Found, call: usize, frame: &Frame, site: &Site) {
-        let Found { verdict, place, entry, count, from, bytes, compared } = found;
+    fn write(&self, log: &Log, table: &Table, found: &Found, changer: &Changer, at: Where<'_>, taken_back: bool) {
+        let Found { verdict, entry, count, from, bytes, compared, .. } = found;
         let free = (0..FINDINGS).find(|&index| {
             // Acquire pairs with the Release of the reader, who is done with it.
             self.area.states[index].compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
@@ -249,8 +283,9 @@ impl Check {
             (&finding.count, *count),
             (&finding.descriptor, entry.descriptor as u32),
             (&finding.registered_thread, entry.thread),
-            (&finding.changed_thread, safe::gettid()),
+            (&finding.changed_thread, changer.thread),
             (&finding.inherited, entry.inherited.into()),
+            (&finding.taken_back, taken_back.into()),
         ];
         for (to, value) in small {
             to.store(value, Ordering::Relaxed);
@@ -266,27 +301,31 @@ impl Check {
             (&finding.empty, compared.empty),
             (&finding.unmapped, compared.unmapped),
             (&finding.registered_time, entry.time),
-            (&finding.changed_time, ticks()),
+            (&finding.changed_time, changer.time),
             (&finding.registering, entry.registering.into()),
-            (&finding.call, call as u64),
+            (&finding.call, changer.call as u64),
         ];
         for (to, value) in large {
             to.store(value, Ordering::Relaxed);
         }
-        for (to, value) in finding.args.iter().zip(frame.args()) {
+        for (to, value) in finding.args.iter().zip(changer.args) {
             to.store(value as u64, Ordering::Relaxed);
         }
-        match table.stack(*place) {
+        match table.stack(entry) {
             Some(snapshot) => snapshot.put(&finding.registered_at),
             None => stack::put_none(&finding.registered_at),
         }
-        stack::put(frame, site, &finding.changed_at);
+        match at {
+            Where::Here(frame, site) => stack::put(frame, site, &finding.changed_at),
+            Where::Then(Some(snapshot)) => snapshot.put(&finding.changed_at),
+            Where::Then(None) => stack::put_none(&finding.changed_at),
+        }
         // Release pairs with the Acquire of the reader: the finding is complete.
         self.area.states[index].store(2, Ordering::Release);
     }
 
     /// Runs `work` with the books. `None`, counted, if somebody has them for too long.
-    fn with<R>(&self, work: impl FnOnce(&mut Books) -> R) -> Option<R> {
+    fn with<R>(&self, log: &Log, work: impl FnOnce(&mut Books) -> R) -> Option<R> {
         const TRIES: usize = 1_000_000;
         let signals = safe::block_signals();
         let mut tries = 0;
@@ -303,7 +342,10 @@ impl Check {
         // SAFETY: `busy` keeps everybody else out until the store below.
         let books = unsafe { &mut *self.books.get() };
         let result = work(books);
-        let (low, high) = books.table.hull().unwrap_or((0, 0));
+        books.table.tell_pending(|table, found, changer, stack, taken_back| {
+            self.write(log, table, found, changer, Where::Then(stack), taken_back);
+        });
+        let (low, high) = books.table.hull();
         self.low.store(low, Ordering::Relaxed);
         self.high.store(high, Ordering::Relaxed);
         self.busy.store(false, Ordering::Release);

@@ -501,7 +501,7 @@ impl Primary {
         unsafe { self.space.forked() };
         self.log.forked();
         if let Some(check) = &self.check {
-            check.forked();
+            check.forked(&self.log);
         }
         (self.after_fork)(self);
     }

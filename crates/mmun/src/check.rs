@@ -42,8 +42,8 @@ impl Collector {
 
     fn add(&mut self, found: Finding) {
         let same = |known: &&mut Finding| {
-            (known.verdict, known.kind, &known.registered.stack, &known.changed_by.stack)
-                == (found.verdict, found.kind, &found.registered.stack, &found.changed_by.stack)
+            (known.verdict, known.kind, known.taken_back, &known.registered.stack, &known.changed_by.stack)
+                == (found.verdict, found.kind, found.taken_back, &found.registered.stack, &found.changed_by.stack)
                 && known.changed_by.call.split('(').next() == found.changed_by.call.split('(').next()
         };
         if let Some(known) = self.findings.iter_mut().find(same) {
@@ -96,6 +96,7 @@ impl Collector {
             empty: large(&finding.empty),
             unmapped: large(&finding.unmapped),
             inherited: small(&finding.inherited) != 0,
+            taken_back: small(&finding.taken_back) != 0,
             pid: process.pid.load(Ordering::Relaxed),
             registered: At {
                 call: name(large(&finding.registering)),
@@ -122,7 +123,7 @@ impl Collector {
             .filter(|(_, count, _)| *count > 0)
             .collect();
         let mut findings = self.findings;
-        findings.sort_by_key(|finding| (finding.verdict, finding.changed_by.time_ns));
+        findings.sort_by_key(|finding| (finding.taken_back, finding.verdict, finding.changed_by.time_ns));
         Some(Check {
             registered,
             changes: get(&area.changes),

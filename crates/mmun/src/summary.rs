@@ -261,6 +261,8 @@ pub struct Finding {
     pub unmapped: u64,
     /// The process is a child of the one that registered.
     pub inherited: bool,
+    /// Of an unmapped one: it was taken back later, and nothing else was mapped there before.
+    pub taken_back: bool,
     /// The process.
     pub pid: u32,
     /// Who registered.

@@ -12,6 +12,7 @@
 use mmu_notifier::{Event, PAGE_SIZE, Range};
 
 use super::frames::{self, Compared};
+use super::pending::Outcome;
 use super::table::{Entry, Table};
 use crate::Syscall;
 use crate::session::check::{Registered, Verdict};
@@ -28,10 +29,12 @@ pub(crate) struct Made<'a> {
 
 /// What was found of registrations of one call.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(crate) struct Found {
     pub(crate) verdict: Verdict,
+    /// Where it waits ([`super::pending`]).
+    pub(crate) pending: Option<u32>,
     /// The first of them.
-    pub(crate) place: usize,
     pub(crate) entry: Entry,
     pub(crate) count: u32,
     pub(crate) from: usize,
@@ -67,9 +70,10 @@ pub(crate) fn judge(
     made: &Made<'_>,
     lock_future: bool,
     mut alive: impl FnMut(&Entry) -> bool,
-    mut found: impl FnMut(&Table, &Found),
-) -> Compared {
+    mut found: impl FnMut(&mut Table, &Found),
+) -> (u64, Compared) {
     let mut all = Compared::default();
+    let mut met = 0;
     let mut open: Option<Found> = None;
     let mapped = made.mapped().filter(|mapped| !made.changes.iter().any(|(range, _)| range.contains(mapped)));
     let ranges = made.changes.iter().copied().chain(mapped.map(|range| (range, Event::Unmap)));
@@ -85,6 +89,7 @@ pub(crate) fn judge(
                 table.remove(place);
                 continue;
             }
+            met += 1;
             let (verdict, compared) = match kind {
                 Registered::Lock => {
                     (lock(table, place, made, event, &part, lock_future), Compared::default())
@@ -97,6 +102,10 @@ pub(crate) fn judge(
             };
             all.add(&compared);
             let Some(verdict) = verdict else { continue };
+            if verdict == Verdict::Stale {
+                // What was unmapped before has become a mistake.
+                table.settle(place, Outcome::Mistake);
+            }
             let bytes = Range::with_len(entry.start, entry.len)
                 .ok()
                 .and_then(|whole| whole.intersection(&part))
@@ -109,18 +118,23 @@ pub(crate) fn judge(
                 }
                 _ => {
                     let from = part.start().max(entry.start);
-                    let new = Found { verdict, place, entry, count: 1, from, bytes, compared };
+                    let waits = verdict == Verdict::Unmapped;
+                    let pending = if waits { table.new_pending() } else { None };
+                    let new = Found { verdict, pending, entry, count: 1, from, bytes, compared };
                     if let Some(done) = open.replace(new) {
                         found(table, &done);
                     }
                 }
+            }
+            if let Some(pending) = open.and_then(|open| open.pending) {
+                table.wait(place, pending);
             }
         }
     }
     if let Some(done) = open {
         found(table, &done);
     }
-    all
+    (met, all)
 }
 
 /// Pages that are held whatever happens to their address.

@@ -9,6 +9,7 @@
 use mmu_notifier::{PAGE_SIZE, Range};
 
 use super::calls::New;
+use super::pending::{self, Outcome, Pending};
 use super::stack::Snapshot;
 use crate::Syscall;
 use crate::gate;
@@ -16,7 +17,7 @@ use crate::session::check::Registered;
 
 /// Registrations at one time.
 const ENTRIES: usize = 1 << 16;
-/// Calls that have made them, whose stacks are kept.
+/// Stacks that are kept, of calls that have registered or unmapped.
 const STACKS: usize = 4096;
 /// Pages that are registered: 64 GiB.
 const PAGES: usize = 16 << 20;
@@ -48,6 +49,8 @@ pub(crate) struct Entry {
     pub(crate) thread: u32,
     pub(crate) registering: u32,
     pub(crate) time: u64,
+    /// A finding that waits for what becomes of this, plus 1; 0: none.
+    pending: u32,
 }
 
 impl Entry {
@@ -94,6 +97,10 @@ pub(crate) struct Table {
     used: usize,
     /// Entries below are all in use.
     full: usize,
+    /// What the entries lie between, and have lain since there were none.
+    hull: (usize, usize),
+    /// Findings that waited, and can be told.
+    pub(super) to_tell: usize,
     /// Where to look for free blocks.
     hint: usize,
     /// A bit for each block that is taken.
@@ -102,6 +109,7 @@ pub(crate) struct Table {
     /// Registrations that share a stack; 0: free.
     shares: [u32; STACKS],
     stacks: [Snapshot; STACKS],
+    pub(super) pendings: [Pending; pending::MOST],
     words: [u64; PAGES],
 }
 
@@ -127,10 +135,9 @@ impl Table {
         &self.entries[place]
     }
 
-    /// What the registrations lie between; `None`: there are none.
-    pub(crate) fn hull(&self) -> Option<(usize, usize)> {
-        let ranges = self.entries[..self.used].iter().filter(|entry| entry.kind != 0).filter_map(Entry::pages);
-        ranges.map(|range| (range.start(), range.end())).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+    /// What the registrations lie between, or a little more; (0, 0): there are none.
+    pub(crate) fn hull(&self) -> (usize, usize) {
+        self.hull
     }
 
     /// The words of those pages of a registration that lie in `range`, and the first of these pages.
@@ -147,8 +154,36 @@ impl Table {
     }
 
     /// The stack that a registration was made on, if it was kept.
-    pub(crate) fn stack(&self, place: usize) -> Option<&Snapshot> {
-        self.stacks.get(self.entries[place].stack as usize)
+    pub(crate) fn stack(&self, entry: &Entry) -> Option<&Snapshot> {
+        self.stack_at(entry.stack)
+    }
+
+    /// A stack by its place.
+    pub(crate) fn stack_at(&self, stack: u32) -> Option<&Snapshot> {
+        self.stacks.get(stack as usize)
+    }
+
+    /// One more needs a stack.
+    pub(crate) fn share(&mut self, stack: u32) {
+        if let Some(shares) = self.shares.get_mut(stack as usize) {
+            *shares += 1;
+        }
+    }
+
+    /// One less.
+    pub(crate) fn unshare(&mut self, stack: u32) {
+        if let Some(shares) = self.shares.get_mut(stack as usize) {
+            *shares -= 1;
+        }
+    }
+
+    /// The finding that waits for a registration.
+    pub(crate) fn pending(&self, place: usize) -> Option<u32> {
+        self.entries[place].pending.checked_sub(1)
+    }
+
+    pub(super) fn set_pending(&mut self, place: usize, pending: Option<u32>) {
+        self.entries[place].pending = pending.map_or(0, |pending| pending + 1);
     }
 
     /// Room for a stack, for [`Maker::stack`]. Without one, registrations are told without it.
@@ -182,16 +217,19 @@ impl Table {
             thread: maker.thread,
             registering: maker.registering,
             time: maker.time,
+            pending: 0,
         };
         if entry.pins() {
             let pages = entry.pages()?.len() / PAGE_SIZE;
             entry.block = self.take(pages.div_ceil(BLOCK))?;
         }
         self.entries[place] = entry;
-        (self.full, self.used) = (place + 1, self.used.max(place + 1));
-        if let Some(shares) = self.shares.get_mut(maker.stack as usize) {
-            *shares += 1;
+        if let Some(pages) = entry.pages() {
+            let (low, high) = if self.used == 0 { (usize::MAX, 0) } else { self.hull };
+            self.hull = (low.min(pages.start()), high.max(pages.end()));
         }
+        (self.full, self.used) = (place + 1, self.used.max(place + 1));
+        self.share(maker.stack);
         Some(place)
     }
 
@@ -218,6 +256,7 @@ impl Table {
 
     /// Forgets a registration.
     pub(crate) fn remove(&mut self, place: usize) {
+        self.settle(place, Outcome::TakenBack);
         let entry = self.entries[place];
         self.entries[place].kind = 0;
         self.full = self.full.min(place);
@@ -227,11 +266,12 @@ impl Table {
                 self.taken[block / 64] &= !(1 << (block % 64));
             }
         }
-        if let Some(shares) = self.shares.get_mut(entry.stack as usize) {
-            *shares -= 1;
-        }
+        self.unshare(entry.stack);
         while self.used > 0 && self.entries[self.used - 1].kind == 0 {
             self.used -= 1;
+        }
+        if self.used == 0 {
+            self.hull = (0, 0);
         }
     }
 

@@ -126,6 +126,8 @@ pub struct Finding {
     pub changed_thread: AtomicU32,
     /// 1: made before this process was forked.
     pub inherited: AtomicU32,
+    /// 1: of an unmapped one: it was taken back later, and nothing else was mapped there before.
+    pub taken_back: AtomicU32,
     /// See `descriptor`.
     pub index: AtomicU64,
     /// First address of the first registration.

@@ -13,14 +13,50 @@ const INDENT: usize = 14;
 const FINDINGS: usize = 20;
 const FRAMES: usize = 10;
 
-/// What a verdict is called, how bad it is, and what it means, in a word or two.
-pub(super) fn verdict(verdict: Verdict) -> (&'static str, Tone, &'static str) {
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Severity {
+    Error,
+    Warning,
+    Note,
+}
+
+impl Severity {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+            Severity::Note => "note",
+        }
+    }
+
+    const fn tone(self) -> Tone {
+        match self {
+            Severity::Error => Tone::Bad,
+            Severity::Warning => Tone::Careful,
+            Severity::Note => Tone::Plain,
+        }
+    }
+}
+
+/// How bad it is.
+pub(super) fn severity(finding: &Finding) -> Severity {
+    match finding.verdict {
+        Verdict::Stale => Severity::Error,
+        Verdict::Unmapped if finding.taken_back => Severity::Note,
+        Verdict::Unmapped | Verdict::Exposed | Verdict::Dangling => Severity::Warning,
+        Verdict::Unlocked => Severity::Note,
+    }
+}
+
+/// What a verdict is called.
+const fn name(verdict: Verdict) -> &'static str {
     match verdict {
-        Verdict::Stale => ("STALE", Tone::Bad, "error"),
-        Verdict::Unmapped => ("UNMAPPED", Tone::Careful, "warning"),
-        Verdict::Exposed => ("EXPOSED", Tone::Careful, "warning"),
-        Verdict::Dangling => ("DANGLING", Tone::Careful, "warning"),
-        Verdict::Unlocked => ("UNLOCKED", Tone::Plain, "note"),
+        Verdict::Stale => "STALE",
+        Verdict::Unmapped => "UNMAPPED",
+        Verdict::Exposed => "EXPOSED",
+        Verdict::Dangling => "DANGLING",
+        Verdict::Unlocked => "UNLOCKED",
     }
 }
 
@@ -66,6 +102,9 @@ pub(super) fn meaning(finding: &Finding) -> &'static str {
         }
         (Verdict::Stale, ..) => {
             "data that are read go to the old pages, unseen; what is written comes from the old pages; nothing fails"
+        }
+        (Verdict::Unmapped, ..) if finding.taken_back => {
+            "the old pages stayed in memory until this was unregistered; nothing else was mapped there before"
         }
         (Verdict::Unmapped, ..) => {
             "the old pages stay in memory, and in use, until this is unregistered; what is mapped there next is stale"
@@ -124,20 +163,21 @@ pub(super) fn lines(check: &Check) -> Vec<(Tone, String)> {
     let registered = if kinds.is_empty() { "nothing was registered".to_owned() } else { kinds.join(", ") };
     let met = counted(check.changes, "change met them", "changes met them");
     lines.push((Tone::Plain, if kinds.is_empty() { registered } else { format!("{registered}; {met}") }));
-    let found = |of: Verdict| {
-        let number = check.of(of) as u64;
-        (number > 0).then(|| format!("{} {}", count(number), verdict(of).0))
-    };
-    let found: Vec<_> = Verdict::ALL.into_iter().filter_map(found).collect();
-    let tone = match (check.stale(), found.is_empty()) {
-        (0, true) => Tone::Good,
-        (0, false) => Tone::Careful,
-        _ => Tone::Bad,
-    };
-    lines.push((
-        tone,
-        if found.is_empty() { "nothing wrong was found".to_owned() } else { format!("{}: see below", found.join(", ")) },
-    ));
+    let of = |wanted| check.findings.iter().filter(|finding| severity(finding) == wanted).count() as u64;
+    let found: Vec<_> = [
+        (of(Severity::Error), "stale registration", "stale registrations"),
+        (of(Severity::Warning), "warning", "warnings"),
+        (of(Severity::Note), "note", "notes"),
+    ]
+    .into_iter()
+    .filter(|(number, ..)| *number > 0)
+    .map(|(number, one, many)| counted(number, one, many))
+    .collect();
+    let worst = check.findings.iter().map(severity).min();
+    lines.push(match worst {
+        None => (Tone::Good, "nothing wrong was found".to_owned()),
+        Some(worst) => (worst.tone(), format!("{}: see below", found.join(", "))),
+    });
     let mut careful = |number: u64, line: String| {
         if number > 0 {
             lines.push((Tone::Careful, line));
@@ -173,18 +213,19 @@ pub(super) fn write(check: &Check, out: &mut impl Write, paint: Paint) -> io::Re
 }
 
 fn one(finding: &Finding, out: &mut impl Write, paint: Paint) -> io::Result<()> {
-    let (name, tone, severity) = verdict(finding.verdict);
+    let severity = severity(finding);
     let times = if finding.times == 1 { String::new() } else { format!(", {} times", count(finding.times)) };
     let head = format!(
-        "{} ({severity}{times}): {}, {} at {:#x}",
-        name,
+        "{} ({}{times}): {}, {} at {:#x}",
+        name(finding.verdict),
+        severity.name(),
         what(finding),
         bytes(finding.len),
         finding.start
     );
     writeln!(out)?;
     for line in folded(&head, WIDTH) {
-        writeln!(out, "{}", paint.tone(tone, &line))?;
+        writeln!(out, "{}", paint.tone(severity.tone(), &line))?;
     }
     let mut say = |label: &str, sentence: &str| -> io::Result<()> {
         let mut label = paint.tone(Tone::Faint, &format!("{label:<0$}", INDENT - 2));

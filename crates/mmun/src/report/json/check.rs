@@ -42,6 +42,7 @@ struct Finding<'a> {
     changed_bytes: u64,
     pages: Pages,
     inherited: bool,
+    taken_back: bool,
     pid: u32,
     registered: At<'a>,
     changed: At<'a>,
@@ -115,7 +116,7 @@ impl<'a> From<&'a summary::Finding> for Finding<'a> {
     fn from(finding: &'a summary::Finding) -> Finding<'a> {
         Finding {
             verdict: verdict(finding.verdict),
-            severity: words::verdict(finding.verdict).2,
+            severity: words::severity(finding).name(),
             kind: kind(finding.kind),
             times: finding.times,
             registrations: finding.registrations,
@@ -132,6 +133,7 @@ impl<'a> From<&'a summary::Finding> for Finding<'a> {
                 unmapped: finding.unmapped,
             },
             inherited: finding.inherited,
+            taken_back: finding.taken_back,
             pid: finding.pid,
             registered: (&finding.registered).into(),
             changed: (&finding.changed_by).into(),
