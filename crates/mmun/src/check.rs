@@ -99,7 +99,7 @@ impl Collector {
             taken_back: small(&finding.taken_back) != 0,
             pid: process.pid.load(Ordering::Relaxed),
             registered: At {
-                call: name(large(&finding.registering)),
+                call: call_name(large(&finding.registering)),
                 tid: small(&finding.registered_thread),
                 time_ns: scale.since_start(large(&finding.registered_time)),
                 stack: stack(&finding.registered_at),
@@ -138,11 +138,14 @@ impl Collector {
     }
 }
 
-/// A system call that registers memory, or that changes it.
-fn name(number: u64) -> String {
+/// A system call by its number: those that change memory, and those that register it.
+pub fn call_name(number: u64) -> String {
     match number {
         16 => "ioctl".to_owned(),
         149 => "mlock".to_owned(),
+        150 => "munlock".to_owned(),
+        151 => "mlockall".to_owned(),
+        152 => "munlockall".to_owned(),
         325 => "mlock2".to_owned(),
         426 => "io_uring_enter".to_owned(),
         427 => "io_uring_register".to_owned(),
@@ -157,7 +160,7 @@ fn name(number: u64) -> String {
 fn call(number: u64, args: &[u64; 4]) -> String {
     const MAP_FIXED: u64 = 0x10;
     let call = usize::try_from(number).ok().and_then(Syscall::from_number);
-    let name = name(number);
+    let name = call_name(number);
     match call {
         Some(Syscall::Madvise) => format!("{name}({})", advice(args[2] as u32)),
         Some(Syscall::ProcessMadvise) => format!("{name}({})", advice(args[3] as u32)),
@@ -205,6 +208,6 @@ mod tests {
         assert_eq!(call(10, &[0, 0, 1, 0]), "mprotect(PROT_READ)");
         assert_eq!(call(10, &[0, 0, 0, 0]), "mprotect(PROT_NONE)");
         assert_eq!(call(25, &[0, 0, 0, 3]), "mremap(MREMAP_FIXED)");
-        assert_eq!(name(999), "system call 999");
+        assert_eq!(call_name(999), "system call 999");
     }
 }

@@ -10,6 +10,7 @@ use mmu_notifier::Event;
 use mmu_notifier_primary::Syscall;
 use mmu_notifier_primary::session::{self, BUCKETS, EVENTS, Process, Shard, UNSEEN, UnseenReason};
 
+use crate::check;
 use crate::clock::Scale;
 use crate::summary::{Calls, Events, Summary, Times, Unseen};
 
@@ -271,11 +272,7 @@ pub fn path(path: &session::Path) -> String {
 }
 
 fn call_name(number: u32) -> Option<String> {
-    match Syscall::from_number(number as usize) {
-        Some(call) => Some(call.name().to_owned()),
-        None if number == u32::MAX => None,
-        None => Some(format!("system call {number}")),
-    }
+    (number != u32::MAX).then(|| check::call_name(number.into()))
 }
 
 fn words(reason: UnseenReason) -> &'static str {

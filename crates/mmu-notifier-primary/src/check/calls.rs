@@ -33,11 +33,32 @@ const RDMA_VERBS_IOCTL: u32 = 0xc018_1b01;
 /// Set in the operation of `io_uring_register`: the descriptor is an index of registered rings.
 const REGISTERED_RING: u32 = 1 << 31;
 
+// Operations of `io_uring_register`; the other ones register no memory, and some of them wait.
+const REGISTER_BUFFERS: u32 = 0;
+const UNREGISTER_BUFFERS: u32 = 1;
+const REGISTER_BUFFERS2: u32 = 15;
+const REGISTER_BUFFERS_UPDATE: u32 = 16;
+const REGISTER_RING_FDS: u32 = 20;
+const REGISTER_PBUF_RING: u32 = 22;
+const UNREGISTER_PBUF_RING: u32 = 23;
+const REGISTER_CLONE_BUFFERS: u32 = 30;
+
 /// Whether a call may register memory, or take a registration back.
 #[inline(always)]
 pub(crate) fn concerns(number: usize, second: usize) -> bool {
     match number {
-        IO_URING_REGISTER | MLOCK | MUNLOCK | MLOCKALL | MUNLOCKALL | MLOCK2 => true,
+        MLOCK | MUNLOCK | MLOCKALL | MUNLOCKALL | MLOCK2 => true,
+        IO_URING_REGISTER => matches!(
+            second as u32 & !REGISTERED_RING,
+            REGISTER_BUFFERS
+                | UNREGISTER_BUFFERS
+                | REGISTER_BUFFERS2
+                | REGISTER_BUFFERS_UPDATE
+                | REGISTER_RING_FDS
+                | REGISTER_PBUF_RING
+                | UNREGISTER_PBUF_RING
+                | REGISTER_CLONE_BUFFERS
+        ),
         IOCTL => matches!(
             second as u32,
             KVM_SET_USER_MEMORY_REGION
@@ -163,21 +184,19 @@ fn io_uring(args: &[usize; 6], result: usize, act: &mut impl FnMut(Act)) {
     const OF_THE_KERNEL: u16 = 1;
     let at = args[2];
     match args[1] as u32 & !REGISTERED_RING {
-        // IORING_REGISTER_BUFFERS(iovecs, count)
-        0 => buffers(at, 0, args[3], |_, new| new.into_iter().for_each(|new| act(Act::Add(new)))),
-        // IORING_UNREGISTER_BUFFERS
-        1 => act(Act::RemoveAll(Registered::Buffer)),
-        // IORING_REGISTER_BUFFERS2(struct io_uring_rsrc_register: nr, flags, resv2, data, tags)
-        15 => {
+        // iovecs, count
+        REGISTER_BUFFERS => buffers(at, 0, args[3], |_, new| new.into_iter().for_each(|new| act(Act::Add(new)))),
+        UNREGISTER_BUFFERS => act(Act::RemoveAll(Registered::Buffer)),
+        // struct io_uring_rsrc_register: nr, flags, resv2, data, tags
+        REGISTER_BUFFERS2 => {
             let what = Read::<32>::at(at);
             if what.u32(4) & SPARSE == 0 {
                 let count = what.u32(0) as usize;
                 buffers(what.u64(16) as usize, 0, count, |_, new| new.into_iter().for_each(|new| act(Act::Add(new))));
             }
         }
-        // IORING_REGISTER_BUFFERS_UPDATE(struct io_uring_rsrc_update2: offset, resv, data, tags, nr, resv2); returns how
-        // many were done.
-        16 => {
+        // struct io_uring_rsrc_update2: offset, resv, data, tags, nr, resv2; returns how many were done.
+        REGISTER_BUFFERS_UPDATE => {
             let what = Read::<32>::at(at);
             buffers(what.u64(8) as usize, what.u32(0).into(), result, |index, new| {
                 act(match new {
@@ -186,15 +205,15 @@ fn io_uring(args: &[usize; 6], result: usize, act: &mut impl FnMut(Act)) {
                 });
             });
         }
-        // IORING_REGISTER_RING_FDS(struct io_uring_rsrc_update x count: offset, resv, data); returns how many were done.
-        20 => {
+        // struct io_uring_rsrc_update, several: offset, resv, data; returns how many were done.
+        REGISTER_RING_FDS => {
             for nth in 0..result.min(args[3]) {
                 let ring = Read::<16>::at(at + 16 * nth);
                 act(Act::RingIndex { index: ring.u32(0), descriptor: ring.u64(8) as i32 });
             }
         }
-        // IORING_REGISTER_PBUF_RING(struct io_uring_buf_reg: ring_addr, ring_entries, bgid, flags)
-        22 => {
+        // struct io_uring_buf_reg: ring_addr, ring_entries, bgid, flags
+        REGISTER_PBUF_RING => {
             let what = Read::<16>::at(at);
             if what.u16(14) & OF_THE_KERNEL == 0 {
                 act(Act::Add(New {
@@ -207,13 +226,12 @@ fn io_uring(args: &[usize; 6], result: usize, act: &mut impl FnMut(Act)) {
                 }));
             }
         }
-        // IORING_UNREGISTER_PBUF_RING
-        23 => {
+        UNREGISTER_PBUF_RING => {
             let index = Read::<16>::at(at).u16(12).into();
             act(Act::Remove { kind: Registered::BufferRing, index, space: 0 });
         }
-        // IORING_REGISTER_CLONE_BUFFERS(struct io_uring_clone_buffers: src_fd, flags, src_off, dst_off, nr)
-        30 => {
+        // struct io_uring_clone_buffers: src_fd, flags, src_off, dst_off, nr
+        REGISTER_CLONE_BUFFERS => {
             let what = Read::<24>::at(at);
             act(Act::CloneBuffers {
                 from: what.u32(0) as i32,

@@ -110,6 +110,11 @@ pub(crate) fn judge(
                 .ok()
                 .and_then(|whole| whole.intersection(&part))
                 .map_or(part.len(), |both| both.len()) as u64;
+            if let (Verdict::Unmapped, Some(pending)) = (verdict, table.pending(place)) {
+                // Piece by piece: it is told with the first one.
+                table.grow(pending, bytes, &compared);
+                continue;
+            }
             match &mut open {
                 Some(open) if open.verdict == verdict && open.entry.is_sibling(&entry) => {
                     open.count += 1;

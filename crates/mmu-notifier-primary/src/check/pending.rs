@@ -9,6 +9,7 @@
 
 use core::mem::MaybeUninit;
 
+use super::frames::Compared;
 use super::judge::Found;
 use super::stack::Snapshot;
 use super::table::Table;
@@ -87,9 +88,10 @@ impl Table {
 
     /// One more registration for which that finding waits.
     pub(crate) fn wait(&mut self, place: usize, pending: u32) {
-        self.settle(place, Outcome::Mistake);
         self.set_pending(place, Some(pending));
-        self.pendings[pending as usize].left += 1;
+        if let Some(pending) = self.pendings.get_mut(pending as usize) {
+            pending.left += 1;
+        }
     }
 
     /// What was found, and by whose call.
@@ -99,17 +101,29 @@ impl Table {
             Snapshot::take(room, frame, site);
             self.share(stack);
         }
-        let pending = &mut self.pendings[pending as usize];
+        let Some(pending) = self.pendings.get_mut(pending as usize) else { return };
         (pending.changer, pending.stack, pending.is_found) = (*changer, stack, true);
         pending.found.write(*found);
+    }
+
+    /// More of the same registration is unmapped.
+    pub(crate) fn grow(&mut self, pending: u32, bytes: u64, compared: &Compared) {
+        if let Some(pending) = self.pendings.get_mut(pending as usize)
+            && pending.is_found
+        {
+            // SAFETY: `is_found` says that it was written.
+            let found = unsafe { pending.found.assume_init_mut() };
+            found.bytes += bytes;
+            found.compared.add(compared);
+        }
     }
 
     /// A registration does not wait any more; what it means is known if it was the last one, or if it is a mistake.
     pub(crate) fn settle(&mut self, place: usize, outcome: Outcome) {
         let Some(pending) = self.pending(place) else { return };
         self.set_pending(place, None);
-        let pending = &mut self.pendings[pending as usize];
-        pending.left -= 1;
+        let Some(pending) = self.pendings.get_mut(pending as usize) else { return };
+        pending.left = pending.left.saturating_sub(1);
         if pending.outcome == Outcome::Open && (outcome == Outcome::Mistake || pending.left == 0) {
             pending.outcome = outcome;
             self.to_tell += 1;

@@ -2,6 +2,9 @@
 //!
 //! Each registration has a word for each of its pages ([`super::frames`]), in blocks of an arena, and shares with
 //! those of the same call the stack that it was made on. Most of the table is never touched, and so no memory.
+//!
+//! A child that is forked while another thread writes here has a copy that may be half-written: numbers that lead
+//! to other places are looked at before they are followed.
 
 // UNSAFETY: maps the table.
 #![expect(unsafe_code)]
@@ -173,7 +176,7 @@ impl Table {
     /// One less.
     pub(crate) fn unshare(&mut self, stack: u32) {
         if let Some(shares) = self.shares.get_mut(stack as usize) {
-            *shares -= 1;
+            *shares = shares.saturating_sub(1);
         }
     }
 
@@ -249,7 +252,9 @@ impl Table {
         if old.block != NONE {
             let pages = old.pages()?.len() / PAGE_SIZE;
             let (from, to) = (old.block as usize * BLOCK, self.entries[copy].block as usize * BLOCK);
-            self.words.copy_within(from..from + pages, to);
+            if from.max(to) + pages <= PAGES {
+                self.words.copy_within(from..from + pages, to);
+            }
         }
         Some(copy)
     }
@@ -263,7 +268,9 @@ impl Table {
         if let (true, Some(pages)) = (entry.block != NONE, entry.pages()) {
             let first = entry.block as usize;
             for block in first..first + (pages.len() / PAGE_SIZE).div_ceil(BLOCK) {
-                self.taken[block / 64] &= !(1 << (block % 64));
+                if let Some(taken) = self.taken.get_mut(block / 64) {
+                    *taken &= !(1 << (block % 64));
+                }
             }
         }
         self.unshare(entry.stack);
