@@ -24,9 +24,10 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Reads what processes have found, and makes room. To be called before their entries are freed.
-    pub fn collect(&mut self, session: &Session, symbols: &mut Symbols, clock: &Clock) {
-        let Some(area) = session.check() else { return };
+    /// Reads what processes have found, and makes room; how much there was. To be called before their entries are freed.
+    pub fn collect(&mut self, session: &Session, symbols: &mut Symbols, clock: &Clock) -> usize {
+        let Some(area) = session.check() else { return 0 };
+        let mut read = 0;
         for (state, finding) in area.states.iter().zip(&area.findings) {
             // Acquire pairs with the Release of who has written it.
             if state.load(Ordering::Acquire) != 2 {
@@ -37,7 +38,9 @@ impl Collector {
             }
             // Release pairs with the Acquire of who writes the next one here.
             state.store(0, Ordering::Release);
+            read += 1;
         }
+        read
     }
 
     fn add(&mut self, found: Finding) {

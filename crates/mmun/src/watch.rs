@@ -104,8 +104,12 @@ impl Work {
                 let fullest = self.read_records(now, false);
                 pause = if fullest > 0.1 { pause / 2 } else { pause * 2 }.clamp(SHORTEST, LONGEST);
             }
-            // Before who has written them is forgotten.
-            self.check.collect(&self.session, &mut self.symbols, &self.clock);
+            // Before who has written them is forgotten. Where there are some, more come soon.
+            if self.check.collect(&self.session, &mut self.symbols, &self.clock) > 0 {
+                pause = SHORTEST;
+            } else if !records {
+                pause = (pause * 2).min(LONGEST);
+            }
             if let Some(gone) = gone {
                 self.processes.fold(&self.session, gone);
                 next_look = now + LONGEST;

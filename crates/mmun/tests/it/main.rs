@@ -5,6 +5,7 @@
 //! What a failing test leaves behind is in a directory of its name under `target/tmp`.
 
 mod behave;
+mod check;
 mod command;
 mod demo;
 mod hook;
