@@ -265,7 +265,15 @@ impl Check {
     }
 
     /// Writes a finding for whoever watches.
-    fn write(&self, log: &Log, table: &Table, found: &Found, changer: &Changer, at: Where<'_>, taken_back: bool) {
+    fn write(
+        &self,
+        log: &Log,
+        table: &Table,
+        found: &Found,
+        changer: &Changer,
+        at: Where<'_>,
+        taken_back: bool,
+    ) {
         let Found { verdict, entry, count, from, bytes, compared, .. } = found;
         let free = (0..FINDINGS).find(|&index| {
             // Acquire pairs with the Release of the reader, who is done with it.
@@ -390,9 +398,8 @@ impl Books {
                     && (entry.owner, entry.space) == (owner, space)
                     && (from..to).contains(&entry.index)
             }),
-            Act::RemoveSpace { kind, space } => self.remove(|entry| {
-                entry.kind() == Some(kind) && (entry.owner, entry.space) == (owner, space)
-            }),
+            Act::RemoveSpace { kind, space } => self
+                .remove(|entry| entry.kind() == Some(kind) && (entry.owner, entry.space) == (owner, space)),
             Act::Unlock { start, len } => {
                 let Ok(range) = Range::with_len(start, len).map(|range| range.to_pages()) else { return };
                 for place in self.table.places() {

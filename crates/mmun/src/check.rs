@@ -46,7 +46,13 @@ impl Collector {
     fn add(&mut self, found: Finding) {
         let same = |known: &&mut Finding| {
             (known.verdict, known.kind, known.taken_back, &known.registered.stack, &known.changed_by.stack)
-                == (found.verdict, found.kind, found.taken_back, &found.registered.stack, &found.changed_by.stack)
+                == (
+                    found.verdict,
+                    found.kind,
+                    found.taken_back,
+                    &found.registered.stack,
+                    &found.changed_by.stack,
+                )
                 && known.changed_by.call.split('(').next() == found.changed_by.call.split('(').next()
         };
         if let Some(known) = self.findings.iter_mut().find(same) {

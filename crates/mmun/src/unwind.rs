@@ -7,7 +7,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-use gimli::{BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, RegisterRule, UnwindSection};
+use gimli::{
+    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, RegisterRule, UnwindSection,
+};
 use mmu_notifier_primary::session::Process;
 use mmu_notifier_primary::session::check::{STACK_WORDS, Stack};
 use object::LittleEndian as Le;
@@ -155,14 +157,12 @@ impl Elf {
         let address = self.address_of(offset)?;
         let (header_address, header_offset) = self.header;
         let bases = BaseAddresses::default().set_eh_frame_hdr(header_address);
-        let header =
-            EhFrameHdr::new(self.bytes.get(header_offset..)?, LittleEndian).parse(&bases, 8).ok()?;
+        let header = EhFrameHdr::new(self.bytes.get(header_offset..)?, LittleEndian).parse(&bases, 8).ok()?;
         let gimli::Pointer::Direct(frames_at) = header.eh_frame_ptr() else { return None };
         let frames: EhFrame<EndianSlice<'_, LittleEndian>> =
             EhFrame::new(self.bytes.get(self.offset_of(frames_at)?..)?, LittleEndian);
         let bases = bases.set_eh_frame(frames_at);
-        let fde =
-            header.table()?.fde_for_address(&frames, &bases, address, EhFrame::cie_from_offset).ok()?;
+        let fde = header.table()?.fde_for_address(&frames, &bases, address, EhFrame::cie_from_offset).ok()?;
         let mut context = gimli::UnwindContext::<usize, Rows>::new_in();
         let row = fde.unwind_info_for_address(&frames, &bases, &mut context, address).ok()?;
         let CfaRule::RegisterAndOffset { register, offset } = row.cfa() else { return None };
@@ -203,12 +203,9 @@ mod tests {
     fn what_was_not_kept_is_not_read() {
         let words = [7, 8].map(AtomicU64::new);
         let memory = Memory { sp: 0x1000, words: &words };
-        assert_eq!([0x1000, 0x1008, 0x1010, 0x1004, 0xff8].map(|at| memory.word(at)), [
-            Some(7),
-            Some(8),
-            None,
-            None,
-            None
-        ]);
+        assert_eq!(
+            [0x1000, 0x1008, 0x1010, 0x1004, 0xff8].map(|at| memory.word(at)),
+            [Some(7), Some(8), None, None, None]
+        );
     }
 }

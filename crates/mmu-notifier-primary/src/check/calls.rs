@@ -185,14 +185,18 @@ fn io_uring(args: &[usize; 6], result: usize, act: &mut impl FnMut(Act)) {
     let at = args[2];
     match args[1] as u32 & !REGISTERED_RING {
         // iovecs, count
-        REGISTER_BUFFERS => buffers(at, 0, args[3], |_, new| new.into_iter().for_each(|new| act(Act::Add(new)))),
+        REGISTER_BUFFERS => {
+            buffers(at, 0, args[3], |_, new| new.into_iter().for_each(|new| act(Act::Add(new))))
+        }
         UNREGISTER_BUFFERS => act(Act::RemoveAll(Registered::Buffer)),
         // struct io_uring_rsrc_register: nr, flags, resv2, data, tags
         REGISTER_BUFFERS2 => {
             let what = Read::<32>::at(at);
             if what.u32(4) & SPARSE == 0 {
                 let count = what.u32(0) as usize;
-                buffers(what.u64(16) as usize, 0, count, |_, new| new.into_iter().for_each(|new| act(Act::Add(new))));
+                buffers(what.u64(16) as usize, 0, count, |_, new| {
+                    new.into_iter().for_each(|new| act(Act::Add(new)))
+                });
             }
         }
         // struct io_uring_rsrc_update2: offset, resv, data, tags, nr, resv2; returns how many were done.

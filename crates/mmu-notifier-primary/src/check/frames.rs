@@ -187,3 +187,6 @@ pub(crate) fn has_holes(range: &Range) -> bool {
     // SAFETY: of all that is mapped, nothing is changed.
     unsafe { gate::call(MSYNC, &[range.start(), range.len(), ASYNC, 0, 0, 0]) == ENOMEM }
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,7 +95,14 @@ impl Table {
     }
 
     /// What was found, and by whose call.
-    pub(crate) fn found(&mut self, pending: u32, found: &Found, changer: &Changer, frame: &Frame, site: &Site) {
+    pub(crate) fn found(
+        &mut self,
+        pending: u32,
+        found: &Found,
+        changer: &Changer,
+        frame: &Frame,
+        site: &Site,
+    ) {
         let (stack, room) = self.new_stack();
         if let Some(room) = room {
             Snapshot::take(room, frame, site);
@@ -146,7 +153,10 @@ impl Table {
     }
 
     /// Calls `tell` with each finding whose meaning is known by now.
-    pub(crate) fn tell_pending(&mut self, mut tell: impl FnMut(&Table, &Found, &Changer, Option<&Snapshot>, bool)) {
+    pub(crate) fn tell_pending(
+        &mut self,
+        mut tell: impl FnMut(&Table, &Found, &Changer, Option<&Snapshot>, bool),
+    ) {
         for place in 0..MOST {
             if self.to_tell == 0 {
                 return;

@@ -237,7 +237,13 @@ impl Table {
     }
 
     /// Adds another that is like the one at `place`, with other numbers; its pages are the same.
-    pub(crate) fn add_like(&mut self, place: usize, index: u64, descriptor: i32, owner: u64) -> Option<usize> {
+    pub(crate) fn add_like(
+        &mut self,
+        place: usize,
+        index: u64,
+        descriptor: i32,
+        owner: u64,
+    ) -> Option<usize> {
         let old = self.entries[place];
         let new = New {
             kind: old.kind()?,
@@ -313,3 +319,6 @@ impl Table {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

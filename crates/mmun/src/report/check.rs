@@ -110,7 +110,9 @@ pub(super) fn meaning(finding: &Finding) -> &'static str {
             "the old pages stay in memory, and in use, until this is unregistered; what is mapped there next is stale"
         }
         (Verdict::Exposed, ..) => "the program may not write there, the kernel or the device still does",
-        (Verdict::Dangling, ..) => "a guest that touches it gets an error from KVM_RUN: there is no memory to follow",
+        (Verdict::Dangling, ..) => {
+            "a guest that touches it gets an error from KVM_RUN: there is no memory to follow"
+        }
         (Verdict::Unlocked, ..) => "the memory that stands there now can be swapped out",
     }
 }
@@ -183,13 +185,25 @@ pub(super) fn lines(check: &Check) -> Vec<(Tone, String)> {
             lines.push((Tone::Careful, line));
         }
     };
-    careful(check.lost, format!("{} NOT TOLD: there were too many at a time", counted(check.lost, "finding", "findings")));
+    careful(
+        check.lost,
+        format!("{} NOT TOLD: there were too many at a time", counted(check.lost, "finding", "findings")),
+    );
     careful(
         check.untracked,
-        format!("{} NOT FOLLOWED: the table was full", counted(check.untracked, "registration", "registrations")),
+        format!(
+            "{} NOT FOLLOWED: the table was full",
+            counted(check.untracked, "registration", "registrations")
+        ),
     );
-    careful(check.missed, format!("{} NOT LOOKED AT: the table was in use", counted(check.missed, "call", "calls")));
-    careful(check.unchecked, format!("{} NOT CHECKED: no memory for a table", counted(check.unchecked, "process", "processes")));
+    careful(
+        check.missed,
+        format!("{} NOT LOOKED AT: the table was in use", counted(check.missed, "call", "calls")),
+    );
+    careful(
+        check.unchecked,
+        format!("{} NOT CHECKED: no memory for a table", counted(check.unchecked, "process", "processes")),
+    );
     careful(
         check.blind,
         format!(
@@ -235,7 +249,15 @@ fn one(finding: &Finding, out: &mut impl Write, paint: Paint) -> io::Result<()> 
         }
         Ok(())
     };
-    let at = |at: &At| format!("{}, process {}, thread {}, after {}", printable(&at.call), finding.pid, at.tid, duration(at.time_ns));
+    let at = |at: &At| {
+        format!(
+            "{}, process {}, thread {}, after {}",
+            printable(&at.call),
+            finding.pid,
+            at.tid,
+            duration(at.time_ns)
+        )
+    };
     say("registered", &format!("by {}", at(&finding.registered)))?;
     for line in frames(&finding.registered) {
         say("", &line)?;
@@ -265,7 +287,11 @@ fn frames(at: &At) -> Vec<String> {
         .enumerate()
         .map(|(nth, frame)| {
             let file = frame.file.rsplit('/').next().unwrap_or_default();
-            format!("#{nth} {} ({})", keep_front(&printable(&frame.symbol), 36), keep_back(&printable(file), 24))
+            format!(
+                "#{nth} {} ({})",
+                keep_front(&printable(&frame.symbol), 36),
+                keep_back(&printable(file), 24)
+            )
         })
         .collect();
     let more = at.stack.len().saturating_sub(FRAMES);

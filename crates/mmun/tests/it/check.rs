@@ -68,9 +68,10 @@ fn can(test: &str, row: &str) -> bool {
 /// Whether a call stack has a function of this name, the system call's own one left out.
 fn has(at: &Value, function: &str) -> bool {
     let frames = at["stack"].as_array().expect("a list");
-    frames.iter().filter_map(|frame| frame["symbol"].as_str()).any(|symbol| {
-        symbol.split_once(['+', '.']).map_or(symbol, |(name, _)| name) == function
-    })
+    frames
+        .iter()
+        .filter_map(|frame| frame["symbol"].as_str())
+        .any(|symbol| symbol.split_once(['+', '.']).map_or(symbol, |(name, _)| name) == function)
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
@@ -122,7 +123,11 @@ const MISTAKES: [Mistake; 25] = [
     ("clone", "read N", &[["stale", "error", BUFFER, "mmap(MAP_FIXED)", "row_clone"]]),
     ("thread", "read 0", &[["stale", "error", BUFFER, "madvise(MADV_DONTNEED)", "discard"]]),
     ("child", "read A", &[["stale", "error", BUFFER, "io_uring_enter", "use_in_child"]]),
-    ("buffer_ring", "none", &[["stale", "error", "io_uring_buffer_ring", "mmap(MAP_FIXED)", "row_buffer_ring"]]),
+    (
+        "buffer_ring",
+        "none",
+        &[["stale", "error", "io_uring_buffer_ring", "mmap(MAP_FIXED)", "row_buffer_ring"]],
+    ),
     ("protect", "read B", &[["exposed", "warning", BUFFER, "mprotect(PROT_READ)", "row_protect"]]),
     ("forgotten", "none", &[["unmapped", "warning", BUFFER, "munmap", "row_forgotten"]]),
     ("detach", "none", &[["unmapped", "warning", BUFFER, "shmdt", "row_detach"]]),
@@ -163,7 +168,10 @@ fn each_mistake_is_found_with_who_registered_and_who_changed() {
             let registering = format!("row_{row}");
             assert!(has(&found["registered"], &registering), "{row}: no {registering} in {found:#}");
             assert!(has(&found["registered"], "main"), "{row}: no main in {found:#}");
-            assert!(!text(found, "means").is_empty() && !text(found, "advice").is_empty(), "{row}: {found:#}");
+            assert!(
+                !text(found, "means").is_empty() && !text(found, "advice").is_empty(),
+                "{row}: {found:#}"
+            );
         }
     }
 }
@@ -308,10 +316,22 @@ fn who_may_not_see_frames_judges_by_the_calls() {
         fs::copy(from, dir.join(to)).unwrap();
     }
     fs::write(dir.join("file"), [b'B'; 1 << 16]).unwrap();
-    for (row, status) in [("over", STALE), ("discard", STALE), ("shared_discard", 7), ("lazy", 7), ("close", 7)] {
+    for (row, status) in
+        [("over", STALE), ("discard", STALE), ("shared_discard", 7), ("lazy", 7), ("close", 7)]
+    {
         let mut command = Command::new("setpriv");
         command
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "./mmun", "run", "--check", "--", "./mistakes", row])
+            .args([
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                "./mmun",
+                "run",
+                "--check",
+                "--",
+                "./mistakes",
+                row,
+            ])
             .env("HOME", "/nonexistent")
             .env_remove("XDG_CACHE_HOME")
             .current_dir(&dir);

@@ -96,7 +96,8 @@ fn verdict(verdict: Verdict) -> &'static str {
 
 impl<'a> From<&'a summary::Check> for Check<'a> {
     fn from(check: &'a summary::Check) -> Check<'a> {
-        let registered = |&(of, count, bytes): &(Registered, u64, u64)| (kind(of), Registrations { count, bytes });
+        let registered =
+            |&(of, count, bytes): &(Registered, u64, u64)| (kind(of), Registrations { count, bytes });
         Check {
             registered: check.registered.iter().map(registered).collect(),
             changes: check.changes,
