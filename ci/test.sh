@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(gcc libc6-dev strace stress-ng sqlite3 python3-numpy libucx-dev)
+packages=(gcc libc6-dev strace stress-ng sqlite3 python3-numpy libucx-dev fio qemu-system-x86)
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     missing=()
     for package in "${packages[@]}"; do

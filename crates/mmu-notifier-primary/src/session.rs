@@ -31,7 +31,7 @@ pub mod check;
 /// First word of a session.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"mmun-ses");
 /// Layout version: both sides must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Processes that a session can hold at one time.
 pub const PROCESSES: usize = 4096;
 /// Sets of counters in a process; threads are spread over them.

@@ -300,3 +300,79 @@ fn frames(at: &At) -> Vec<String> {
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample;
+    use crate::summary::Caller;
+
+    fn shown(check: &Check) -> String {
+        let mut out = Vec::new();
+        write(check, &mut out, Paint::new(false)).unwrap();
+        let lines = lines(check).into_iter().map(|(_, line)| line + "\n").collect::<String>();
+        lines + &String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn each_finding_says_what_who_and_what_to_do() {
+        let text = shown(&sample::check());
+        println!("{text}");
+        for part in [
+            "40 io_uring buffers of 40.0 MiB, 1 VFIO mapping of 1.00 GiB",
+            "3 stale registrations, 3 warnings, 2 notes: see below",
+            "3 findings NOT TOLD",
+            "1 registration NOT FOLLOWED",
+            "2 calls NOT LOOKED AT",
+            "1 process NOT CHECKED",
+            "1 process may not see page frames",
+            "STALE (error, 3 times): io_uring buffer 3 of descriptor 7 and 3 more, 1.00 MiB at",
+            "VFIO mapping at 0x100000000 of descriptor 7",
+            "by madvise(MADV_DONTNEED), process 4217, thread 4219, after 7.00 s; 8.00 KiB from",
+            "#1 ingest::pool::Pool::register",
+            "and 4 more",
+            "of 2 pages changed, 1 others, 1 empty now",
+            "used        by io_uring_enter",
+            "UNMAPPED (note",
+            "UNLOCKED (note, 3 times): locked range and 3 more",
+        ] {
+            let folded = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(folded.contains(&part), "{part:?} is missing in\n{text}");
+        }
+        assert!(
+            text.split("NOT CHECKED")
+                .last()
+                .unwrap()
+                .lines()
+                .skip(2)
+                .all(|line| line.chars().count() <= WIDTH)
+        );
+    }
+
+    #[test]
+    fn nothing_found_is_good() {
+        let check = Check { registered: vec![(Registered::Buffer, 1, 4096)], ..Check::default() };
+        assert_eq!(
+            shown(&check),
+            "1 io_uring buffer of 4.00 KiB; 0 changes met them\nnothing wrong was found\n"
+        );
+        assert!(shown(&Check::default()).starts_with("nothing was registered\n"));
+    }
+
+    #[test]
+    fn hostile_names_do_nothing_to_the_terminal() {
+        let mut check = sample::check();
+        let hostile = Caller { symbol: "\x1b[2J\n".repeat(100), file: "/tmp/\x07\n".repeat(100) };
+        check.findings[0].registered.stack = vec![hostile];
+        let text = shown(&check);
+        assert!(!text.contains(['\x1b', '\x07']), "{text}");
+    }
+
+    #[test]
+    fn many_findings_are_counted() {
+        let mut check = sample::check();
+        check.findings = vec![check.findings[0].clone(); FINDINGS + 5];
+        assert!(shown(&check).ends_with("and 5 more findings: --json has all\n"));
+    }
+}
