@@ -7,7 +7,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `calls` | which calls register what |
+//! | `calls`, `books` | which calls register what; noting it |
 //! | `table`, `frames`, `stack` | what is registered; its page frames; who registered it |
 //! | `owner` | whether a ring, a machine or a device is still open |
 //! | `judge`, `pending` | what is wrong after a change; what only time tells |
@@ -18,6 +18,7 @@
 // UNSAFETY: makes the program's calls, and keeps the table behind its lock.
 #![expect(unsafe_code)]
 
+mod books;
 mod calls;
 mod frames;
 mod judge;
@@ -30,18 +31,19 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use mmu_notifier::{Event, PAGE_SIZE, Range};
+use mmu_notifier::{Event, Range};
 
-use self::calls::{Act, IO_URING_ENTER, New, Owner};
+use self::books::Books;
+use self::calls::IO_URING_ENTER;
 use self::judge::{Found, Made, judge};
 use self::owner::{Alive, Rings};
 use self::pending::{Changer, Outcome};
 use self::stack::Snapshot;
-use self::table::{Entry, Maker, Table};
+use self::table::Table;
 use crate::Syscall;
 use crate::entry::{Frame, Site};
 use crate::gate::{self, safe};
-use crate::log::{Log, ticks};
+use crate::log::Log;
 use crate::session::check::{Area, FINDINGS, Finding, Registered, Verdict};
 
 pub(crate) use self::calls::NUMBERS;
@@ -63,13 +65,6 @@ pub(crate) struct Check {
 enum Where<'a> {
     Here(&'a Frame, &'a Site),
     Then(Option<&'a Snapshot>),
-}
-
-/// What the lock guards.
-struct Books {
-    table: &'static mut Table,
-    rings: Rings,
-    lock_future: bool,
 }
 
 // SAFETY: `books` is reached only through `Check::with`, by one thread at a time.
@@ -103,7 +98,7 @@ impl Check {
             high: AtomicUsize::new(0),
             inherited: AtomicBool::new(false),
             busy: AtomicBool::new(false),
-            books: UnsafeCell::new(Books { table, rings: Rings::NONE, lock_future: false }),
+            books: UnsafeCell::new(Books::new(table)),
         })
     }
 
@@ -239,27 +234,24 @@ impl Check {
                 let compared = frames::compare(start, words, true);
                 if compared.other + compared.empty == 0 {
                     // Shared memory: the child's pages are the parent's.
-                    others = true;
                     continue;
                 }
-                let verdict = Verdict::Stale;
-                let (from, bytes) = (entry.start, entry.len as u64);
+                let (verdict, pending, from, bytes) = (Verdict::Stale, None, entry.start, entry.len as u64);
                 match &mut found {
                     Some(found) => {
                         found.count += 1;
                         found.bytes += bytes;
                         found.compared.add(&compared);
                     }
-                    None => {
-                        let pending = None;
-                        found = Some(Found { verdict, pending, entry, count: 1, from, bytes, compared });
-                    }
+                    None => found = Some(Found { verdict, pending, entry, count: 1, from, bytes, compared }),
                 }
             }
             if let Some(found) = found {
                 let changer = Changer::this(IO_URING_ENTER, frame);
                 self.write(log, table, &found, &changer, Where::Here(frame, site), false);
             }
+            // Once is enough: what this process does to its memory is nothing to them.
+            books.remove(|entry| entry.inherited && entry.owner == ring);
             self.inherited.store(others, Ordering::Relaxed);
         });
     }
@@ -361,136 +353,3 @@ impl Check {
         Some(result)
     }
 }
-
-impl Books {
-    /// Notes what a call has done.
-    fn registered(&mut self, area: &Area, number: usize, args: &[usize; 6], frame: &Frame, site: &Site) {
-        let (descriptor, owner) = match calls::owner(number, args) {
-            Owner::Descriptor(descriptor) => (descriptor, owner::of_descriptor(descriptor).unwrap_or(0)),
-            Owner::RingIndex(index) => self.rings.of_index(safe::gettid(), index),
-            Owner::Process => (-1, 0),
-        };
-        let mut maker = None;
-        calls::decode(number, args, frame.rax, |act| match act {
-            Act::Add(new) | Act::Replace(new) => {
-                let maker = *maker.get_or_insert_with(|| {
-                    self.forget_closed(descriptor, owner, new.kind);
-                    let (stack, room) = self.table.new_stack();
-                    if let Some(room) = room {
-                        Snapshot::take(room, frame, site);
-                    }
-                    let (thread, registering) = (safe::gettid(), number as u32);
-                    Maker { descriptor, owner, thread, registering, time: ticks(), stack }
-                });
-                if matches!(act, Act::Replace(_)) {
-                    self.remove(|entry| is_at(entry, owner, new.kind, new.index, new.space));
-                }
-                self.add(area, &new, &maker);
-            }
-            Act::Remove { kind, index, space } => {
-                self.remove(|entry| is_at(entry, owner, kind, index, space));
-            }
-            Act::RemoveAll(kind) => {
-                self.remove(|entry| entry.kind() == Some(kind) && entry.owner == owner);
-            }
-            Act::RemoveBetween { kind, space, from, to } => self.remove(|entry| {
-                entry.kind() == Some(kind)
-                    && (entry.owner, entry.space) == (owner, space)
-                    && (from..to).contains(&entry.index)
-            }),
-            Act::RemoveSpace { kind, space } => self
-                .remove(|entry| entry.kind() == Some(kind) && (entry.owner, entry.space) == (owner, space)),
-            Act::Unlock { start, len } => {
-                let Ok(range) = Range::with_len(start, len).map(|range| range.to_pages()) else { return };
-                for place in self.table.places() {
-                    let entry = self.table.entry(place);
-                    let part = entry.pages().and_then(|pages| pages.intersection(&range));
-                    if let (Some(Registered::Lock), Some(part)) = (entry.kind(), part) {
-                        judge::unlock(self.table, place, &part);
-                    }
-                }
-            }
-            Act::LockFuture(on) => self.lock_future = on,
-            Act::RingIndex { index, descriptor } => {
-                if let Some(ring) = owner::of_descriptor(descriptor) {
-                    self.rings.set(safe::gettid(), index, descriptor, ring);
-                }
-            }
-            Act::CloneBuffers { from, from_registered, first, to, count } => {
-                let source = match from_registered {
-                    true => self.rings.of_index(safe::gettid(), from as u32).1,
-                    false => owner::of_descriptor(from).unwrap_or(0),
-                };
-                self.clone_buffers(area, source, (descriptor, owner), first, to, count);
-            }
-        });
-    }
-
-    fn add(&mut self, area: &Area, new: &New, maker: &Maker) {
-        let kind = new.kind as usize;
-        area.registered[kind].fetch_add(1, Ordering::Relaxed);
-        area.bytes[kind].fetch_add(new.len as u64, Ordering::Relaxed);
-        let Some(place) = self.table.add(new, maker) else {
-            area.untracked.fetch_add(1, Ordering::Relaxed);
-            return;
-        };
-        let pages = self.table.entry(place).pages();
-        if let Some((start, words)) = pages.and_then(|pages| self.table.words(place, &pages)) {
-            frames::keep(start, words);
-        }
-    }
-
-    fn remove(&mut self, gone: impl Fn(&Entry) -> bool) {
-        for place in self.table.places() {
-            let entry = self.table.entry(place);
-            if entry.kind().is_some() && gone(entry) {
-                self.table.remove(place);
-            }
-        }
-    }
-
-    /// What had this descriptor before has been closed.
-    fn forget_closed(&mut self, descriptor: i32, owner: u64, kind: Registered) {
-        if descriptor >= 0 {
-            self.remove(|entry| {
-                entry.kind() == Some(kind) && entry.descriptor == descriptor && entry.owner != owner
-            });
-        }
-    }
-
-    /// What one ring holds another holds as well: the pages that were registered, whatever is there by now.
-    fn clone_buffers(
-        &mut self,
-        area: &Area,
-        from: u64,
-        (descriptor, owner): (i32, u64),
-        first: u64,
-        to: u64,
-        count: u64,
-    ) {
-        let last = if count == 0 { u64::MAX } else { first.saturating_add(count) };
-        for place in self.table.places() {
-            let entry = *self.table.entry(place);
-            if entry.kind() != Some(Registered::Buffer)
-                || entry.owner != from
-                || !(first..last).contains(&entry.index)
-            {
-                continue;
-            }
-            let index = entry.index - first + to;
-            self.remove(|entry| is_at(entry, owner, Registered::Buffer, index, 0));
-            let kind = Registered::Buffer as usize;
-            area.registered[kind].fetch_add(1, Ordering::Relaxed);
-            area.bytes[kind].fetch_add(entry.len as u64, Ordering::Relaxed);
-            if self.table.add_like(place, index, descriptor, owner).is_none() {
-                area.untracked.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-fn is_at(entry: &Entry, owner: u64, kind: Registered, index: u64, space: u32) -> bool {
-    entry.kind() == Some(kind) && (entry.owner, entry.index, entry.space) == (owner, index, space)
-}
-
-const _: () = assert!(PAGE_SIZE == 4096);

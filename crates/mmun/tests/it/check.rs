@@ -84,7 +84,7 @@ type Mistake = (&'static str, &'static str, &'static [[&'static str; 5]]);
 
 const BUFFER: &str = "io_uring_buffer";
 
-const MISTAKES: [Mistake; 25] = [
+const MISTAKES: [Mistake; 26] = [
     (
         "remap",
         "read N",
@@ -121,6 +121,7 @@ const MISTAKES: [Mistake; 25] = [
     ),
     ("update", "read N", &[["stale", "error", BUFFER, "mmap(MAP_FIXED)", "row_update"]]),
     ("clone", "read N", &[["stale", "error", BUFFER, "mmap(MAP_FIXED)", "row_clone"]]),
+    ("index", "read N", &[["stale", "error", BUFFER, "mmap(MAP_FIXED)", "row_index"]]),
     ("thread", "read 0", &[["stale", "error", BUFFER, "madvise(MADV_DONTNEED)", "discard"]]),
     ("child", "read A", &[["stale", "error", BUFFER, "io_uring_enter", "use_in_child"]]),
     (

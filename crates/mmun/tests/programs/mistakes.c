@@ -245,6 +245,20 @@ ROW row_clone(void) {
     int result = read_fixed(&second, 0, buffer);
     printf("%s %c\n", result == (int)LEN ? "read" : "failed", buffer[0]);
 }
+/* The ring by the index that this thread has given it. */
+ROW row_index(void) {
+    ring = open_ring();
+    buffer = anonymous();
+    struct io_uring_rsrc_update what = {.offset = -1U, .data = ring.fd};
+    struct iovec vector = {buffer, LEN};
+    if (ring_register(ring.fd, IORING_REGISTER_RING_FDS, &what, 1) != 1 ||
+        ring_register(what.offset, IORING_REGISTER_BUFFERS | 1L << 31, &vector, 1) != 0) {
+        puts("none");
+        return;
+    }
+    memset(over(buffer), 'N', LEN);
+    show();
+}
 static void *discard(void *unused) {
     (void)unused;
     need(madvise(buffer, LEN, MADV_DONTNEED));
@@ -458,7 +472,7 @@ int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } rows[] = {
 #define R(name) {#name, row_##name}
         R(remap), R(over), R(over_part), R(discard), R(guard), R(away), R(dontunmap), R(onto), R(truncate), R(punch),
-        R(remove), R(shared_over), R(heap), R(update), R(clone), R(thread), R(child), R(buffer_ring), R(protect),
+        R(remove), R(shared_over), R(heap), R(update), R(clone), R(index), R(thread), R(child), R(buffer_ring), R(protect),
         R(forgotten), R(detach), R(memslot), R(lock), R(nothing), R(lazy), R(shared_discard), R(shared_again), R(fork),
         R(writable), R(neighbour), R(unregister), R(take_out), R(close), R(close_and_open), R(memslot_deleted),
         R(machine_closed), R(lock_freed), R(late), R(late_close), R(often), R(killed),
