@@ -2,7 +2,8 @@
 //!
 //! What is kept of a stack are the registers at a system call and some words. Each function's way back to its caller stands
 //! in the `.eh_frame` of its file, which is also in stripped ones. Where there is none (code made at run time), a chain of
-//! frame pointers is followed, if there is one. A stack ends early where neither helps, or where what was kept ends.
+//! frame pointers is followed, if there is one. Through a signal handler it goes on with what was interrupted. A stack ends early
+//! where nothing of this helps, or where what was kept ends.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -124,6 +125,20 @@ fn by_frame_pointer(
     Some(next)
 }
 
+/// The registers that a signal has interrupted: they lie in the `ucontext_t` that the handler has returned to.
+fn interrupted(context: u64, memory: &Memory<'_>) -> Option<[Option<u64>; REGISTERS]> {
+    // Behind flags, link and stack (40 bytes): r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip.
+    let general = |nth: u64| memory.word(context.checked_add(40 + 8 * nth)?);
+    let mut registers = [None; REGISTERS];
+    for nth in 0..8 {
+        registers[8 + nth as usize] = general(nth);
+    }
+    (registers[RBP], registers[RBX]) = (general(10), general(11));
+    (registers[RSP], registers[RETURN]) = (general(15), general(16));
+    registers[RETURN]?;
+    Some(registers)
+}
+
 impl Elf {
     fn read(path: &str) -> Option<Elf> {
         let bytes = std::fs::read(path).ok()?;
@@ -163,6 +178,9 @@ impl Elf {
             EhFrame::new(self.bytes.get(self.offset_of(frames_at)?..)?, LittleEndian);
         let bases = bases.set_eh_frame(frames_at);
         let fde = header.table()?.fde_for_address(&frames, &bases, address, EhFrame::cie_from_offset).ok()?;
+        if fde.is_signal_trampoline() {
+            return interrupted(registers[RSP]?, memory);
+        }
         let mut context = gimli::UnwindContext::<usize, Rows>::new_in();
         let row = fde.unwind_info_for_address(&frames, &bases, &mut context, address).ok()?;
         let CfaRule::RegisterAndOffset { register, offset } = row.cfa() else { return None };

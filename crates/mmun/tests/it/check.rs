@@ -84,7 +84,7 @@ type Mistake = (&'static str, &'static str, &'static [[&'static str; 5]]);
 
 const BUFFER: &str = "io_uring_buffer";
 
-const MISTAKES: [Mistake; 26] = [
+const MISTAKES: [Mistake; 28] = [
     (
         "remap",
         "read N",
@@ -123,6 +123,8 @@ const MISTAKES: [Mistake; 26] = [
     ("clone", "read N", &[["stale", "error", BUFFER, "mmap(MAP_FIXED)", "row_clone"]]),
     ("index", "read N", &[["stale", "error", BUFFER, "mmap(MAP_FIXED)", "row_index"]]),
     ("thread", "read 0", &[["stale", "error", BUFFER, "madvise(MADV_DONTNEED)", "discard"]]),
+    ("signal", "read 0", &[["stale", "error", BUFFER, "madvise(MADV_DONTNEED)", "row_signal"]]),
+    ("jit", "read 0", &[["stale", "error", BUFFER, "madvise(MADV_DONTNEED)", "row_jit"]]),
     ("child", "read A", &[["stale", "error", BUFFER, "io_uring_enter", "use_in_child"]]),
     (
         "buffer_ring",

@@ -271,6 +271,29 @@ ROW row_thread(void) {
     pthread_join(thread, 0);
     show();
 }
+__attribute__((noinline)) static void discard_now(void) {
+    need(madvise(buffer, LEN, MADV_DONTNEED));
+    __asm__ volatile("");
+}
+static void on_signal(int number) {
+    (void)number;
+    discard_now();
+}
+ROW row_signal(void) {
+    register_buffer(anonymous());
+    signal(SIGUSR1, on_signal);
+    raise(SIGUSR1);
+    show();
+}
+/* Called by code that no file describes, but that keeps a frame pointer: push rbp; mov rbp, rsp; call rdi; pop rbp; ret */
+ROW row_jit(void) {
+    static const unsigned char code[] = {0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3};
+    register_buffer(anonymous());
+    char *at = need(mmap(0, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    memcpy(at, code, sizeof code);
+    ((void (*)(void (*)(void)))(void *)at)(discard_now);
+    show();
+}
 __attribute__((noinline)) static void use_in_child(void) {
     show();
     fflush(stdout);
@@ -472,7 +495,7 @@ int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } rows[] = {
 #define R(name) {#name, row_##name}
         R(remap), R(over), R(over_part), R(discard), R(guard), R(away), R(dontunmap), R(onto), R(truncate), R(punch),
-        R(remove), R(shared_over), R(heap), R(update), R(clone), R(index), R(thread), R(child), R(buffer_ring), R(protect),
+        R(remove), R(shared_over), R(heap), R(update), R(clone), R(index), R(thread), R(signal), R(jit), R(child), R(buffer_ring), R(protect),
         R(forgotten), R(detach), R(memslot), R(lock), R(nothing), R(lazy), R(shared_discard), R(shared_again), R(fork),
         R(writable), R(neighbour), R(unregister), R(take_out), R(close), R(close_and_open), R(memslot_deleted),
         R(machine_closed), R(lock_freed), R(late), R(late_close), R(often), R(killed),
