@@ -46,7 +46,8 @@ EXAMPLES:
 
 EXIT STATUS:
   That of the program; a signal that kills it kills mmun too. 66: --check found a stale
-  registration (--check-status says another). Otherwise 125: mmun itself failed; 126: the program cannot be run or not be watched; 127: not found; 2: wrong usage.";
+  registration (--check-status says another). Otherwise 125: mmun itself failed; 126: the
+  program cannot be run or not be watched; 127: not found; 2: wrong usage.";
 
 /// Run a program and report its changes of memory.
 ///
