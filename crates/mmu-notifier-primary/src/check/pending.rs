@@ -144,12 +144,13 @@ impl Table {
         }
         for place in 0..MOST {
             let pending = &mut self.pendings[place];
-            if pending.left > 0 {
+            if !pending.is_free() {
                 (pending.left, pending.outcome) = (0, Outcome::Told);
                 let stack = pending.stack;
                 self.unshare(stack);
             }
         }
+        self.to_tell = 0;
     }
 
     /// Calls `tell` with each finding whose meaning is known by now.
