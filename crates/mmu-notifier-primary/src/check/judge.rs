@@ -183,10 +183,8 @@ fn lock(
     let moved = made.call == Syscall::Mremap;
     let locked_again = lock_future || moved || made.call == Syscall::Mmap && made.args[3] & MAP_LOCKED != 0;
     let replaced = made.mapped().is_some_and(|mapped| mapped.overlaps(part));
-    // A mapping that is made where none was takes nothing away.
-    let was_there = made.changes.iter().any(|(range, _)| range.overlaps(part));
     unlock(table, place, part);
-    (was_there && replaced && !locked_again).then_some(Verdict::Unlocked)
+    (replaced && !locked_again).then_some(Verdict::Unlocked)
 }
 
 /// Takes a part out of what is locked.
