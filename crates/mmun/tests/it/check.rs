@@ -192,6 +192,7 @@ fn what_is_right_is_clean() {
         "writable",
         "neighbour",
         "unregister",
+        "index_unregister",
         "take_out",
         "close",
         "close_and_open",
@@ -206,6 +207,10 @@ fn what_is_right_is_clean() {
         assert_eq!(ended.status.code(), Some(7), "{row}: {ended:?}");
         assert!(["read B\n", "none\n"].contains(&ended.stdout().as_str()), "{row}: {ended:?}");
         assert_eq!(report.value("check.findings"), &Value::Array(Vec::new()), "{row}");
+        if row == "index_unregister" && ended.stdout() == "none\n" {
+            skipped(TEST, "this kernel registers nothing by the index of a ring");
+            continue;
+        }
         let kinds = report.value("check.registered").as_object().expect("an object").len();
         assert_eq!(kinds, 1, "{row}: its registration was not seen");
     }
@@ -361,7 +366,7 @@ fn nothing_is_lost_in_a_storm() {
     assert!(findings.iter().all(|finding| text(finding, "verdict") == "stale"), "{findings:#?}");
     assert_eq!(told + report.number("check.lost"), mistakes, "{findings:#?}");
     assert_eq!(report.number("check.missed") + report.number("check.untracked"), 0);
-    assert_eq!(report.number("check.registered.io_uring_buffer.count"), 8 * 300 * 4);
+    assert_eq!(report.number("check.registered.io_uring_buffer.count"), 8 * 300 * 4 + 1);
 }
 
 #[test]

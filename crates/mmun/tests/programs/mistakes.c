@@ -245,14 +245,17 @@ ROW row_clone(void) {
     int result = read_fixed(&second, 0, buffer);
     printf("%s %c\n", result == (int)LEN ? "read" : "failed", buffer[0]);
 }
-/* The ring by the index that this thread has given it. */
-ROW row_index(void) {
+/* By the index that this thread has given the ring; 0: this kernel cannot. */
+__attribute__((noinline)) static int register_by_index(void) {
     ring = open_ring();
     buffer = anonymous();
     struct io_uring_rsrc_update what = {.offset = -1U, .data = ring.fd};
     struct iovec vector = {buffer, LEN};
-    if (ring_register(ring.fd, IORING_REGISTER_RING_FDS, &what, 1) != 1 ||
-        ring_register(what.offset, IORING_REGISTER_BUFFERS | 1L << 31, &vector, 1) != 0) {
+    return ring_register(ring.fd, IORING_REGISTER_RING_FDS, &what, 1) == 1 &&
+           ring_register(what.offset, IORING_REGISTER_BUFFERS | 1L << 31, &vector, 1) == 0;
+}
+ROW row_index(void) {
+    if (!register_by_index()) {
         puts("none");
         return;
     }
@@ -407,6 +410,16 @@ ROW row_unregister(void) {
     if (ring_register(ring.fd, IORING_UNREGISTER_BUFFERS, 0, 0) != 0) fail("IORING_UNREGISTER_BUFFERS");
     memset(over(buffer), 'N', LEN);
 }
+/* Registered by an index, and taken back by the descriptor. */
+ROW row_index_unregister(void) {
+    if (!register_by_index()) {
+        puts("none");
+        return;
+    }
+    show();
+    if (ring_register(ring.fd, IORING_UNREGISTER_BUFFERS, 0, 0) != 0) fail("IORING_UNREGISTER_BUFFERS");
+    memset(over(buffer), 'N', LEN);
+}
 ROW row_take_out(void) {
     register_buffer(anonymous());
     show();
@@ -497,7 +510,7 @@ int main(int argc, char **argv) {
         R(remap), R(over), R(over_part), R(discard), R(guard), R(away), R(dontunmap), R(onto), R(truncate), R(punch),
         R(remove), R(shared_over), R(heap), R(update), R(clone), R(index), R(thread), R(signal), R(jit), R(child), R(buffer_ring), R(protect),
         R(forgotten), R(detach), R(memslot), R(lock), R(nothing), R(lazy), R(shared_discard), R(shared_again), R(fork),
-        R(writable), R(neighbour), R(unregister), R(take_out), R(close), R(close_and_open), R(memslot_deleted),
+        R(writable), R(neighbour), R(unregister), R(index_unregister), R(take_out), R(close), R(close_and_open), R(memslot_deleted),
         R(machine_closed), R(lock_freed), R(late), R(late_close), R(often), R(killed),
     };
     file = need(open(argc > 2 ? argv[2] : "file", O_RDONLY));
