@@ -167,6 +167,9 @@ pub(crate) fn exit(primary: &Primary, caller: &Caller, frame: &mut Frame) {
         // What this thread has jumped out of: there is no next change that would find it.
         primary.end_abandoned(caller);
         primary.space.release();
+        if let Some(check) = &primary.check {
+            check.ending(&primary.log);
+        }
         primary.log.ending(ProcessState::Exited);
     }
     // SAFETY: the program's own call.
@@ -220,6 +223,9 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     }
     let started = ticks();
     if same_process {
+        if let Some(check) = &primary.check {
+            check.ending(&primary.log);
+        }
         if primary.log.records_wanted() {
             // Before the call: after it there is nobody to do it.
             primary.log.record(&Entry {

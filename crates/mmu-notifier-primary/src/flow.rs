@@ -8,7 +8,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use crate::Syscall;
+use crate::search::Calls;
 
 /// Longest function that is followed, and the most places to follow at a time; beyond that the number is not known.
 const STEPS: usize = 1024;
@@ -77,7 +77,7 @@ impl Flow {
     }
 
     /// The numbers that the `syscall` at address `syscall` can get, in the function whose code is `code`.
-    pub(crate) fn numbers(&mut self, code: &[u8], start: u64, syscall: u64) -> Numbers {
+    pub(crate) fn numbers(&mut self, calls: Calls, code: &[u8], start: u64, syscall: u64) -> Numbers {
         self.steps.clear();
         self.jumps.clear();
         let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
@@ -91,7 +91,7 @@ impl Flow {
             self.push(&instruction);
         }
         self.jumps.sort_unstable();
-        index.map_or(Numbers::Any, |index| self.number(index))
+        index.map_or(Numbers::Any, |index| self.number(calls, index))
     }
 
     /// The next instruction of the function. Beyond the room there is, the function is not followed.
@@ -121,7 +121,7 @@ impl Flow {
     }
 
     /// The numbers that the `syscall` at position `index` can get.
-    fn number(&mut self, index: usize) -> Numbers {
+    fn number(&mut self, calls: Calls, index: usize) -> Numbers {
         if self.steps.len() == self.steps.capacity() {
             return Numbers::Any;
         }
@@ -150,7 +150,7 @@ impl Flow {
                 came_from_somewhere = true;
                 let next = match self.steps[from].put {
                     Put::Constant(to, number) if to == register => {
-                        memory_call |= Syscall::from_number(number as usize).is_some();
+                        memory_call |= calls.has(number as usize);
                         several |= only.is_some_and(|only| only != number);
                         only = Some(number);
                         continue;
@@ -263,7 +263,7 @@ mod tests {
 
     fn numbers(code: &[u8]) -> Numbers {
         let syscall = code.windows(2).position(|two| two == [0x0f, 0x05]).unwrap();
-        Flow::new().numbers(code, 0x1000, 0x1000 + syscall as u64)
+        Flow::new().numbers(Calls::Memory, code, 0x1000, 0x1000 + syscall as u64)
     }
 
     #[test]

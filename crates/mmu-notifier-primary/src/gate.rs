@@ -250,14 +250,6 @@ pub(crate) mod safe {
         unsafe { call(MUNLOCK, &[range.start(), range.len(), 0, 0, 0, 0]) };
     }
 
-    /// Keeps signal handlers off the calling thread.
-    pub(crate) fn block_signals() {
-        const SIG_SETMASK: usize = 2;
-        let all = u64::MAX;
-        // SAFETY: the kernel reads eight bytes.
-        unsafe { call(RT_SIGPROCMASK, &[SIG_SETMASK, &raw const all as usize, 0, 8, 0, 0]) };
-    }
-
     /// Puts the calling thread before all those of normal priority, if it may.
     pub(crate) fn come_first() {
         // SAFETY: touches no memory.
@@ -390,8 +382,27 @@ pub(crate) mod safe {
         (ret == 0).then_some(shmid[6])
     }
 
+    /// Keeps signals from this thread, but SIGSYS, without which strict mode kills; returns which were kept from it before.
+    pub(crate) fn block_signals() -> u64 {
+        const SIG_BLOCK: usize = 0;
+        const SIGSYS: u32 = 31;
+        let (all, mut before) = (!(1u64 << (SIGSYS - 1)), 0u64);
+        let args = [SIG_BLOCK, &raw const all as usize, &raw mut before as usize, size_of::<u64>(), 0, 0];
+        // SAFETY: the kernel reads one word and writes the other.
+        unsafe { call(RT_SIGPROCMASK, &args) };
+        before
+    }
+
+    /// What [`block_signals`] has returned.
+    pub(crate) fn set_signals(blocked: u64) {
+        const SIG_SETMASK: usize = 2;
+        let args = [SIG_SETMASK, &raw const blocked as usize, 0, size_of::<u64>(), 0, 0];
+        // SAFETY: the kernel reads one word.
+        unsafe { call(RT_SIGPROCMASK, &args) };
+    }
+
+    /// Lets others run.
     pub(crate) fn sched_yield() {
-        const SCHED_YIELD: usize = 24;
         // SAFETY: touches no memory.
         unsafe { call(SCHED_YIELD, &[0; 6]) };
     }

@@ -181,12 +181,16 @@ pub(crate) fn does_not_care(number: usize) -> bool {
 
 /// Leaves a call to [`tell`]: false if it is none of ours.
 #[inline(always)]
-fn leave(frame: &mut Frame, underway: &mut Underway, look: Look) -> bool {
+fn leave(primary: &Primary, frame: &mut Frame, underway: &mut Underway, look: Look) -> bool {
     let Look { common, range, event, caller } = look;
     let site = site(frame);
     let Some(call) = Syscall::from_number(frame.rax) else {
         if strict::is_armed() && masks::concern(frame.rax) {
             underway.told = MASKED;
+            return true;
+        }
+        if primary.check.as_ref().is_some_and(|check| check.concerns(frame.rax, frame.rsi)) {
+            // The frame still says where from: `registration` goes on there.
             return true;
         }
         frame.go = site.plain;
@@ -228,7 +232,7 @@ pub(crate) unsafe extern "C" fn before(frame: *mut Frame, underway: *mut Underwa
             return Way::Call;
         }
     }
-    if leave(frame, underway, look) { Way::Announce } else { Way::Out }
+    if leave(primary, frame, underway, look) { Way::Announce } else { Way::Out }
 }
 
 /// Behind a system call that nobody had to be told of.
@@ -258,11 +262,14 @@ pub(crate) unsafe extern "C" fn heavy(frame: *mut Frame, underway: *mut Underway
         return Way::Out;
     };
     let look = look(primary, frame);
-    if !leave(frame, underway, look) {
+    if !leave(primary, frame, underway, look) {
         return Way::Out;
     }
     if underway.told == MASKED {
         return announce_mask(primary, frame, underway);
+    }
+    if registration(primary, frame) {
+        return Way::Out;
     }
     // SAFETY: written by `leave`.
     let seen = unsafe { underway.seen.assume_init_mut() };
@@ -287,6 +294,17 @@ pub(crate) fn serve(frame: &mut Frame) {
     }
 }
 
+/// Makes a call that registers memory, if it is one: of these [`leave`] has left nothing.
+#[inline]
+fn registration(primary: &Primary, frame: &mut Frame) -> bool {
+    let Some(check) = &primary.check else { return false };
+    if Syscall::from_number(frame.rax).is_some() {
+        return false;
+    }
+    check.call(&primary.log, frame, site(frame));
+    true
+}
+
 /// Announces a call that [`before`] has looked at.
 ///
 /// # Safety
@@ -298,6 +316,9 @@ pub(crate) unsafe extern "C" fn announce(frame: *mut Frame, underway: *mut Under
     let Some(primary) = primary() else { return Way::Out };
     if underway.told == MASKED {
         return announce_mask(primary, frame, underway);
+    }
+    if registration(primary, frame) {
+        return Way::Out;
     }
     // SAFETY: written by `before`.
     let seen = unsafe { underway.seen.assume_init_mut() };
@@ -530,11 +551,26 @@ fn finish_more(primary: &Primary, frame: &Frame, seen: &Seen, news: &mut News, c
     if !failed || call == Syscall::Brk {
         primary.memory.learn(call, &args, result);
     }
+    if let Some(check) = &primary.check
+        && !failed
+    {
+        let one = [(seen.range, seen.event)];
+        check.changed(&primary.log, frame, seen.site, call, changes_of(seen, news, &one));
+    }
     if primary.log.is_watched() {
         note(primary, frame, seen, news, failed, [changed, ended]);
     }
     if !failed {
         primary.new_code(call, &args, result);
+    }
+}
+
+/// What a call has changed; `one` is what a common call changes, if it does.
+fn changes_of<'a>(seen: &Seen, news: &'a News, one: &'a [(Range, Event)]) -> &'a [(Range, Event)] {
+    match (&news.rare, seen.common) {
+        (Some(rare), _) => rare.changes.as_slice(),
+        (None, Common::One) => one,
+        (None, _) => &[],
     }
 }
 
@@ -548,14 +584,10 @@ fn note(
     failed: bool,
     [changed, ended]: [u64; 2],
 ) {
-    let &Seen { call, common, event, range, site, ref caller, .. } = seen;
+    let &Seen { call, event, range, site, ref caller, .. } = seen;
     let &News { time, started, refusals, .. } = news;
     let one = [(range, event)];
-    let changes = match (&news.rare, common) {
-        (Some(rare), _) => rare.changes.as_slice(),
-        (None, Common::One) => &one,
-        (None, _) => &[],
-    };
+    let changes = changes_of(seen, news, &one);
     if let Some(shard) = primary.log.shard(caller.home()) {
         count(shard, call, failed, !changes.is_empty());
         if !changes.is_empty() {

@@ -36,6 +36,7 @@
 //! | `context`, `mode` | whether a call may wait; what makes it more than an ordinary one |
 //! | `refused`, `quarantine`, `worker` | what becomes of a call that somebody has refused; memory that is unmapped later, and the thread that does it |
 //! | [`userfault`] | changes that no system call of this process makes |
+//! | `check` | registrations with the kernel, and changes that make them stale: on request |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | [`reaper`] | takes a process's own caches away under memory pressure, as the kernel's OOM reaper does |
 //! | `written`, `health`, `deliver`, [`probe`] | what was rewritten; whether it still is; whether what somebody wants to be told of can be; making calls to see |
@@ -46,6 +47,7 @@ compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
 
 mod batch;
 mod call;
+mod check;
 mod children;
 mod code;
 mod context;

@@ -81,6 +81,9 @@ impl Log {
             && ring_records.is_power_of_two()
             && ring_records < 1 << 32
             && session::session_bytes(rings, ring_records) <= bytes;
+        let fits = fits
+            && (head.check.load(Ordering::Relaxed) == 0
+                || session::checked_session_bytes(rings, ring_records) <= bytes);
         let closed = head.closed.load(Ordering::Relaxed) != 0;
         (ours && fits && !closed).then(|| Log {
             base: AtomicPtr::new(header),
@@ -113,6 +116,19 @@ impl Log {
         debug_assert!(index < session::FILES);
         // SAFETY: inside the mapping and aligned by the layout; all fields are atomics.
         unsafe { &*self.at(session::file_offset(index)).cast::<session::File>() }
+    }
+
+    /// Where findings about registrations go, if they are checked.
+    pub(crate) fn check(&self) -> Option<&'static session::check::Area> {
+        let wanted = self.watched && self.header().check.load(Ordering::Relaxed) != 0;
+        let offset = session::check_offset(self.rings, self.ring_records);
+        // SAFETY: inside the mapping, as was looked at in `open`, and never unmapped; all fields are atomics.
+        wanted.then(|| unsafe { &*self.at(offset).cast::<session::check::Area>() })
+    }
+
+    /// Index of this process's entry; [`PROCESSES`]: it has none.
+    pub(crate) fn process_index(&self) -> usize {
+        self.process.load(Ordering::Relaxed)
     }
 
     /// This process's entry, if it got one.

@@ -13,6 +13,7 @@ use mmu_notifier::{Abandoned, AddressSpace, Caller, Change, OpenChange, PAGE_SIZ
 
 use crate::Syscall;
 use crate::batch::{Batch, Waiting};
+use crate::check::Check;
 use crate::children::Preload;
 use crate::context::{Contexts, Survey};
 use crate::entry;
@@ -28,7 +29,7 @@ use crate::maps;
 use crate::mode::Mode;
 use crate::patch::{Live, Patched, Stubs, Writer};
 use crate::quarantine::Quarantine;
-use crate::search::{Found, Image, Shape, Unfit, Wanted, candidates, search};
+use crate::search::{Calls, Found, Image, Shape, Unfit, Wanted, candidates, search};
 use crate::session::{self, Header, StrictState, UnseenReason};
 use crate::sites::{self, Draft};
 use crate::strict::{self, Strict};
@@ -56,6 +57,8 @@ pub struct Primary {
     pub(crate) worker: Worker,
     /// Where calls are on record while this is switched off. Nobody subscribes there, but to wait for them.
     quiet: OnceLock<AddressSpace>,
+    /// Of registrations, if somebody wants it.
+    pub(crate) check: Option<Check>,
     pid: AtomicU32,
     patching: Patching,
     said_anonymous: AtomicBool,
@@ -221,6 +224,7 @@ impl Primary {
             threads: Threads::new(rdfsbase_works()),
             mode: Mode::new(log.is_watched()),
             memory: Memory::new(),
+            check: Check::new(&log),
             log,
             preload,
             contexts: Contexts::new(),
@@ -365,7 +369,15 @@ impl Primary {
 
     /// What is looked for in files.
     fn wanted(&self) -> Wanted {
-        if self.strict == Strict::Always || strict::is_armed() { Wanted::All } else { Wanted::Memory }
+        if self.strict == Strict::Always || strict::is_armed() {
+            Wanted::All
+        } else {
+            Wanted::Only(self.calls())
+        }
+    }
+
+    fn calls(&self) -> Calls {
+        if self.check.is_some() { Calls::AlsoRegistrations } else { Calls::Memory }
     }
 
     /// Catches from now on what cannot be rewritten, if there is something.
@@ -387,7 +399,15 @@ impl Primary {
             let Ok(file) = safe::File::open(&path, 0) else { return };
             let Ok(id) = safe::fstat(file.descriptor()) else { return };
             let (range, offset) = (mapping.range, mapping.offset);
-            self.search_mapping(&mut writer, Wanted::Rest, &id, || Some(file), range, offset, mapping.path);
+            self.search_mapping(
+                &mut writer,
+                Wanted::Rest(self.calls()),
+                &id,
+                || Some(file),
+                range,
+                offset,
+                mapping.path,
+            );
         });
         // Whoever counts begins when this process is ready.
         if let Some(process) = self.log.process()
@@ -481,10 +501,11 @@ impl Primary {
         path: &[u8],
     ) {
         // What is remembered is what all processes of the session look for.
-        let remembered = (wanted == Wanted::All) == (self.strict == Strict::Always) && wanted != Wanted::Rest;
+        let is_rest = matches!(wanted, Wanted::Rest(_));
+        let remembered = (wanted == Wanted::All) == (self.strict == Strict::Always) && !is_rest;
         let done = self.patching.with(|state| {
             // What is left of it is searched in addition.
-            if wanted != Wanted::Rest {
+            if !is_rest {
                 written::forget(&range);
             }
             if remembered && let Some(known) = sites::known(&self.log, id, offset, range.len()) {
@@ -732,6 +753,9 @@ impl Primary {
             unsafe { quiet.forked() };
         }
         self.log.forked();
+        if let Some(check) = &self.check {
+            check.forked(&self.log);
+        }
         (self.after_fork)(self);
     }
 

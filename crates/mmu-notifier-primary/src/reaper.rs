@@ -395,7 +395,7 @@ impl Reaper {
         let mut reaper = Reaper { shared: shared.clone(), armed, thread: None };
         let (ready, is_ready) = mpsc::sync_channel(1);
         let work = move || {
-            safe::block_signals();
+            let _ = safe::block_signals();
             safe::come_first();
             let locked = watch::lock_own_memory();
             // Whoever has to find out who is calling does so now.

@@ -54,15 +54,40 @@ pub(crate) enum Shape {
     },
 }
 
+/// Which calls are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Calls {
+    /// Those that change memory.
+    Memory,
+    /// And those that register it with the kernel ([`crate::check`]).
+    AlsoRegistrations,
+}
+
+impl Calls {
+    pub(crate) fn has(self, number: usize) -> bool {
+        Syscall::from_number(number).is_some()
+            || self == Calls::AlsoRegistrations && crate::check::is_wanted(number)
+    }
+}
+
 /// Which sites are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// Those that make, or may make, a memory system call.
-    Memory,
+    /// Those that make, or may make, such a call.
+    Only(Calls),
     /// All.
     All,
-    /// All but those that make, or may make, a memory system call.
-    Rest,
+    /// All but those that make, or may make, such a call.
+    Rest(Calls),
+}
+
+impl Wanted {
+    fn calls(self) -> Calls {
+        match self {
+            Wanted::Only(calls) | Wanted::Rest(calls) => calls,
+            Wanted::All => Calls::Memory,
+        }
+    }
 }
 
 /// What is known of the number that the site passes to the kernel.
@@ -343,6 +368,7 @@ pub(crate) fn candidates(code: &[u8]) -> impl Iterator<Item = usize> + '_ {
 
 /// A candidate at a file offset: what it is, if it is something.
 fn judge(image: &Image<'_>, offset: usize, wanted: Wanted, flow: &mut Flow) -> Option<Found> {
+    let calls = wanted.calls();
     let address = image.to_address(offset)?;
     let decode = |function: Function| {
         let end = function.offset + (function.end - function.address) as usize;
@@ -357,22 +383,22 @@ fn judge(image: &Image<'_>, offset: usize, wanted: Wanted, flow: &mut Flow) -> O
             let named = image.named_function(address).and_then(decode);
             match named.or_else(|| image.function_before(address).and_then(decode)) {
                 Some(decoded) => decoded,
-                None => return outside(image, offset),
+                None => return outside(image, calls, offset),
             }
         }
     };
     let numbers = match scan.number_directly_before() {
         // Most are none of ours: seen at a glance.
-        Some(number) if Syscall::from_number(number).is_none() && wanted == Wanted::Memory => return None,
+        Some(number) if matches!(wanted, Wanted::Only(calls) if !calls.has(number)) => return None,
         Some(number) => Numbers::One(number),
-        None => flow.numbers(code, function.address, address),
+        None => flow.numbers(calls, code, function.address, address),
     };
-    let (number, memory) = match numbers {
-        Numbers::One(number) => (Number::Known(number), Syscall::from_number(number).is_some()),
+    let (number, among) = match numbers {
+        Numbers::One(number) => (Number::Known(number), calls.has(number)),
         Numbers::Any | Numbers::Several => (Number::Unknown, true),
         Numbers::NoMemoryCall => (Number::Unknown, false),
     };
-    if wanted == if memory { Wanted::Rest } else { Wanted::Memory } {
+    if matches!((wanted, among), (Wanted::Only(_), false) | (Wanted::Rest(_), true)) {
         return None;
     }
     // What the frame of a signal handler returns to: unwinders know it by its bytes.
@@ -389,13 +415,15 @@ fn judge(image: &Image<'_>, offset: usize, wanted: Wanted, flow: &mut Flow) -> O
 
 /// A candidate outside all functions: most are padding, tables, or chance. It is worth a word only if it
 /// looks exactly like a memory system call.
-fn outside(image: &Image<'_>, offset: usize) -> Option<Found> {
+fn outside(image: &Image<'_>, calls: Calls, offset: usize) -> Option<Found> {
     let before = image.bytes.get(offset.checked_sub(5)?..offset)?;
     let number = match before {
         [0xb8, number @ ..] => u32::from_le_bytes(number.try_into().ok()?) as usize,
         _ => return None,
     };
-    Syscall::from_number(number)?;
+    if !calls.has(number) {
+        return None;
+    }
     Some(Found {
         offset,
         number: Number::Known(number),

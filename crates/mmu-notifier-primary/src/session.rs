@@ -13,6 +13,8 @@
 //! +--------+--------------+--------------------------------------+--------------------------------+
 //! ```
 //!
+//! and, where registrations are [checked](check), one [`check::Area`] behind.
+//!
 //! Counters are exact. Records are for pictures and traces and may be dropped when the reader is too
 //! slow: then the ring counts them. All times are ticks of the time stamp counter (`rdtsc`); the
 //! reader knows how long a tick is.
@@ -23,6 +25,8 @@
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use crate::Syscall;
+
+pub mod check;
 
 /// First word of a session.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"mmun-ses");
@@ -80,6 +84,8 @@ pub struct Header {
     pub process_hint: AtomicU64,
     /// Processes that ever got an entry; a process that execs has one entry after the other.
     pub processes_total: AtomicU64,
+    /// 1: check registrations; behind the rings lies a [`check::Area`].
+    pub check: AtomicU32,
 }
 
 /// The call sites of one executable mapping of a file: found by the first process that maps it, used by all.
@@ -472,4 +478,14 @@ pub const fn process_offset(index: usize) -> usize {
 /// Where ring `index` begins, in bytes from the start of the session.
 pub const fn ring_offset(index: usize, ring_records: usize) -> usize {
     process_offset(PROCESSES) + index * (size_of::<RingHead>() + ring_records * size_of::<Record>())
+}
+
+/// Size of a session that checks registrations, in bytes.
+pub const fn checked_session_bytes(rings: usize, ring_records: usize) -> usize {
+    check_offset(rings, ring_records) + size_of::<check::Area>()
+}
+
+/// Where the [`check::Area`] begins, in bytes from the start of the session.
+pub const fn check_offset(rings: usize, ring_records: usize) -> usize {
+    ring_offset(rings, ring_records).next_multiple_of(4096)
 }

@@ -202,7 +202,7 @@ impl Worker {
 /// does not.
 fn rseq() -> [usize; 2] {
     unsafe extern "C" {
-        fn dlsym(handle: *mut c_void, name: *const c_char) -> *const c_void;
+        fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
     }
     /// As registered by the C library, whatever the kernel could do more.
     const REGISTERED: usize = 32;

@@ -421,6 +421,12 @@
     if (!places && !programs && !run.processes_lost) say("good", "✓", "everything was seen");
     if (places) say("careful", "!", `${counted(places, "place", "places")} not seen`);
     if (programs + run.processes_lost) say("careful", "!", `${counted(programs + run.processes_lost, "process", "processes")} ran unwatched`);
+    if (run.check) {
+      const of = (severity) => run.check.findings.filter((each) => each.severity === severity).length;
+      if (of("error")) say("bad", "✗", `${counted(of("error"), "stale registration", "stale registrations")}`);
+      if (of("warning")) say("careful", "!", `${counted(of("warning"), "warning", "warnings")} about registrations`);
+      if (!of("error") && !of("warning")) say("good", "✓", "no stale registration");
+    }
     if (run.records.dropped) say("bad", "✗", `${counted(run.records.dropped, "record", "records")} dropped: the pictures have gaps`);
 
     const all = Object.values(run.calls);
@@ -456,6 +462,44 @@
     }
     host.append(make("p", { class: "lede" }, "A memory call from one of these places is not announced and not counted above. Whoever caches translations would not hear of it."),
       make("div", { class: "panel" }, make("ul", { class: "unseen" }, ...items)));
+  }
+
+  // ---- What the program has registered with the kernel, if that was checked.
+
+  const TONES = { error: "bad", warning: "careful", note: "plain" };
+  const KINDS = { io_uring_buffer: "io_uring buffer", io_uring_buffer_ring: "io_uring buffer ring", kvm_memslot: "KVM memslot", vfio: "VFIO mapping", iommufd: "iommufd mapping", rdma: "RDMA region", mlock: "locked range" };
+
+  function registrations() {
+    const check = run.check;
+    if (!check) return;
+    at("check").hidden = false;
+    const kinds = Object.entries(check.registered).map(([name, of]) => `${counted(of.count, KINDS[name] || name, `${KINDS[name] || name}s`)} of ${bytes(of.bytes)}`);
+    const gaps = [
+      [check.lost, "finding was not told, there were too many at a time", "findings were not told, there were too many at a time"],
+      [check.untracked, "registration was not followed, the table was full", "registrations were not followed, the table was full"],
+      [check.missed, "call was not looked at, the table was in use", "calls were not looked at, the table was in use"],
+      [check.processes_unchecked, "process had no memory for its table", "processes had no memory for their tables"],
+      [check.processes_blind, "process may not see page frames, and was judged by its calls", "processes may not see page frames, and were judged by their calls"],
+    ].filter(([n]) => n).map(([n, one, many]) => ` ${counted(n, one, many)}.`).join("");
+    at("check-lede").textContent = (kinds.length ? `The program has registered ${kinds.join(", ")}; ${counted(check.changes, "change of memory met them", "changes of memory met them")}.` : "The program has registered nothing.") +
+      (check.findings.length ? "" : " Nothing wrong was found.") + gaps;
+    const stack = (name, each, more) => [
+      make("dt", {}, name),
+      make("dd", {}, `${each.call}${more}, thread ${each.tid}, after ${duration(each.time_ns)}`,
+        make("ol", { start: "0" }, ...each.stack.map((frame) => make("li", {}, make("span", { class: "mono" }, frame.symbol), make("span", { class: "faint" }, ` ${frame.file}`))))),
+    ];
+    for (const each of check.findings) {
+      const index = each.index > 65535 ? `0x${each.index.toString(16)}` : each.index;
+      const times = each.times > 1 ? `, ${count(each.times)} times` : "";
+      const { changed, other, empty, unmapped } = each.pages;
+      at("findings").append(make("details", { class: "panel finding", ...(each.severity === "note" ? {} : { open: "" }) },
+        make("summary", {}, make("b", { class: TONES[each.severity] }, each.verdict), ` ${each.severity}${times}: ${KINDS[each.kind] || each.kind} ${index}, ${bytes(each.bytes)} at ${each.start}`,
+          each.registrations > 1 ? `, and ${counted(each.registrations - 1, "other", "others")}` : ""),
+        make("dl", {}, ...stack("registered", each.registered, ""),
+          ...stack(each.inherited ? "used" : "changed", each.changed, `: ${bytes(each.changed_bytes)} from ${each.changed_start} on`),
+          ...(changed ? [make("dt", {}, "pages"), make("dd", {}, `${count(changed)} changed; now ${count(other)} others, ${count(empty)} empty, ${count(unmapped)} not mapped`)] : []),
+          make("dt", {}, "means"), make("dd", {}, each.means), make("dt", {}, "do"), make("dd", {}, each.advice))));
+    }
   }
 
   function numbers() {
@@ -502,6 +546,7 @@
 
   at("page").hidden = false;
   head();
+  registrations();
   timeline();
   latency(at("latencies"), "start", "Starts", run.starts);
   latency(at("latencies"), "change", "System calls", run.changes);

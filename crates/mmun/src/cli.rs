@@ -46,10 +46,12 @@ EXAMPLES:
   mmun run --json - --quiet -- ./job | jq .    numbers for scripts
   mmun run --refuse 1/3 -- ./program           refuse every third change that may not wait
   mmun run --strict -- node app.js             also system calls of code made at run time
+  mmun run --check -- ./server                 find registrations that went stale
 
 EXIT STATUS:
-  That of the program; a signal that kills it kills mmun too. Otherwise 125: mmun itself failed;
-  126: the program cannot be run or not be watched; 127: not found; 2: wrong usage.";
+  That of the program; a signal that kills it kills mmun too. 66: --check found a stale
+  registration (--check-status says another). Otherwise 125: mmun itself failed; 126: the
+  program cannot be run or not be watched; 127: not found; 2: wrong usage.";
 
 /// Run a program and report its changes of memory.
 ///
@@ -84,6 +86,17 @@ pub struct Run {
     #[arg(long, value_name = "WHEN", default_value = "auto", default_missing_value = "always",
           num_args = 0..=1, require_equals = true)]
     pub strict: Strict,
+    /// Check what the program registers with the kernel (fixed buffers of io_uring, DMA mappings, memslots of KVM,
+    /// locked memory): is it still the memory that is there?
+    ///
+    /// A registration whose memory was replaced is stale: data go where the program does not see them. Both calls are
+    /// told with their call stacks. docs/check.md says more.
+    #[arg(long)]
+    pub check: bool,
+
+    /// Exit with this status if --check found a stale registration; 0: with the program's.
+    #[arg(long, value_name = "STATUS", default_value = "66", requires = "check", value_parser = clap::value_parser!(u8))]
+    pub check_status: u8,
 
     /// Memory for single calls on their way to --trace and --report (64k to 4g); what finds it full is
     /// dropped and counted.

@@ -9,6 +9,7 @@
 
 #![expect(unreachable_pub, reason = "a program is reached by nobody; here `pub` means: for other modules")]
 
+mod check;
 mod cli;
 mod clock;
 mod demo;
@@ -31,6 +32,7 @@ mod signals;
 mod summary;
 mod symbols;
 mod totals;
+mod unwind;
 mod watch;
 
 use std::io::Write;

@@ -20,7 +20,8 @@ struct World {
 impl World {
     fn new() -> World {
         let session =
-            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None }, 1).unwrap();
+            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None, check: false }, 1)
+                .unwrap();
         World { session, processes: Processes::default(), now: Instant::now(), gone: vec![], born: 0 }
     }
 

@@ -14,9 +14,11 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let session =
-            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: Some(128 << 10) }, 2)
-                .unwrap();
+        let session = Session::create(
+            Wanted { refuse_every: 0, strict: Strict::Never, buffer: Some(128 << 10), check: false },
+            2,
+        )
+        .unwrap();
         assert_eq!((session.rings(), session.ring(0).1.len()), (2, 1024));
         World { rings: Rings::new(&session), session, now: Instant::now() }
     }

@@ -36,7 +36,7 @@ pub fn run(options: &Run) -> Result<Outcome> {
 
     let buffer = reports.want_records().then_some(options.buffer);
     let strict = options.strict.into();
-    let wanted = Wanted { refuse_every: options.refuse.unwrap_or(0), strict, buffer };
+    let wanted = Wanted { refuse_every: options.refuse.unwrap_or(0), strict, buffer, check: options.check };
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
     let session = Session::create(wanted, cpus)?;
     let variables = [
@@ -70,12 +70,16 @@ pub fn run(options: &Run) -> Result<Outcome> {
         // Who closed our stderr does not want to know.
         let _ = reports::write_text(&watched.summary, options.color.on(&std::io::stderr()));
     }
+    let stale = watched.summary.check.as_ref().is_some_and(|check| check.stale() > 0);
     let finished = watched.reports.finish(&watched.summary, &watched.callers);
     match watched.failure.map_or(finished, Err) {
         Err(error) if outcome == Outcome::Exited(0) => Err(error),
         Err(error) => {
             crate::complain(&error);
             Ok(outcome)
+        }
+        Ok(()) if stale && options.check_status != 0 && matches!(outcome, Outcome::Exited(_)) => {
+            Ok(Outcome::Exited(options.check_status.into()))
         }
         Ok(()) => Ok(outcome),
     }

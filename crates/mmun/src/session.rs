@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result};
 use mmu_notifier_primary::Strict;
 use mmu_notifier_primary::session::{
-    Header, MAGIC, PROCESSES, Process, ProcessState, Record, RingHead, SHARDS, Shard, VERSION,
-    process_offset, ring_offset, session_bytes,
+    Header, MAGIC, PROCESSES, Process, ProcessState, Record, RingHead, SHARDS, Shard, VERSION, check,
+    check_offset, checked_session_bytes, process_offset, ring_offset, session_bytes,
 };
 
 /// Fewer records than this in a ring and one burst fills it.
@@ -36,6 +36,8 @@ pub struct Wanted {
     pub strict: Strict,
     /// Bytes of records of single calls; `None`: only count.
     pub buffer: Option<u64>,
+    /// Check registrations with the kernel.
+    pub check: bool,
 }
 
 /// A session that this process has made and reads.
@@ -57,7 +59,10 @@ impl Session {
     /// Makes a session and opens it for processes to come.
     pub fn create(wanted: Wanted, cpus: usize) -> Result<Session> {
         let (rings, ring_records) = ring_shape(wanted.buffer.unwrap_or(0), cpus);
-        let bytes = session_bytes(rings, ring_records);
+        let bytes = match wanted.check {
+            true => checked_session_bytes(rings, ring_records),
+            false => session_bytes(rings, ring_records),
+        };
         let file = memory_file().context("cannot make the memory file of the session (memfd_create)")?;
         grow(&file, bytes as u64).with_context(|| {
             format!("cannot give the session {bytes} bytes; is there a limit (ulimit -f)?")
@@ -88,6 +93,7 @@ impl Session {
         header.strict.store(wanted.strict.to_u32(), Ordering::Relaxed);
         header.rings.store(rings as u32, Ordering::Relaxed);
         header.ring_records.store(ring_records as u32, Ordering::Relaxed);
+        header.check.store(wanted.check.into(), Ordering::Relaxed);
         header.records_wanted.store(wanted.buffer.is_some().into(), Ordering::Relaxed);
         // Pairs with the Acquire of who opens the session: the fields above are set before the magic is.
         header.magic.store(MAGIC, Ordering::Release);
@@ -108,6 +114,12 @@ impl Session {
     pub fn process(&self, index: usize) -> &Process {
         assert!(index < PROCESSES);
         self.at(process_offset(index))
+    }
+
+    /// What was found of registrations, if they are checked.
+    pub fn check(&self) -> Option<&check::Area> {
+        let offset = check_offset(self.rings, self.ring_records);
+        (offset + size_of::<check::Area>() <= self.bytes).then(|| self.at(offset))
     }
 
     /// How many rings there are.
@@ -278,9 +290,11 @@ mod tests {
 
     #[test]
     fn entries_are_found_and_freed() {
-        let session =
-            Session::create(Wanted { refuse_every: 3, strict: Strict::Never, buffer: Some(1 << 20) }, 2)
-                .unwrap();
+        let session = Session::create(
+            Wanted { refuse_every: 3, strict: Strict::Never, buffer: Some(1 << 20), check: false },
+            2,
+        )
+        .unwrap();
         assert_eq!(session.header().magic.load(Ordering::Acquire), MAGIC);
         assert_eq!(session.entries(), [0; 0]);
         for index in [0, 7, PROCESSES - 1] {
@@ -299,7 +313,8 @@ mod tests {
     #[test]
     fn only_touched_counters_are_read() {
         let session =
-            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None }, 1).unwrap();
+            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None, check: false }, 1)
+                .unwrap();
         let blocks = || std::os::unix::fs::MetadataExt::blocks(&session.file.metadata().unwrap());
         assert_eq!(session.shards(5).count(), 0);
         for touched in [&[0][..], &[7], &[3, 4], &[0, 7], &[0, 1, 2, 3, 4, 5, 6, 7]] {
@@ -317,7 +332,8 @@ mod tests {
     #[test]
     fn others_can_open_it() {
         let session =
-            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None }, 1).unwrap();
+            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None, check: false }, 1)
+                .unwrap();
         let seen = std::fs::metadata(session.path()).unwrap();
         assert_eq!(seen.len(), session.bytes as u64);
     }

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use mmu_notifier_primary::session::check::{Registered, Verdict};
+
 /// Everything that is known at the end of a run (or, for the live line, so far).
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
@@ -74,6 +76,8 @@ pub struct Summary {
     pub records_dropped: u64,
     /// Size of the record buffer in bytes; 0: no records wanted.
     pub record_buffer: u64,
+    /// What was found of registrations, if they were checked.
+    pub check: Option<Check>,
 }
 
 /// What became of changes that were refused and could not wait.
@@ -219,4 +223,95 @@ pub struct Caller {
     pub symbol: String,
     /// The file it is in, or what kind of memory.
     pub file: String,
+}
+
+/// What was found of registrations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Check {
+    /// Registrations made and their bytes, by what holds them; only what occurred.
+    pub registered: Vec<(Registered, u64, u64)>,
+    /// Memory calls that met a registration.
+    pub changes: u64,
+    /// Pages that were compared at these.
+    pub compared: u64,
+    /// Registrations that were not followed: a table was full.
+    pub untracked: u64,
+    /// Calls that were not looked at, as another thread held the table for too long.
+    pub missed: u64,
+    /// Findings that are not here: there were too many at a time.
+    pub lost: u64,
+    /// Processes that had no memory for their tables.
+    pub unchecked: u64,
+    /// Processes that may not see page frames.
+    pub blind: u64,
+    /// The worst first.
+    pub findings: Vec<Finding>,
+}
+
+impl Check {
+    /// Findings of stale registrations, repeated ones once.
+    pub fn stale(&self) -> usize {
+        self.of(Verdict::Stale)
+    }
+
+    /// Findings with that verdict.
+    pub fn of(&self, verdict: Verdict) -> usize {
+        self.findings.iter().filter(|finding| finding.verdict == verdict).count()
+    }
+}
+
+/// A mistake: one registration, or several of the same call stack, and the call stack that changed its memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What is wrong.
+    pub verdict: Verdict,
+    /// What holds the memory.
+    pub kind: Registered,
+    /// It happened so often. What follows is of the first time, but for the bytes and pages, which are of all.
+    pub times: u64,
+    /// Registrations affected.
+    pub registrations: u64,
+    /// The descriptor that it was registered with, if it has one.
+    pub descriptor: Option<i32>,
+    /// Buffer, slot, handle, or address in the device.
+    pub index: u64,
+    /// First address of the registration.
+    pub start: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// First address of what was changed.
+    pub from: u64,
+    /// Bytes changed.
+    pub changed: u64,
+    /// Pages changed.
+    pub pages: u64,
+    /// Pages that have another frame.
+    pub other: u64,
+    /// Pages that are mapped, but empty.
+    pub empty: u64,
+    /// Pages that are not mapped.
+    pub unmapped: u64,
+    /// The process is a child of the one that registered.
+    pub inherited: bool,
+    /// Of an unmapped one: it was taken back later, and nothing else was mapped there before.
+    pub taken_back: bool,
+    /// The process.
+    pub pid: u32,
+    /// Who registered.
+    pub registered: At,
+    /// Who changed.
+    pub changed_by: At,
+}
+
+/// A system call, and where it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct At {
+    /// The call, with the arguments that matter.
+    pub call: String,
+    /// Thread id.
+    pub tid: u32,
+    /// Since the start of the run.
+    pub time_ns: u64,
+    /// The system call's place first; empty: not known.
+    pub stack: Vec<Caller>,
 }

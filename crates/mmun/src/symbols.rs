@@ -70,15 +70,7 @@ impl Symbols {
         if address == 0 {
             return 0;
         }
-        // Pairs with the Release of the process, which lists a mapping before it counts it.
-        let used = process.modules_used.load(Ordering::Acquire);
-        let born = process.born.load(Ordering::Relaxed);
-        let pid = process.pid.load(Ordering::Relaxed);
-        let current = |m: &Mappings| (m.born, m.pid, m.used) == (born, pid, used);
-        if !self.processes.get(&entry).is_some_and(current) {
-            let modules = read_modules(process, used);
-            self.processes.insert(entry, Mappings { born, pid, used, modules, known: HashMap::new() });
-        }
+        self.look_at(entry, process);
         let mappings = &self.processes[&entry];
         if let Some(index) = mappings.known.get(&address) {
             return *index;
@@ -89,6 +81,26 @@ impl Symbols {
             mappings.known.insert(address, index);
         }
         index
+    }
+
+    /// The file that is mapped executable at `address` in the process with entry `entry`, and where in it that is.
+    pub fn in_file(&mut self, entry: usize, process: &Process, address: u64) -> Option<(&str, u64)> {
+        self.look_at(entry, process);
+        let module = self.processes[&entry].module(address)?;
+        Some((&module.file, (address - module.start).wrapping_add(module.offset)))
+    }
+
+    /// Makes the process's mappings known as they are now.
+    fn look_at(&mut self, entry: usize, process: &Process) {
+        // Pairs with the Release of the process, which lists a mapping before it counts it.
+        let used = process.modules_used.load(Ordering::Acquire);
+        let born = process.born.load(Ordering::Relaxed);
+        let pid = process.pid.load(Ordering::Relaxed);
+        let current = |m: &Mappings| (m.born, m.pid, m.used) == (born, pid, used);
+        if !self.processes.get(&entry).is_some_and(current) {
+            let modules = read_modules(process, used);
+            self.processes.insert(entry, Mappings { born, pid, used, modules, known: HashMap::new() });
+        }
     }
 
     /// The place with that index.
@@ -111,6 +123,13 @@ impl Symbols {
     }
 }
 
+impl Mappings {
+    /// The latest of what was mapped there.
+    fn module(&self, address: u64) -> Option<&Module> {
+        self.modules.iter().rev().find(|m| (m.start..m.end).contains(&address))
+    }
+}
+
 fn read_modules(process: &Process, used: u64) -> Vec<Module> {
     let used = used.min(MODULES as u64) as usize;
     let read = |module: &mmu_notifier_primary::session::Module| Module {
@@ -125,7 +144,7 @@ fn read_modules(process: &Process, used: u64) -> Vec<Module> {
 fn resolve(files: &mut HashMap<String, Rc<Table>>, mappings: &Mappings, address: u64) -> Caller {
     // A return address may lie behind the function's last byte: ask for the call before it.
     let call = address - 1;
-    let Some(module) = mappings.modules.iter().rev().find(|m| (m.start..m.end).contains(&call)) else {
+    let Some(module) = mappings.module(call) else {
         return Caller { symbol: format!("{address:#x}"), file: "anonymous code".to_owned() };
     };
     let table = match files.get(&module.file) {

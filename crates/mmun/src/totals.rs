@@ -12,6 +12,7 @@ use mmu_notifier_primary::session::{
     self, BUCKETS, EVENTS, Process, Shard, StrictState, UNSEEN, UnseenReason,
 };
 
+use crate::check;
 use crate::clock::Scale;
 use crate::summary::{Calls, Events, Strict, Summary, Times, Unseen};
 
@@ -298,11 +299,7 @@ pub fn path(path: &session::Path) -> String {
 }
 
 fn call_name(number: u32) -> Option<String> {
-    match Syscall::from_number(number as usize) {
-        Some(call) => Some(call.name().to_owned()),
-        None if number == u32::MAX => None,
-        None => Some(format!("system call {number}")),
-    }
+    (number != u32::MAX).then(|| check::call_name(number.into()))
 }
 
 fn words(reason: UnseenReason) -> &'static str {

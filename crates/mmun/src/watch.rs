@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
+use crate::check::Collector;
 use crate::clock::{Clock, Scale};
 use crate::live::Live;
 use crate::processes::{Processes, is_gone};
@@ -70,6 +71,7 @@ struct Work {
     processes: Processes,
     rings: Rings,
     symbols: Symbols,
+    check: Collector,
     batch: Vec<Entry>,
     failure: Option<anyhow::Error>,
 }
@@ -84,6 +86,7 @@ impl Work {
             live,
             processes: Processes::default(),
             symbols: Symbols::default(),
+            check: Collector::default(),
             batch: Vec::new(),
             failure: None,
         }
@@ -100,6 +103,12 @@ impl Work {
             if records {
                 let fullest = self.read_records(now, false);
                 pause = if fullest > 0.1 { pause / 2 } else { pause * 2 }.clamp(SHORTEST, LONGEST);
+            }
+            // Before who has written them is forgotten. Where there are some, more come soon.
+            if self.check.collect(&self.session, &mut self.symbols, &self.clock) > 0 {
+                pause = SHORTEST;
+            } else if !records {
+                pause = (pause * 2).min(LONGEST);
             }
             if let Some(gone) = gone {
                 self.processes.fold(&self.session, gone);
@@ -124,6 +133,7 @@ impl Work {
         if records {
             self.read_records(now, true);
         }
+        self.check.collect(&self.session, &mut self.symbols, &self.clock);
         let left = self.processes.finish(&self.session, now, &is_gone);
         let header = self.session.header();
         let mut summary = Summary {
@@ -138,6 +148,7 @@ impl Work {
             ..Summary::default()
         };
         self.processes.totals().fill(&mut summary, &self.clock.scale());
+        summary.check = self.check.summary(&self.session);
         Watched {
             summary,
             callers: self.symbols.into_callers(),

@@ -5,7 +5,7 @@ fn sites(path: &str) -> Vec<Found> {
     let bytes = std::fs::read(path).unwrap();
     let image = Image::parse(&bytes).unwrap();
     let mut sites = Vec::new();
-    search(&image, &bytes, 0, Wanted::Memory, &mut Flow::new(), |site| sites.push(site));
+    search(&image, &bytes, 0, Wanted::Only(Calls::Memory), &mut Flow::new(), |site| sites.push(site));
     sites
 }
 

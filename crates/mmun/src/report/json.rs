@@ -7,6 +7,9 @@ use std::io::{self, Write};
 
 use serde::{Serialize, Serializer};
 
+mod check;
+
+use self::check::Check;
 use crate::summary::{Outcome, Summary, Times};
 
 /// Writes the object, for people indented, and a line feed.
@@ -40,6 +43,7 @@ pub(super) struct Run<'a> {
     threads: u64,
     records: Records,
     hook: Hook,
+    check: Option<Check<'a>>,
 }
 
 #[derive(Serialize)]
@@ -216,6 +220,7 @@ impl<'a> From<&'a Summary> for Run<'a> {
                 buffer_bytes: summary.record_buffer,
             },
             hook: Hook { own_calls: summary.own_calls, own_bytes: summary.own_bytes },
+            check: summary.check.as_ref().map(Check::from),
         }
     }
 }
@@ -262,7 +267,7 @@ mod tests {
     fn same_shape(path: &str, ours: &Value, documented: &Value) {
         match (ours, documented) {
             (Value::Object(ours), Value::Object(documented)) => {
-                let named = [".calls", ".events", ".programs_unseen"].contains(&path);
+                let named = [".calls", ".events", ".programs_unseen", ".check.registered"].contains(&path);
                 if named {
                     let first = |map: &serde_json::Map<String, Value>| map.values().next().cloned();
                     let both = (first(ours), first(documented));
@@ -281,7 +286,9 @@ mod tests {
                 };
                 same_shape(&format!("{path}[]"), ours, documented);
             }
-            (Value::Number(_), Value::Number(_)) | (Value::String(_), Value::String(_)) => {}
+            (Value::Number(_), Value::Number(_))
+            | (Value::String(_), Value::String(_))
+            | (Value::Bool(_), Value::Bool(_)) => {}
             (ours, documented) => panic!("{path} is {ours} here and {documented} in the page"),
         }
     }

@@ -12,6 +12,7 @@
 //! [`fit`]. [`paint`], [`bar`] and [`units`] are how text is written for people, also by the other commands.
 
 pub mod bar;
+mod check;
 pub mod fit;
 pub mod html;
 pub mod json;

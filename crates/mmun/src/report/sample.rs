@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::summary::{Caller, Calls, Events, Outcome, PutOff, Record, Summary, Times, Unseen};
+use crate::summary::{
+    At, Caller, Calls, Check, Events, Finding, Outcome, PutOff, Record, Registered, Summary, Times, Unseen,
+    Verdict,
+};
 
 /// Files that the tests leave to be looked at.
 pub(super) fn directory() -> std::path::PathBuf {
@@ -195,6 +198,80 @@ pub(super) fn troubled() -> Summary {
             unseen("the file behind the mapping could not be read", "/tmp/.mount_App/lib/plugin.so", None, 1),
         ],
         unseen_more: 12,
+        check: Some(check()),
         ..summary()
+    }
+}
+
+/// One finding of each verdict, and one that came to nothing.
+pub(super) fn check() -> Check {
+    let stack = |names: &[&str]| -> Vec<Caller> {
+        let frame =
+            |name: &&str| Caller { symbol: (*name).to_owned(), file: "/home/me/bin/ingest".to_owned() };
+        names.iter().map(frame).collect()
+    };
+    let finding = |verdict, kind, index, call: &str| Finding {
+        verdict,
+        kind,
+        times: 3,
+        registrations: 4,
+        descriptor: Some(7),
+        index,
+        start: 0x7f3a_12c0_4000,
+        len: 1 << 20,
+        from: 0x7f3a_12c0_6000,
+        changed: 8192,
+        pages: 2,
+        other: 1,
+        empty: 1,
+        unmapped: 0,
+        inherited: false,
+        taken_back: false,
+        pid: 4_217,
+        registered: At {
+            call: "io_uring_register".to_owned(),
+            tid: 4_217,
+            time_ns: 1_200_000,
+            stack: stack(&["syscall+0x19", "ingest::pool::Pool::register::h12ab+0x44", "main+0x21"]),
+        },
+        changed_by: At {
+            call: call.to_owned(),
+            tid: 4_219,
+            time_ns: 7_000_000_000,
+            stack: stack(&["madvise+0xb"; 14]),
+        },
+    };
+    let unmapped = Finding {
+        other: 0,
+        empty: 0,
+        unmapped: 2,
+        ..finding(Verdict::Unmapped, Registered::Buffer, 3, "munmap")
+    };
+    Check {
+        registered: vec![
+            (Registered::Buffer, 40, 40 << 20),
+            (Registered::Vfio, 1, 1 << 30),
+            (Registered::Lock, 2, 8192),
+        ],
+        changes: 12,
+        compared: 4_000,
+        untracked: 1,
+        missed: 2,
+        lost: 3,
+        unchecked: 1,
+        blind: 1,
+        findings: vec![
+            finding(Verdict::Stale, Registered::Buffer, 3, "madvise(MADV_DONTNEED)"),
+            Finding { inherited: true, ..finding(Verdict::Stale, Registered::Buffer, 0, "io_uring_enter") },
+            finding(Verdict::Stale, Registered::Vfio, 0x1_0000_0000, "mremap(MREMAP_DONTUNMAP)"),
+            unmapped.clone(),
+            finding(Verdict::Exposed, Registered::Buffer, 3, "mprotect(PROT_READ)"),
+            finding(Verdict::Dangling, Registered::Memslot, 1, "munmap"),
+            Finding {
+                descriptor: None,
+                ..finding(Verdict::Unlocked, Registered::Lock, 0, "mmap(MAP_FIXED)")
+            },
+            Finding { taken_back: true, ..unmapped },
+        ],
     }
 }

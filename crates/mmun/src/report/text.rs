@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 
 use super::bar::{bar, level};
+use super::check;
 use super::fit::{folded, keep_back, keep_front, printable};
 use super::paint::{Paint, Tone};
 use super::units::{bytes, count, counted, duration, percent};
@@ -32,7 +33,8 @@ pub fn write(summary: &Summary, out: &mut impl Write, color: bool) -> io::Result
     text.strict(summary)?;
     text.unseen(summary)?;
     text.records(summary)?;
-    text.hook(summary)
+    text.hook(summary)?;
+    text.check(summary)
 }
 
 struct Text<'a, W> {
@@ -273,6 +275,15 @@ impl<W: Write> Text<'_, W> {
         let calls = counted(summary.own_calls, "memory call", "memory calls");
         let line = format!("{calls} of its own, at most {} in a process", bytes(summary.own_bytes));
         self.say("hook", Tone::Plain, &line)
+    }
+
+    fn check(&mut self, summary: &Summary) -> io::Result<()> {
+        let Some(check) = &summary.check else { return Ok(()) };
+        let mut label = "check";
+        for (tone, line) in check::lines(check) {
+            self.say(std::mem::take(&mut label), tone, &line)?;
+        }
+        check::write(check, self.out, self.paint)
     }
 
     fn head(&mut self, columns: &str) -> io::Result<()> {

@@ -236,6 +236,11 @@ impl Report {
         value.as_u64().unwrap_or_else(|| panic!("{path} is {value} in {:#}", self.json))
     }
 
+    /// What is at a path like `check.findings`; null, if there is nothing.
+    pub(crate) fn value(&self, path: &str) -> &Value {
+        path.split('.').fold(&self.json, |value, key| &value[key])
+    }
+
     /// How often `call` was made.
     pub(crate) fn count(&self, call: &str) -> u64 {
         self.number(&format!("calls.{call}.count"))

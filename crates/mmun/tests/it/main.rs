@@ -6,6 +6,7 @@
 
 mod alone;
 mod behave;
+mod check;
 mod command;
 mod demo;
 mod doctor;

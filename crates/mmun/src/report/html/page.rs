@@ -270,6 +270,16 @@ fn cut(summary: &Summary) -> Summary {
     for (program, times) in programs.into_iter().take(LIST) {
         *summary.programs_unseen.entry(fit::printable(&fit::keep_back(&program, NAME))).or_default() += times;
     }
+    if let Some(check) = &mut summary.check {
+        check.lost += check.findings.len().saturating_sub(LIST) as u64;
+        check.findings.truncate(LIST);
+        let stacks =
+            check.findings.iter_mut().flat_map(|f| [&mut f.registered.stack, &mut f.changed_by.stack]);
+        for frame in stacks.flatten() {
+            frame.symbol = fit::printable(&fit::keep_front(&frame.symbol, NAME));
+            frame.file = fit::printable(&fit::keep_back(&frame.file, NAME));
+        }
+    }
     if more > 0 {
         summary.programs_unseen.insert("(more programs)".to_owned(), more);
     }

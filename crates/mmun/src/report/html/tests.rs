@@ -61,6 +61,8 @@ fn what_went_wrong_is_in_the_page() {
     assert_eq!((&data["balance"], &data["unbalanced"]), (&"elevated".into(), &4.into()));
     assert_eq!(data["run"]["programs_unseen"]["/bin/static"], 3);
     assert!(page.contains("NOT BALANCED"), "also without a script");
+    assert_eq!(data["run"]["check"]["stale"], 3);
+    assert_eq!(data["run"]["check"]["findings"][0]["changed"]["call"], "madvise(MADV_DONTNEED)");
 }
 
 #[test]
