@@ -264,7 +264,11 @@ fn tell(primary: &Primary, frame: &mut Frame, seen: &mut Seen, news: &mut MaybeU
             open = Some(start(primary, &seen.caller, seen.range, seen.event, &mut refused));
         }
     }
-    news.write(News { time, started: primary.log.now(), refused, open, rare: None });
+    let started = primary.log.now();
+    if open.is_some() && primary.log.is_audited() {
+        primary.log.opened(&seen.caller, seen.call, &[(seen.range, seen.event)], started);
+    }
+    news.write(News { time, started, refused, open, rare: None });
     Way::Call
 }
 
@@ -295,6 +299,11 @@ fn announce_rare(primary: &Primary, frame: &mut Frame, seen: &Seen, news: &mut M
                 news.refused = bracket.refused;
             }
             news.started = primary.log.now();
+            if primary.log.is_audited()
+                && let Some(rare) = &news.rare
+            {
+                primary.log.opened(caller, call, rare.changes.as_slice(), news.started);
+            }
             Way::Call
         }
     }
@@ -321,6 +330,9 @@ pub(crate) unsafe extern "C" fn finish(frame: *mut Frame, underway: *mut Underwa
     let news = unsafe { underway.news.assume_init_mut() };
     let Some(primary) = primary() else { return };
     let changed = primary.log.now();
+    if primary.log.is_audited() && seen.common != Common::Nothing {
+        primary.log.closed(&seen.caller, seen.caller.stack(), changed);
+    }
     if let Some(open) = news.open.take() {
         primary.space.end(&seen.caller, open);
     }

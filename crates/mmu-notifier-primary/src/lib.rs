@@ -32,6 +32,7 @@
 //! | `patch`, `batch`, `entry`, `gate` | rewriting them; many at a time; the way into Rust and back; the one `syscall` instruction |
 //! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
+//! | `oracle` | a virtual machine that makes the kernel itself tell of this process's changes, for an audit |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -49,6 +50,7 @@ mod hook;
 mod light;
 mod log;
 mod maps;
+mod oracle;
 pub mod pages;
 mod patch;
 mod primary;

@@ -23,6 +23,7 @@ use crate::gate::{
 use crate::hook;
 use crate::log::{Log, put_path, ticks};
 use crate::maps;
+use crate::oracle;
 use crate::patch::{Live, Patched, Stubs, Writer};
 use crate::search::{Found, Image, Shape, Unfit, candidates, search};
 use crate::session::{self, Header, UnseenReason};
@@ -198,6 +199,7 @@ impl Primary {
         hook::set_primary(primary);
         (options.before)(primary);
         primary.search_everything().map_err(|errno| InstallError::Maps { errno: errno.0 })?;
+        oracle::set_up(&primary.log);
         primary.ready();
         Ok(primary)
     }
@@ -496,6 +498,7 @@ impl Primary {
         unsafe { self.space.forked() };
         self.log.forked();
         (self.after_fork)(self);
+        oracle::set_up(&self.log);
     }
 
     /// Ends what this thread has left open.
@@ -512,12 +515,16 @@ impl Primary {
         let gone = |stack| {
             // Asked only if this thread has something open.
             let signal_stack = signal_stack.get_or_insert_with(safe::on_signal_stack);
-            match signal_stack {
+            let gone = match signal_stack {
                 // On the signal stack: an outer change on the ordinary stack is interrupted, not gone.
                 Some(here) if !here.contains(&stack) => false,
                 // The same stack: deeper frames have lower addresses, so one below us is gone.
                 _ => stack <= caller.stack(),
+            };
+            if gone && self.log.is_audited() {
+                self.log.closed(caller, stack, ticks());
             }
+            gone
         };
         // SAFETY: a frame below the stack pointer of the thread that runs has been left for good.
         let ended = unsafe { self.space.end_abandoned(caller, gone) };

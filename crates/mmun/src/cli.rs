@@ -42,10 +42,12 @@ EXAMPLES:
   mmun run --trace out.json -- make -j8        a timeline for ui.perfetto.dev, all processes
   mmun run --json - --quiet -- ./job | jq .    numbers for scripts
   mmun run --refuse 1/3 -- ./program           refuse every third change that may not wait
+  mmun run --audit -- ./program                the kernel as judge: did anything escape?
 
 EXIT STATUS:
   That of the program; a signal that kills it kills mmun too. Otherwise 125: mmun itself failed;
-  126: the program cannot be run or not be watched; 127: not found; 2: wrong usage.";
+  126: the program cannot be run or not be watched; 127: not found; 2: wrong usage; 123: the program
+  was well, but its audit found something unexplained or lost something.";
 
 /// Run a program and report its changes of memory.
 ///
@@ -71,6 +73,10 @@ pub struct Run {
     /// Attach a subscriber that refuses every N-th change that may not wait.
     #[arg(long, value_name = "1/N", value_parser = parse_refuse)]
     pub refuse: Option<u32>,
+
+    /// Hold the kernel's own reports of changes against what was announced; needs root and KVM.
+    #[arg(long)]
+    pub audit: bool,
 
     /// Memory for single calls on their way to --trace and --report (64k to 4g); what finds it full is
     /// dropped and counted.

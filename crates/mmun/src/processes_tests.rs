@@ -19,7 +19,7 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let session = Session::create(Wanted { refuse_every: 0, buffer: None }, 1).unwrap();
+        let session = Session::create(Wanted::default(), 1).unwrap();
         World { session, processes: Processes::default(), now: Instant::now(), gone: vec![], born: 0 }
     }
 

@@ -19,6 +19,37 @@ use crate::session::Session;
 /// How long a record may stay unfinished.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// A call was made.
+    Call(Entry),
+    /// A bracket was opened or closed.
+    Mark(Mark),
+}
+
+impl Said {
+    fn time(&self) -> u64 {
+        match self {
+            Said::Call(entry) => entry.time,
+            Said::Mark(mark) => mark.time,
+        }
+    }
+}
+
+/// A bracket is opened or closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Ticks.
+    pub time: u64,
+    /// Thread id, in its pid namespace.
+    pub tid: u32,
+    /// Where the hook is on the stack.
+    pub stack: u64,
+    /// The call, and first address and bytes of the change; `None`: all that are open at this place are over.
+    pub change: Option<(Syscall, u64, u64)>,
+}
+
 /// A record as it was written, with its words taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -48,6 +79,15 @@ pub struct Entry {
     pub ends: u64,
     /// Return address of the function that made the call; 0: not known.
     pub caller: u64,
+}
+
+/// What one round of reading found.
+#[derive(Clone, Copy, Debug)]
+pub struct Drained {
+    /// How full the fullest ring was, from 0 to 1.
+    pub fullest: f64,
+    /// Nothing is in the way of what was there at the time of the call: all was read.
+    pub complete: bool,
 }
 
 /// The reader of all rings of a session.
@@ -80,9 +120,10 @@ impl Rings {
     }
 
     /// Appends to `batch` what was written since the last time, and sorts it by time. With `last`,
-    /// nothing unfinished is waited for. Returns how full the fullest ring was, from 0 to 1.
-    pub fn drain(&mut self, session: &Session, now: Instant, last: bool, batch: &mut Vec<Entry>) -> f64 {
+    /// nothing unfinished is waited for.
+    pub fn drain(&mut self, session: &Session, now: Instant, last: bool, batch: &mut Vec<Said>) -> Drained {
         let mut fullest: f64 = 0.0;
+        let mut complete = true;
         for index in 0..self.rings.len() {
             let (ring, records) = session.ring(index);
             // Pairs with the Release of the writers that moved it.
@@ -108,6 +149,7 @@ impl Rings {
                 } else if finished || last || place.gives_up(head, now) {
                     self.dropped += 1;
                 } else {
+                    complete = false;
                     break;
                 }
                 place.tail = place.tail.wrapping_add(1);
@@ -118,8 +160,8 @@ impl Rings {
             // Pairs with the Acquire of the writers that ask for room: our reads are done.
             ring.tail.0.store(place.tail, Ordering::Release);
         }
-        batch.sort_by_key(|entry| entry.time);
-        fullest
+        batch.sort_by_key(Said::time);
+        Drained { fullest, complete }
     }
 
     /// How many records were read.
@@ -147,7 +189,7 @@ impl Place {
     }
 }
 
-fn decode(record: &session::Record) -> Option<Entry> {
+fn decode(record: &session::Record) -> Option<Said> {
     let [what, took, who] = [&record.what, &record.took, &record.who].map(|w| w.load(Ordering::Relaxed));
     let high = |word: u64| word >> 32;
     let low = |word: u64| word & 0xffff_ffff;
@@ -155,9 +197,17 @@ fn decode(record: &session::Record) -> Option<Entry> {
         0xff => None,
         event => Some(*Event::ALL.get(event as usize)?),
     };
-    Some(Entry {
-        time: record.time.load(Ordering::Relaxed),
-        call: *Syscall::ALL.get((what & 0xff) as usize)?,
+    let time = record.time.load(Ordering::Relaxed);
+    let call = *Syscall::ALL.get((what & 0xff) as usize)?;
+    if what & (session::OPENED | session::CLOSED) != 0 {
+        let [start, len, stack] =
+            [&record.start, &record.len, &record.caller].map(|word| word.load(Ordering::Relaxed));
+        let change = (what & session::OPENED != 0).then_some((call, start, len));
+        return Some(Said::Mark(Mark { time, tid: low(who) as u32, stack, change }));
+    }
+    Some(Said::Call(Entry {
+        time,
+        call,
         event,
         failed: what & (1 << 16) != 0,
         refused: what & (1 << 17) != 0,
@@ -169,7 +219,7 @@ fn decode(record: &session::Record) -> Option<Entry> {
         change: low(took),
         ends: high(took),
         caller: record.caller.load(Ordering::Relaxed),
-    })
+    }))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let session = Session::create(Wanted { refuse_every: 0, buffer: Some(128 << 10) }, 2).unwrap();
+        let session = Session::create(Wanted { buffer: Some(128 << 10), ..Wanted::default() }, 2).unwrap();
         assert_eq!((session.rings(), session.ring(0).1.len()), (2, 1024));
         World { rings: Rings::new(&session), session, now: Instant::now() }
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use mmu_notifier::Event;
 use mmu_notifier_primary::Syscall;
-use mmu_notifier_primary::session::{self, BUCKETS, EVENTS, Process, Shard, UNSEEN, UnseenReason};
+use mmu_notifier_primary::session::{self, BUCKETS, EVENTS, Oracle, Process, Shard, UNSEEN, UnseenReason};
 
 use crate::clock::Scale;
 use crate::summary::{Calls, Events, Summary, Times, Unseen};
@@ -50,6 +50,8 @@ pub struct Totals {
     own_bytes: u64,
     unseen: BTreeMap<(u32, String, u32), Place>,
     unseen_more: u64,
+    /// By what `Process::oracle` says.
+    without_oracle: BTreeMap<u64, u64>,
 }
 
 /// What became of a process whose numbers are added.
@@ -141,6 +143,16 @@ impl Totals {
         add(&mut self.own_calls, &process.own_calls);
         self.own_bytes = self.own_bytes.max(get(&process.own_bytes));
         self.add_unseen(process);
+        let oracle = get(&process.oracle);
+        // A process that never was ready has made nothing that could be judged.
+        if Oracle::from_u64(oracle) != Oracle::InPlace && get(&process.ready) > 0 {
+            *self.without_oracle.entry(oracle).or_default() += 1;
+        }
+    }
+
+    /// Processes that sent no oracle: why, and how many.
+    pub fn without_oracle(&self) -> BTreeMap<String, u64> {
+        self.without_oracle.iter().map(|(oracle, count)| (oracle_words(*oracle), *count)).collect()
     }
 
     fn add_shard(&mut self, shard: &Shard) {
@@ -275,6 +287,16 @@ fn call_name(number: u32) -> Option<String> {
         Some(call) => Some(call.name().to_owned()),
         None if number == u32::MAX => None,
         None => Some(format!("system call {number}")),
+    }
+}
+
+fn oracle_words(oracle: u64) -> String {
+    let error = std::io::Error::from_raw_os_error((oracle >> 8) as i32);
+    match Oracle::from_u64(oracle) {
+        Oracle::None | Oracle::InPlace => "it did not say why".to_owned(),
+        Oracle::NoDevice => format!("it could not open /dev/kvm: {error}"),
+        Oracle::NotMade => format!("it could not make a virtual machine: {error}"),
+        Oracle::NotSent => format!("it could not send its virtual machine: {error}"),
     }
 }
 

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
+use crate::audit::Audit;
 use crate::clock::{Clock, Scale};
 use crate::live::Live;
 use crate::processes::{Processes, is_gone};
 use crate::reports::Reports;
-use crate::rings::{Entry, Rings};
+use crate::rings::{Entry, Rings, Said};
 use crate::session::Session;
 use crate::summary::{Caller, Record, Summary};
 use crate::symbols::Symbols;
@@ -45,10 +46,16 @@ pub struct Watched {
 
 impl Watcher {
     /// Begins to read.
-    pub fn start(session: Session, clock: Clock, reports: Reports, live: Option<Live>) -> Result<Watcher> {
+    pub fn start(
+        session: Session,
+        clock: Clock,
+        reports: Reports,
+        live: Option<Live>,
+        audit: Option<Audit>,
+    ) -> Result<Watcher> {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = stop.clone();
-        let work = move || Work::new(session, clock, reports, live).run(&seen);
+        let work = move || Work::new(session, clock, reports, live, audit).run(&seen);
         let thread = std::thread::Builder::new().name("watch".into()).spawn(work);
         Ok(Watcher { stop, thread: thread.map_err(|error| anyhow!("cannot start a thread: {error}"))? })
     }
@@ -70,12 +77,19 @@ struct Work {
     processes: Processes,
     rings: Rings,
     symbols: Symbols,
-    batch: Vec<Entry>,
+    batch: Vec<Said>,
+    audit: Option<Audit>,
     failure: Option<anyhow::Error>,
 }
 
 impl Work {
-    fn new(session: Session, clock: Clock, reports: Reports, live: Option<Live>) -> Work {
+    fn new(
+        session: Session,
+        clock: Clock,
+        reports: Reports,
+        live: Option<Live>,
+        audit: Option<Audit>,
+    ) -> Work {
         Work {
             rings: Rings::new(&session),
             session,
@@ -85,12 +99,13 @@ impl Work {
             processes: Processes::default(),
             symbols: Symbols::default(),
             batch: Vec::new(),
+            audit,
             failure: None,
         }
     }
 
     fn run(mut self, stop: &AtomicBool) -> Watched {
-        let records = self.reports.want_records();
+        let records = self.reports.want_records() || self.audit.is_some();
         let mut pause = if records { SHORTEST } else { LONGEST };
         let mut next_look = Instant::now();
         while !stop.load(Ordering::Acquire) {
@@ -99,7 +114,9 @@ impl Work {
             let gone = (now >= next_look).then(|| self.processes.look(&self.session, now, &is_gone));
             if records {
                 let fullest = self.read_records(now, false);
-                pause = if fullest > 0.1 { pause / 2 } else { pause * 2 }.clamp(SHORTEST, LONGEST);
+                // Processes may wait for their oracles to be taken.
+                let longest = if self.audit.is_some() { 2 * SHORTEST } else { LONGEST };
+                pause = if fullest > 0.1 { pause / 2 } else { pause * 2 }.clamp(SHORTEST, longest);
             }
             if let Some(gone) = gone {
                 self.processes.fold(&self.session, gone);
@@ -138,6 +155,11 @@ impl Work {
             ..Summary::default()
         };
         self.processes.totals().fill(&mut summary, &self.clock.scale());
+        if let Some(audit) = self.audit {
+            let mut verdict = audit.finish(summary.records_dropped);
+            verdict.without_oracle = self.processes.totals().without_oracle();
+            summary.audit = Some(verdict);
+        }
         Watched {
             summary,
             callers: self.symbols.into_callers(),
@@ -148,21 +170,34 @@ impl Work {
 
     /// Reads what was recorded and passes it on, and says how full the fullest ring was.
     fn read_records(&mut self, now: Instant, last: bool) -> f64 {
-        let fullest = self.rings.drain(&self.session, now, last, &mut self.batch);
-        if self.batch.is_empty() {
-            return fullest;
-        }
-        let scale = self.clock.scale();
-        for entry in self.batch.drain(..) {
+        let listened = self.audit.as_mut().map_or(0.0, |audit| audit.listen(&self.session));
+        let drained = self.rings.drain(&self.session, now, last, &mut self.batch);
+        let fullest = drained.fullest.max(listened);
+        let scale = if self.batch.is_empty() { None } else { Some(self.clock.scale()) };
+        for said in self.batch.drain(..) {
+            let entry = match (said, &mut self.audit) {
+                (Said::Call(entry), _) => entry,
+                (Said::Mark(mark), Some(audit)) => {
+                    audit.mark(&mark);
+                    continue;
+                }
+                (Said::Mark(_), None) => continue,
+            };
+            let Some(scale) = &scale else { continue };
             let process = self.session.process(entry.process);
             let index = self.symbols.caller(entry.process, process, entry.caller);
-            let record = in_nanoseconds(&entry, process.pid.load(Ordering::Relaxed), index, &scale);
+            let record = in_nanoseconds(&entry, process.pid.load(Ordering::Relaxed), index, scale);
             let result = self.reports.record(&record, self.symbols.get(index));
             if let Err(error) = result
                 && self.failure.is_none()
             {
                 self.failure = Some(error);
             }
+        }
+        if let Some(audit) = &mut self.audit
+            && (drained.complete || last)
+        {
+            audit.judge(&self.session, &mut self.symbols, last);
         }
         fullest
     }

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 
 use serde::{Serialize, Serializer};
 
+use super::audit;
 use crate::summary::{Outcome, Summary, Times};
 
 /// Writes the object, for people indented, and a line feed.
@@ -39,6 +40,7 @@ pub(super) struct Run<'a> {
     threads: u64,
     records: Records,
     hook: Hook,
+    audit: Option<audit::Json<'a>>,
 }
 
 #[derive(Serialize)]
@@ -191,6 +193,7 @@ impl<'a> From<&'a Summary> for Run<'a> {
                 buffer_bytes: summary.record_buffer,
             },
             hook: Hook { own_calls: summary.own_calls, own_bytes: summary.own_bytes },
+            audit: summary.audit.as_ref().map(audit::Json::from),
         }
     }
 }
@@ -237,7 +240,7 @@ mod tests {
     fn same_shape(path: &str, ours: &Value, documented: &Value) {
         match (ours, documented) {
             (Value::Object(ours), Value::Object(documented)) => {
-                let named = [".calls", ".events", ".programs_unseen"].contains(&path);
+                let named = [".calls", ".events", ".programs_unseen", ".audit.causes", ".audit.not_judged"].contains(&path);
                 if named {
                     let first = |map: &serde_json::Map<String, Value>| map.values().next().cloned();
                     let both = (first(ours), first(documented));

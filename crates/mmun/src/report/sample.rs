@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::summary::{Caller, Calls, Events, Outcome, Record, Summary, Times, Unseen};
+use crate::summary::{
+    Audit, Caller, Calls, Events, Nearest, Outcome, Record, Summary, Times, Unexplained, Unseen,
+};
 
 /// Files that the tests leave to be looked at.
 pub(super) fn directory() -> std::path::PathBuf {
@@ -194,6 +196,35 @@ pub(super) fn troubled() -> Summary {
             unseen("the file behind the mapping could not be read", "/tmp/.mount_App/lib/plugin.so", None, 1),
         ],
         unseen_more: 12,
+        audit: Some(audit()),
         ..summary()
+    }
+}
+
+/// An audit that found what it was made for.
+pub(super) fn audit() -> Audit {
+    let place = Unexplained {
+        call: Some("munmap".to_owned()),
+        caller: Caller { symbol: "unmap_raw+0x12".to_owned(), file: "/home/me/bin/ingest".to_owned() },
+        count: 2,
+        pid: 4_217,
+        tid: 4_219,
+        start: 0x7f3a_12c0_0000,
+        len: 4096,
+        nearest: Some(Nearest { call: "mmap", start: 0x7f3a_0000_0000, len: 8192, before_ns: Some(3_000) }),
+        chain: ["unmap_vmas", "do_vmi_munmap", "__x64_sys_munmap"].map(str::to_owned).to_vec(),
+    };
+    Audit {
+        invalidations: 1_000,
+        covered: 900,
+        causes: vec![("fault", "first writes and copies on write", 90), ("write_back", "write-back", 8)],
+        unexplained: 2,
+        kinds: vec![place],
+        samples_lost: 2,
+        records_lost: 1,
+        judged: 3,
+        without_oracle: [("it could not open /dev/kvm: Permission denied".to_owned(), 1)].into(),
+        elsewhere: 5,
+        ..Audit::default()
     }
 }

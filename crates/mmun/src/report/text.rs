@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 
+use super::audit;
 use super::bar::{bar, level};
 use super::fit::{folded, keep_back, keep_front, printable};
 use super::paint::{Paint, Tone};
@@ -31,7 +32,8 @@ pub fn write(summary: &Summary, out: &mut impl Write, color: bool) -> io::Result
     text.sites(summary)?;
     text.unseen(summary)?;
     text.records(summary)?;
-    text.hook(summary)
+    text.hook(summary)?;
+    text.audit(summary)
 }
 
 struct Text<'a, W> {
@@ -239,6 +241,14 @@ impl<W: Write> Text<'_, W> {
         let calls = counted(summary.own_calls, "memory call", "memory calls");
         let line = format!("{calls} of its own, at most {} in a process", bytes(summary.own_bytes));
         self.say("hook", Tone::Plain, &line)
+    }
+
+    fn audit(&mut self, summary: &Summary) -> io::Result<()> {
+        let mut label = "audit";
+        for (tone, sentence) in summary.audit.iter().flat_map(audit::sentences) {
+            self.say(std::mem::take(&mut label), tone, &sentence)?;
+        }
+        Ok(())
     }
 
     fn head(&mut self, columns: &str) -> io::Result<()> {
