@@ -142,10 +142,10 @@ impl Rings {
                 let record = &records[place.tail as usize & (records.len() - 1)];
                 // Pairs with the Release of the writer: the other words were written before.
                 let finished = record.sequence.load(Ordering::Acquire) == place.tail.wrapping_add(1);
-                let entry = if finished { decode(record) } else { None };
-                if let Some(entry) = entry {
-                    batch.push(entry);
-                    self.read += 1;
+                let said = if finished { decode(record) } else { None };
+                if let Some(said) = said {
+                    self.read += u64::from(matches!(said, Said::Call(_)));
+                    batch.push(said);
                 } else if finished || last || place.gives_up(head, now) {
                     self.dropped += 1;
                 } else {
@@ -164,7 +164,7 @@ impl Rings {
         Drained { fullest, complete }
     }
 
-    /// How many records were read.
+    /// How many records of calls were read.
     pub fn read(&self) -> u64 {
         self.read
     }

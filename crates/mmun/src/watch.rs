@@ -151,7 +151,7 @@ impl Work {
             refuse_every: header.refuse_every.load(Ordering::Relaxed),
             records: self.rings.read(),
             records_dropped: self.rings.dropped(&self.session),
-            record_buffer: if records { self.session.record_bytes() } else { 0 },
+            record_buffer: if self.reports.want_records() { self.session.record_bytes() } else { 0 },
             ..Summary::default()
         };
         self.processes.totals().fill(&mut summary, &self.clock.scale());

@@ -1,12 +1,14 @@
 //! The brackets of each thread: which ranges were announced as changing, from when to when.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 /// How far the two clocks may be apart, in nanoseconds: a reading of both is off by some 100.
 ///
 /// No thread makes a second change of the same range so soon behind a first one that there would be something left to
 /// invalidate.
-const SLACK: u64 = 1000;
+pub const SLACK: u64 = 1000;
+/// How many brackets of a thread are remembered that are over.
+const REMEMBERED: usize = 64;
 
 /// A change that was announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,50 +27,48 @@ pub struct Bracket {
     pub call: &'static str,
 }
 
-/// The brackets of all threads, as far back as they are of use.
+/// The brackets of all threads, in the order in which they were opened and closed: what is asked is about now, more or
+/// less.
 #[derive(Debug, Default)]
 pub struct Brackets {
-    threads: HashMap<u32, Vec<Bracket>>,
+    threads: HashMap<u32, Thread>,
+}
+
+#[derive(Debug, Default)]
+struct Thread {
+    open: Vec<Bracket>,
+    over: VecDeque<Bracket>,
 }
 
 impl Brackets {
     /// A thread has announced a change.
     pub fn open(&mut self, tid: u32, bracket: Bracket) {
-        let brackets = self.threads.entry(tid).or_default();
+        let thread = self.threads.entry(tid).or_default();
         // What it left at the same place of its stack cannot be open any more.
-        for older in brackets.iter_mut().filter(|b| b.stack == bracket.stack && b.opened < bracket.opened) {
-            older.closed.get_or_insert(bracket.opened);
-        }
-        brackets.push(bracket);
+        thread.close(bracket.opened, |older| older.stack == bracket.stack && older.opened < bracket.opened);
+        thread.open.push(bracket);
     }
 
     /// The changes that a thread has announced at this place of its stack are over.
     pub fn close(&mut self, tid: u32, stack: u64, time: u64) {
-        let brackets = self.threads.get_mut(&tid).map_or(&mut [][..], Vec::as_mut_slice);
-        for bracket in brackets.iter_mut().filter(|b| b.stack == stack && b.opened <= time) {
-            bracket.closed.get_or_insert(time);
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.close(time, |bracket| bracket.stack == stack);
         }
     }
 
     /// The thread has ended, or its address space.
-    pub fn close_all(&mut self, tid: u32, time: u64) {
-        let brackets = self.threads.get_mut(&tid).map_or(&mut [][..], Vec::as_mut_slice);
-        for bracket in brackets.iter_mut().filter(|b| b.opened <= time) {
-            bracket.closed.get_or_insert(time);
-        }
+    pub fn forget(&mut self, tid: u32) {
+        self.threads.remove(&tid);
     }
 
     /// Whether every address of the range was in a bracket of the thread that was open at that time.
     pub fn cover(&self, tid: u32, time: u64, start: u64, end: u64) -> bool {
-        let brackets = self.threads.get(&tid).map_or(&[][..], Vec::as_slice);
-        let open = |b: &&Bracket| {
-            b.opened <= time + SLACK && b.closed.is_none_or(|closed| time <= closed + SLACK)
-        };
+        let Some(thread) = self.threads.get(&tid) else { return false };
         let mut covered = start;
         // Each of them that begins before what is left, until none helps.
         loop {
-            let helps = |b: &&Bracket| b.start <= covered && covered < b.end;
-            match brackets.iter().filter(open).filter(helps).map(|b| b.end).max() {
+            let helps = |b: &&Bracket| b.start <= covered && covered < b.end && b.was_open(time);
+            match thread.all().filter(helps).map(|b| b.end).max() {
                 _ if covered >= end => return true,
                 Some(further) => covered = further,
                 None => return false,
@@ -78,16 +78,32 @@ impl Brackets {
 
     /// The thread's bracket that was open at that time, or else the last one before.
     pub fn nearest(&self, tid: u32, time: u64) -> Option<&Bracket> {
-        let brackets = self.threads.get(&tid)?;
-        brackets.iter().filter(|b| b.opened <= time).max_by_key(|b| b.closed.unwrap_or(u64::MAX).min(time))
+        let brackets = self.threads.get(&tid)?.all();
+        brackets.filter(|b| b.opened <= time).max_by_key(|b| b.closed.unwrap_or(u64::MAX).min(time))
+    }
+}
+
+impl Thread {
+    fn close(&mut self, time: u64, which: impl Fn(&Bracket) -> bool) {
+        let over = &mut self.over;
+        self.open.retain(|bracket| {
+            let closes = which(bracket);
+            if closes {
+                over.push_front(Bracket { closed: Some(time), ..*bracket });
+            }
+            !closes
+        });
+        over.truncate(REMEMBERED);
     }
 
-    /// Forgets what was over before that time.
-    pub fn forget_before(&mut self, time: u64) {
-        self.threads.retain(|_, brackets| {
-            brackets.retain(|b| b.closed.is_none_or(|closed| closed >= time));
-            !brackets.is_empty()
-        });
+    fn all(&self) -> impl Iterator<Item = &Bracket> {
+        self.open.iter().chain(&self.over)
+    }
+}
+
+impl Bracket {
+    fn was_open(&self, time: u64) -> bool {
+        self.opened <= time + SLACK && self.closed.is_none_or(|closed| time <= closed + SLACK)
     }
 }
 
@@ -145,12 +161,8 @@ mod tests {
         brackets.open(1, bracket(5 * MS, 500, 0x8000, 0x9000));
         assert!(brackets.cover(1, 4 * MS, 0x1000, 0x2000));
         assert!(!brackets.cover(1, 6 * MS, 0x1000, 0x2000));
-        brackets.close_all(1, 7 * MS);
-        assert!(!brackets.cover(1, 8 * MS, 0x8000, 0x9000));
-        brackets.forget_before(6 * MS);
-        assert_eq!(brackets.threads[&1].len(), 1);
-        brackets.forget_before(8 * MS);
-        assert!(brackets.threads.is_empty());
+        brackets.forget(1);
+        assert!(!brackets.cover(1, 6 * MS, 0x8000, 0x9000));
     }
 
     #[test]
@@ -163,5 +175,16 @@ mod tests {
         assert_eq!(brackets.nearest(1, 9 * MS).unwrap().start, 0x3000);
         assert_eq!(brackets.nearest(1, 2 * MS + 1).unwrap().start, 0x1000);
         assert_eq!(brackets.nearest(1, 0), None);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut brackets = Brackets::default();
+        for n in 0..1000 {
+            brackets.open(1, bracket(2 * n * MS, 500, 0x1000, 0x2000));
+            brackets.close(1, 500, (2 * n + 1) * MS);
+        }
+        assert_eq!(brackets.threads[&1].all().count(), REMEMBERED);
+        assert!(brackets.cover(1, 1990 * MS, 0x1000, 0x2000), "the younger ones are kept");
     }
 }

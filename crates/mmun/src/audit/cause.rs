@@ -32,7 +32,7 @@ pub enum Cause {
     OomReaper,
     /// A task that is not of this address space did it.
     ForeignTask,
-    /// The hook itself, with memory of its own.
+    /// The hook or this program, with memory of their own.
     Hook,
 }
 
@@ -88,7 +88,7 @@ impl Cause {
             Cause::Userfaultfd => "userfaultfd write-protection",
             Cause::OomReaper => "the OOM reaper",
             Cause::ForeignTask => "foreign tasks",
-            Cause::Hook => "the hook's own memory",
+            Cause::Hook => "memory of the watching itself",
         }
     }
 

@@ -29,14 +29,14 @@ pub mod tasks;
 mod foreign;
 mod tracefs;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use mmu_notifier_primary::session::{self, PROCESSES};
 
-use self::brackets::{Bracket, Brackets};
+use self::brackets::{Bracket, Brackets, SLACK};
 use self::cause::{Cause, system_call};
 use self::clock::Clock;
 use self::foreign::Mappings;
@@ -51,9 +51,7 @@ use crate::summary::{self, Caller, Nearest, Unexplained};
 use crate::symbols::Symbols;
 
 /// How old, in nanoseconds, what happened must be to be in the rings for certain.
-const SETTLED: u64 = 20_000_000;
-/// How long, in nanoseconds, a bracket that is over can be of use.
-const REMEMBERED: u64 = 2_000_000_000;
+const SETTLED: u64 = 100_000_000;
 /// Kinds of unexplained invalidations that are told apart.
 const KINDS: usize = 64;
 
@@ -69,10 +67,11 @@ pub struct Audit {
     mappings: Mappings,
     waiting: Vec<Happening>,
     arrived: Vec<Arrived>,
+    marks: VecDeque<(u64, Mark)>,
+    /// When the kernel's rings were last begun to be read: what happened later may not be there yet.
+    heard: u64,
     summary: summary::Audit,
     causes: [u64; Cause::ALL.len()],
-    /// When brackets were last forgotten.
-    tidied: u64,
 }
 
 /// An address space with an oracle.
@@ -112,9 +111,10 @@ impl Audit {
             mappings: Mappings::default(),
             waiting: Vec::new(),
             arrived: Vec::new(),
+            marks: VecDeque::new(),
+            heard: 0,
             summary: summary::Audit::default(),
             causes: [0; Cause::ALL.len()],
-            tidied: 0,
         })
     }
 
@@ -126,8 +126,11 @@ impl Audit {
     /// The first part of a round: what the kernel has reported, and which oracles have come. How full the fullest ring
     /// was, from 0 to 1.
     pub fn listen(&mut self, session: &Session) -> f64 {
+        self.heard = self.clock.read();
+        let known = self.waiting.len();
         let fullest = self.kernel.read(&mut self.waiting);
         self.clock.read();
+        self.find_owners(known);
         while let Some(sent) = self.oracles.next() {
             let index = sent.index as usize % PROCESSES;
             let process = session.process(index);
@@ -140,42 +143,61 @@ impl Audit {
         fullest
     }
 
-    /// The second part: what the hook has put on record.
-    pub fn mark(&mut self, mark: &Mark) {
-        let time = self.clock.ns(mark.time);
-        match mark.change {
-            None => self.brackets.close(mark.tid, mark.stack, time),
-            Some((call, start, len)) => {
-                let bracket = Bracket {
-                    opened: time,
-                    closed: None,
-                    stack: mark.stack,
-                    start,
-                    end: start.saturating_add(len),
-                    call: call.name(),
-                };
-                self.brackets.open(mark.tid, bracket);
+    /// Whose memory it was that tasks of other address spaces have changed: as long as it is there.
+    fn find_owners(&mut self, known: usize) {
+        self.mappings.forget();
+        let made = |happening: &Happening| match happening.what {
+            What::NewTask { child, .. } => Some(child),
+            _ => None,
+        };
+        let young: HashSet<u32> = self.waiting.iter().filter_map(made).collect();
+        for happening in &mut self.waiting[known..] {
+            let stranger = self.tasks.get(happening.tid).is_none() && !young.contains(&happening.tid);
+            if let What::Invalidated(Invalidated { start, end, ref mut watched, .. }) = happening.what
+                && stranger
+            {
+                let alive = self.judged.values().map(|judged| judged.pid);
+                *watched = self.mappings.owner(alive, start, end).is_some();
             }
         }
     }
 
+    /// The second part: what the hook has put on record.
+    pub fn mark(&mut self, mark: &Mark) {
+        self.marks.push_back((self.clock.ns(mark.time), *mark));
+    }
+
     /// The third part: judges what is old enough; with `last`, all.
     pub fn judge(&mut self, session: &Session, symbols: &mut Symbols, last: bool) {
-        let now = self.clock.read();
-        let settled = if last { u64::MAX } else { now.saturating_sub(SETTLED) };
+        let settled = if last { u64::MAX } else { self.heard.saturating_sub(SETTLED) };
         self.waiting.sort_by_key(|happening| happening.time);
+        // Each round's are in order, but rounds may overlap a little.
+        self.marks.make_contiguous().sort_by_key(|(time, _)| *time);
         self.arrived.sort_by_key(|arrived| arrived.time);
-        self.mappings.forget();
         let until = self.waiting.partition_point(|happening| happening.time < settled);
         let ripe: Vec<_> = self.waiting.drain(..until).collect();
         for happening in ripe {
             self.oracles_until(happening.time);
+            self.marks_until(happening.time.saturating_add(SLACK));
             self.happened(happening, session, symbols);
         }
         self.oracles_until(settled);
-        if now.saturating_sub(self.tidied) > REMEMBERED / 2 {
-            self.brackets.forget_before(now.saturating_sub(REMEMBERED));
-            self.tidied = now;
+        self.marks_until(settled);
+    }
+
+    /// Takes in what the hook had put on record by then.
+    fn marks_until(&mut self, until: u64) {
+        while let Some(&(time, mark)) = self.marks.front().filter(|(time, _)| *time <= until) {
+            self.marks.pop_front();
+            match mark.change {
+                None => self.brackets.close(mark.tid, mark.stack, time),
+                Some((call, start, len)) => {
+                    let end = start.saturating_add(len);
+                    let (stack, call) = (mark.stack, call.name());
+                    let bracket = Bracket { opened: time, closed: None, stack, start, end, call };
+                    self.brackets.open(mark.tid, bracket);
+                }
+            }
         }
     }
 
@@ -190,8 +212,11 @@ impl Audit {
                         self.oracles.close(old.machine);
                     }
                 }
-                // Of a process that has come and gone in one round, or of a stranger.
-                None => self.oracles.close(judged.machine),
+                // Nobody has seen this process begin.
+                None => {
+                    self.summary.unproven += 1;
+                    self.oracles.close(judged.machine);
+                }
             }
         }
     }
@@ -205,12 +230,12 @@ impl Audit {
                 None
             }
             What::Exec { before } => {
-                self.brackets.close_all(before, time);
-                self.brackets.close_all(tid, time);
+                self.brackets.forget(before);
+                self.brackets.forget(tid);
                 self.tasks.exec(tid, before)
             }
             What::Exit => {
-                self.brackets.close_all(tid, time);
+                self.brackets.forget(tid);
                 self.tasks.exit(tid)
             }
         };
@@ -238,14 +263,16 @@ impl Audit {
         session: &Session,
         symbols: &mut Symbols,
     ) {
-        let &Invalidated { start, end, ref chain, user } = what;
+        let &Invalidated { start, end, ref chain, user, watched } = what;
         let shown = Cause::shown_by(self.names.names(chain));
         let task = self.tasks.get(tid);
         let judged = task.and_then(|task| self.judged.get_mut(&task.space));
         let (Some(task), Some(judged)) = (task, judged) else {
-            // Of another task. Whose memory was it?
-            let alive = self.judged.values().map(|judged| judged.pid);
-            if self.mappings.owner(alive, start, end).is_some() {
+            // Of another task.
+            if watched && pid == std::process::id() {
+                // The session, which is mapped in all of them.
+                self.caused(Cause::Hook);
+            } else if watched {
                 self.caused(shown.unwrap_or(Cause::ForeignTask));
             } else {
                 self.summary.elsewhere += 1;
