@@ -355,6 +355,12 @@ impl Log {
         loop {
             // Acquire pairs with the reader's Release: it is done with the record that we overwrite.
             if position.wrapping_sub(head.tail.0.load(Ordering::Acquire)) >= self.ring_records as u64 {
+                // Full; or others have written and the reader has read since we looked, and is past our position.
+                let now = head.head.load(Ordering::Relaxed);
+                if now != position {
+                    position = now;
+                    continue;
+                }
                 head.dropped.fetch_add(1, Ordering::Relaxed);
                 return;
             }

@@ -96,6 +96,7 @@ pub struct Rings {
     rings: Vec<Place>,
     read: u64,
     dropped: u64,
+    unfinished: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -116,7 +117,7 @@ struct Stuck {
 impl Rings {
     /// The reader of a session's rings; there is one.
     pub fn new(session: &Session) -> Rings {
-        Rings { rings: vec![Place::default(); session.rings()], read: 0, dropped: 0 }
+        Rings { rings: vec![Place::default(); session.rings()], read: 0, dropped: 0, unfinished: 0 }
     }
 
     /// Appends to `batch` what was written since the last time, and sorts it by time. With `last`,
@@ -148,6 +149,7 @@ impl Rings {
                     batch.push(said);
                 } else if finished || last || place.gives_up(head, now) {
                     self.dropped += 1;
+                    self.unfinished += u64::from(!finished);
                 } else {
                     complete = false;
                     break;
@@ -167,6 +169,13 @@ impl Rings {
     /// How many records of calls were read.
     pub fn read(&self) -> u64 {
         self.read
+    }
+
+    /// How many of them were never finished: their writer was killed, cancelled or jumped away in the middle. If it was
+    /// to say that a bracket opens, the system call has not been made; if it was to say that one closes, that one is
+    /// found to be abandoned, and is open until then.
+    pub fn unfinished(&self) -> u64 {
+        self.unfinished
     }
 
     /// How many were lost: found no room, unfinished, or broken.

@@ -156,7 +156,7 @@ impl Work {
         };
         self.processes.totals().fill(&mut summary, &self.clock.scale());
         if let Some(audit) = self.audit {
-            let mut verdict = audit.finish(summary.records_dropped);
+            let mut verdict = audit.finish(summary.records_dropped - self.rings.unfinished());
             verdict.without_oracle = self.processes.totals().without_oracle();
             summary.audit = Some(verdict);
         }
