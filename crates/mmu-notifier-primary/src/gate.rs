@@ -45,12 +45,6 @@ pub(crate) fn address() -> usize {
     &raw const mmu_notifier_gate_syscall as usize
 }
 
-/// Where the kernel comes back to from it.
-pub(crate) fn return_address() -> usize {
-    const SYSCALL: usize = 2;
-    address() + SYSCALL
-}
-
 /// Makes a system call. Returns what the kernel returns: `-errno` on failure.
 ///
 /// # Safety
@@ -79,6 +73,7 @@ pub(crate) mod safe {
     const PWRITE: usize = 18;
     const SOCKET: usize = 41;
     const SENDMSG: usize = 46;
+    const NANOSLEEP: usize = 35;
     const GETPID: usize = 39;
     const SHMCTL: usize = 31;
     const READLINK: usize = 89;
@@ -117,6 +112,13 @@ pub(crate) mod safe {
     pub(crate) fn gettid() -> u32 {
         // SAFETY: touches no memory.
         unsafe { call(GETTID, &[0; 6]) as u32 }
+    }
+
+    /// Sleeps, less if a signal comes.
+    pub(crate) fn sleep(nanoseconds: u64) {
+        let time = [nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000];
+        // SAFETY: the kernel reads `time` only.
+        unsafe { call(NANOSLEEP, &[time.as_ptr() as usize, 0, 0, 0, 0, 0]) };
     }
 
     /// An open file, which is closed when dropped unless the descriptor is somebody else's.

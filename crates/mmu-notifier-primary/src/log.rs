@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use mmu_notifier::{Caller, Event, Range};
 
 use crate::Syscall;
-use crate::gate::safe::{getpid, getppid};
+use crate::gate::safe::{getpid, getppid, sleep};
 use crate::session::{
     self, BUCKETS, Header, Histogram, MAGIC, MODULES, Module, PATH, PROCESSES, Path, Process, ProcessState,
     Record, RingHead, SHARDS, Shard, UNSEEN, UnseenReason, VERSION,
@@ -318,9 +318,31 @@ impl Log {
     /// Records that a call's changes have been announced, at `time`.
     #[inline(never)]
     pub(crate) fn opened(&self, caller: &Caller, call: Syscall, changes: &[(Range, Event)], time: u64) {
+        self.wait_for_the_reader(caller.home());
         for (range, event) in changes {
             let what = call as u64 | (*event as u64) << 8 | session::OPENED;
             self.mark(caller, what, (range.start(), range.len()), caller.stack(), time);
+        }
+    }
+
+    /// Waits while much is still to be read, as nothing that an audit needs may be dropped: neither here nor in the rings
+    /// of the kernel, which hold about as many reports. Not for ever: the reader may be gone.
+    fn wait_for_the_reader(&self, home: usize) {
+        const MUCH: u64 = 1 << 14;
+        const TIMES: u32 = 5_000;
+        const NANOSECONDS: u64 = 1_000_000;
+        let Some(process) = self.index() else { return };
+        let offset = session::ring_offset((process + home) % self.rings, self.ring_records);
+        // SAFETY: inside the mapping and aligned by the layout; all fields are atomics.
+        let head = unsafe { &*self.at(offset).cast::<RingHead>() };
+        for _ in 0..TIMES {
+            // Relaxed: only to see how many there are. Less than none, if the reader moves in between.
+            let tail = head.tail.0.load(Ordering::Relaxed);
+            let unread = head.head.load(Ordering::Relaxed).wrapping_sub(tail).cast_signed();
+            if unread < MUCH.min(self.ring_records as u64 / 2).cast_signed() {
+                return;
+            }
+            sleep(NANOSECONDS);
         }
     }
 

@@ -14,10 +14,14 @@ use core::sync::atomic::Ordering;
 use mmu_notifier::PAGE_SIZE;
 
 use crate::Syscall;
+use crate::entry;
 use crate::gate;
 use crate::gate::safe::{Errno, File, send_descriptor};
 use crate::log::{Log, ticks};
 use crate::session::{Oracle, audit_socket};
+
+/// The kernel comes back behind the instruction.
+const SYSCALL_BYTES: usize = 2;
 
 /// Makes this process's oracle, if an audit is wanted, and has the kernel tell of a first change.
 ///
@@ -26,7 +30,8 @@ use crate::session::{Oracle, audit_socket};
 pub(crate) fn set_up(log: &Log) {
     let key = log.header().audit.load(Ordering::Relaxed);
     let (true, Some(process), Some(index)) = (key != 0, log.process(), log.index()) else { return };
-    process.gate.store(gate::return_address() as u64, Ordering::Relaxed);
+    process.gate.store((gate::address() + SYSCALL_BYTES) as u64, Ordering::Relaxed);
+    process.entry.store((entry::address() + SYSCALL_BYTES) as u64, Ordering::Relaxed);
     let page = map_page();
     process.probe.store(page.unwrap_or(0) as u64, Ordering::Relaxed);
     let oracle = match make_and_send(key, index) {
@@ -38,7 +43,7 @@ pub(crate) fn set_up(log: &Log) {
         unsafe { gate::call(Syscall::Munmap.number(), &[page, PAGE_SIZE, 0, 0, 0, 0]) };
     }
     process.own_calls.fetch_add(2, Ordering::Relaxed);
-    // Release: who reads this may look at the other two.
+    // Release: who reads this may look at the rest.
     process.oracle.store(oracle, Ordering::Release);
 }
 

@@ -212,6 +212,8 @@ pub struct Process {
     pub oracle: AtomicU64,
     /// Behind the `syscall` instruction of the hook's own calls.
     pub gate: AtomicU64,
+    /// Behind the one by which the hook makes the program's calls.
+    pub entry: AtomicU64,
     /// A page that the hook has mapped and unmapped when the oracle was in place: the kernel must have told of it.
     pub probe: AtomicU64,
     /// Entries of `modules` in use.

@@ -30,6 +30,8 @@ pub enum Cause {
     Userfaultfd,
     /// The process is being killed and its memory taken.
     OomReaper,
+    /// A new mapping could not be completed, and what there was of it is undone: nothing was there before.
+    FailedMapping,
     /// A task that is not of this address space did it.
     ForeignTask,
     /// The hook or this program, with memory of their own.
@@ -38,7 +40,7 @@ pub enum Cause {
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Cause; 13] = [
+    pub const ALL: [Cause; 14] = [
         Cause::Fault,
         Cause::Split,
         Cause::WriteBack,
@@ -50,6 +52,7 @@ impl Cause {
         Cause::DirtyTracking,
         Cause::Userfaultfd,
         Cause::OomReaper,
+        Cause::FailedMapping,
         Cause::ForeignTask,
         Cause::Hook,
     ];
@@ -68,6 +71,7 @@ impl Cause {
             Cause::DirtyTracking => "dirty_tracking",
             Cause::Userfaultfd => "userfaultfd",
             Cause::OomReaper => "oom_reaper",
+            Cause::FailedMapping => "failed_mapping",
             Cause::ForeignTask => "foreign_task",
             Cause::Hook => "hook",
         }
@@ -87,6 +91,7 @@ impl Cause {
             Cause::DirtyTracking => "dirty tracking",
             Cause::Userfaultfd => "userfaultfd write-protection",
             Cause::OomReaper => "the OOM reaper",
+            Cause::FailedMapping => "new mappings that failed",
             Cause::ForeignTask => "foreign tasks",
             Cause::Hook => "memory of the watching itself",
         }
@@ -94,7 +99,22 @@ impl Cause {
 
     /// The cause that a call chain of the kernel (innermost first) shows.
     pub fn shown_by<'a>(mut chain: impl Iterator<Item = &'a str>) -> Option<Cause> {
-        chain.find_map(Cause::of_function)
+        let mut inner = "";
+        chain.find_map(|name| {
+            let calls = (name, std::mem::replace(&mut inner, name));
+            Cause::of_function(name).or_else(|| Cause::of_call(calls))
+        })
+    }
+
+    /// What only says something together with what it calls.
+    fn of_call(calls: (&str, &str)) -> Option<Cause> {
+        match calls {
+            // Where something is mapped over, it goes by other ways (`vms_clear_ptes`, `do_vmi_munmap`).
+            ("__mmap_region" | "mmap_region" | "__mmap_new_vma" | "__mmap_new_file_vma", "unmap_region") => {
+                Some(Cause::FailedMapping)
+            }
+            _ => None,
+        }
     }
 
     fn of_function(name: &str) -> Option<Cause> {
@@ -122,7 +142,12 @@ impl Cause {
 
 /// The system call that a call chain of the kernel (innermost first) is in, by its function.
 pub fn system_call<'a>(mut chain: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    chain.find_map(|name| name.strip_prefix("__x64_sys_").or_else(|| name.strip_prefix("__do_sys_")))
+    chain.find_map(|name| {
+        // Some entries are left by a jump to what does the work.
+        let entry = ["__x64_sys_", "__do_sys_", "__se_sys_", "ksys_", "do_sys_"];
+        let name = entry.iter().find_map(|prefix| name.strip_prefix(prefix))?;
+        Some(name.strip_suffix("_pgoff").unwrap_or(name))
+    })
 }
 
 #[cfg(test)]
@@ -138,6 +163,13 @@ mod tests {
         assert_eq!(of(&["do_wp_page", "handle_mm_fault", "exc_page_fault"]), Some(Cause::Fault));
         assert_eq!(of(&["try_to_unmap_one", "shrink_node", "handle_mm_fault"]), Some(Cause::Reclaim));
         assert_eq!(of(&["__split_huge_pmd", "do_vmi_munmap", "__x64_sys_munmap"]), Some(Cause::Split));
+    }
+
+    #[test]
+    fn what_failed_is_told_from_what_was_mapped_over() {
+        assert_eq!(of(&["unmap_vmas", "unmap_region", "__mmap_region", "do_mmap"]), Some(Cause::FailedMapping));
+        assert_eq!(of(&["unmap_vmas", "vms_clear_ptes", "__mmap_region", "do_mmap"]), None);
+        assert_eq!(of(&["unmap_vmas", "unmap_region", "do_vmi_align_munmap", "mmap_region"]), None);
     }
 
     #[test]
@@ -157,6 +189,7 @@ mod tests {
     fn system_calls_are_named() {
         let of = |chain: &[&'static str]| system_call(chain.iter().copied());
         assert_eq!(of(&["unmap_vmas", "__vm_munmap", "__x64_sys_munmap", "do_syscall_64"]), Some("munmap"));
+        assert_eq!(of(&["do_mmap", "vm_mmap_pgoff", "ksys_mmap_pgoff", "do_syscall_64"]), Some("mmap"));
         assert_eq!(of(&["do_wp_page", "exc_page_fault"]), None);
     }
 }

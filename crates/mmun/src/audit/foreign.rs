@@ -25,6 +25,13 @@ impl Mappings {
     }
 }
 
+/// What a process shares with others: mappings of which a change may come from elsewhere.
+pub fn shared(pid: u32) -> Vec<(u64, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let is_shared = |line: &&str| line.split(' ').nth(1).is_some_and(|rights| rights.ends_with('s'));
+    text.lines().filter(is_shared).filter_map(range).collect()
+}
+
 fn read(pid: u32) -> Vec<(u64, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     text.lines().filter_map(range).collect()

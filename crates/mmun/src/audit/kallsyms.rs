@@ -1,6 +1,7 @@
 //! Names of the kernel's functions.
 
 use std::fs;
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
 
@@ -38,6 +39,13 @@ impl Kallsyms {
         Some(name)
     }
 
+    /// Where these functions are.
+    pub fn places(&self, names: &[&str]) -> Vec<Range<u64>> {
+        let behind = |at: usize| self.functions[at..].iter().map(|f| f.0).find(|next| *next > self.functions[at].0);
+        let found = self.functions.iter().enumerate().filter(|(_, (_, name))| names.contains(&&**name));
+        found.map(|(at, (start, _))| *start..behind(at).unwrap_or(u64::MAX)).collect()
+    }
+
     /// The functions of a call chain, innermost first.
     pub fn names<'a>(&'a self, chain: &'a [u64]) -> impl Iterator<Item = &'a str> + Clone {
         chain.iter().filter_map(|address| self.name(*address))
@@ -69,5 +77,6 @@ mod tests {
         assert_eq!(symbols.name(0xffff_ffff_8100_00ff), Some("start"));
         assert_eq!(symbols.name(0xffff_ffff_a000_0005), Some("in_module"));
         assert_eq!(symbols.name(5), None);
+        assert_eq!(symbols.places(&["start", "no"]), [0xffff_ffff_8100_0000..0xffff_ffff_8100_0100]);
     }
 }

@@ -73,8 +73,9 @@ pub struct Invalidated {
     pub chain: Box<[u64]>,
     /// Where the thread was in user space; 0: a task of the kernel.
     pub user: u64,
-    /// A watched process has something mapped there; found out if the task is none of the program's.
-    pub watched: bool,
+    /// Another watched process than the task's has something mapped there. Found out if it matters: if the task is none
+    /// of the program's, or changes a file in all that map it.
+    pub elsewhere: bool,
 }
 
 /// The rings.
@@ -181,7 +182,7 @@ impl Points {
             let is_address = |frame: &u64| *frame < 0xffff_ffff_ffff_f000;
             let chain = (0..frames).filter_map(|n| word(chain, 8 * n)).filter(is_address).collect();
             let (start, end) = (self.start.read(raw)?, self.end.read(raw)?);
-            What::Invalidated(Invalidated { start, end, chain, user, watched: false })
+            What::Invalidated(Invalidated { start, end, chain, user, elsewhere: false })
         } else if id == self.new_task {
             What::NewTask { child: self.child.read(raw)? as u32, flags: self.flags.read(raw)? }
         } else if id == self.exec {

@@ -30,6 +30,7 @@ mod foreign;
 mod tracefs;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
@@ -52,6 +53,10 @@ use crate::symbols::Symbols;
 
 /// How old, in nanoseconds, what happened must be to be in the rings for certain.
 const SETTLED: u64 = 100_000_000;
+/// The kernel's functions that go through all mappings of a file.
+const FILE_WALKS: [&str; 3] = ["unmap_mapping_range", "unmap_mapping_pages", "unmap_mapping_folio"];
+/// The calls that make it do so.
+const FILE_CALLS: [&str; 5] = ["ftruncate", "truncate", "fallocate", "madvise", "process_madvise"];
 /// Kinds of unexplained invalidations that are told apart.
 const KINDS: usize = 64;
 
@@ -65,6 +70,8 @@ pub struct Audit {
     judged: HashMap<Space, Judged>,
     brackets: Brackets,
     mappings: Mappings,
+    /// Where [`FILE_WALKS`] are.
+    file_walks: Vec<Range<u64>>,
     waiting: Vec<Happening>,
     arrived: Vec<Arrived>,
     marks: VecDeque<(u64, Mark)>,
@@ -82,7 +89,10 @@ struct Judged {
     index: usize,
     born: u64,
     gate: u64,
+    entry: u64,
     probe: u64,
+    /// What it shared with others when it began: a forked child has its parent's.
+    shared: Vec<(u64, u64)>,
     /// The kernel has told of the probe.
     proven: bool,
 }
@@ -102,6 +112,7 @@ impl Audit {
         let kernel = Kernel::listen(&Tracefs::find()?)?;
         Ok(Audit {
             kernel,
+            file_walks: names.places(&FILE_WALKS),
             names,
             oracles,
             clock: Clock::start(),
@@ -134,16 +145,16 @@ impl Audit {
         while let Some(sent) = self.oracles.next() {
             let index = sent.index as usize % PROCESSES;
             let process = session.process(index);
-            let [born, gate, probe] =
-                [&process.born, &process.gate, &process.probe].map(|word| word.load(Ordering::Relaxed));
-            let judged =
-                Judged { machine: sent.machine, pid: sent.pid, index, born, gate, probe, proven: false };
+            let [born, gate, entry, probe] = [&process.born, &process.gate, &process.entry, &process.probe]
+                .map(|word| word.load(Ordering::Relaxed));
+            let (machine, pid, shared) = (sent.machine, sent.pid, foreign::shared(sent.pid));
+            let judged = Judged { machine, pid, index, born, gate, entry, probe, shared, proven: false };
             self.arrived.push(Arrived { time: self.clock.ns(sent.ticks), judged });
         }
         fullest
     }
 
-    /// Whose memory it was that tasks of other address spaces have changed: as long as it is there.
+    /// Whose memory it may have been that tasks of other address spaces have changed: as long as it is there.
     fn find_owners(&mut self, known: usize) {
         self.mappings.forget();
         let made = |happening: &Happening| match happening.what {
@@ -152,14 +163,20 @@ impl Audit {
         };
         let young: HashSet<u32> = self.waiting.iter().filter_map(made).collect();
         for happening in &mut self.waiting[known..] {
-            let stranger = self.tasks.get(happening.tid).is_none() && !young.contains(&happening.tid);
-            if let What::Invalidated(Invalidated { start, end, ref mut watched, .. }) = happening.what
-                && stranger
-            {
-                let alive = self.judged.values().map(|judged| judged.pid);
-                *watched = self.mappings.owner(alive, start, end).is_some();
+            let What::Invalidated(what) = &mut happening.what else { continue };
+            let task = self.tasks.get(happening.tid);
+            let stranger = task.is_none() && !young.contains(&happening.tid);
+            let of_file = what.chain.iter().any(|at| self.file_walks.iter().any(|place| place.contains(at)));
+            if stranger || of_file {
+                let others = self.judged.iter().filter(|(space, _)| task.is_none_or(|task| task.space != **space));
+                let others = others.map(|(_, judged)| judged.pid).filter(|pid| *pid != happening.pid);
+                what.elsewhere = self.mappings.owner(others, what.start, what.end).is_some();
             }
         }
+    }
+
+    fn walks_a_file(&self, chain: &[u64]) -> bool {
+        chain.iter().any(|at| self.file_walks.iter().any(|place| place.contains(at)))
     }
 
     /// The second part: what the hook has put on record.
@@ -263,16 +280,16 @@ impl Audit {
         session: &Session,
         symbols: &mut Symbols,
     ) {
-        let &Invalidated { start, end, ref chain, user, watched } = what;
+        let &Invalidated { start, end, ref chain, user, elsewhere } = what;
         let shown = Cause::shown_by(self.names.names(chain));
         let task = self.tasks.get(tid);
         let judged = task.and_then(|task| self.judged.get_mut(&task.space));
         let (Some(task), Some(judged)) = (task, judged) else {
             // Of another task.
-            if watched && pid == std::process::id() {
+            if elsewhere && pid == std::process::id() {
                 // The session, which is mapped in all of them.
                 self.caused(Cause::Hook);
-            } else if watched {
+            } else if elsewhere {
                 self.caused(shown.unwrap_or(Cause::ForeignTask));
             } else {
                 self.summary.elsewhere += 1;
@@ -292,11 +309,17 @@ impl Audit {
         if user == judged.gate {
             return self.caused(Cause::Hook);
         }
-        // A file that several processes map is changed in all of them at once: not ours, but another's?
-        let own = judged.pid;
-        if self.names.names(chain).any(|name| name == "unmap_mapping_range" || name == "unmap_mapping_pages")
-            && self.mappings.owner([own].into_iter(), start, end).is_none()
-            && self.mappings.owner(self.judged.values().map(|judged| judged.pid), start, end).is_some()
+        // A file is changed in all processes that map it at once. What this one had of it the hook has found and
+        // announced: it is the hook that made the call.
+        let (own, by_hook) = (judged.pid, user == judged.entry);
+        let call = system_call(self.names.names(chain));
+        let shares = |judged: &Judged| {
+            judged.pid != own && judged.shared.iter().any(|(first, behind)| *first < end && start < *behind)
+        };
+        if by_hook
+            && call.is_some_and(|call| FILE_CALLS.contains(&call))
+            && self.walks_a_file(chain)
+            && (elsewhere || self.judged.values().any(shares))
         {
             return self.caused(Cause::ForeignTask);
         }
