@@ -70,6 +70,7 @@ pub(crate) mod safe {
     const FSTAT: usize = 5;
     const STAT: usize = 4;
     const IOCTL: usize = 16;
+    const RT_SIGPROCMASK: usize = 14;
     const PWRITE: usize = 18;
     const SOCKET: usize = 41;
     const SENDMSG: usize = 46;
@@ -112,6 +113,23 @@ pub(crate) mod safe {
     pub(crate) fn gettid() -> u32 {
         // SAFETY: touches no memory.
         unsafe { call(GETTID, &[0; 6]) as u32 }
+    }
+
+    /// Does something that no signal interrupts, and so neither a cancellation nor a jump.
+    pub(crate) fn without_signals(work: impl FnOnce()) {
+        const SIG_BLOCK: usize = 0;
+        const SIG_SETMASK: usize = 2;
+        const BYTES: usize = 8;
+        let (all, mut before) = (u64::MAX, 0u64);
+        let args = [SIG_BLOCK, &raw const all as usize, &raw mut before as usize, BYTES, 0, 0];
+        // SAFETY: the kernel reads `all` and writes `before`.
+        let blocked = unsafe { call(RT_SIGPROCMASK, &args) } == 0;
+        work();
+        if blocked {
+            let args = [SIG_SETMASK, &raw const before as usize, 0, BYTES, 0, 0];
+            // SAFETY: the kernel reads `before`: the mask is as the program had it.
+            unsafe { call(RT_SIGPROCMASK, &args) };
+        }
     }
 
     /// Sleeps, less if a signal comes.

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use mmu_notifier::{Caller, Event, Range};
 
 use crate::Syscall;
-use crate::gate::safe::{getpid, getppid, sleep};
+use crate::gate::safe::{getpid, getppid, sleep, without_signals};
 use crate::session::{
     self, BUCKETS, Header, Histogram, MAGIC, MODULES, Module, PATH, PROCESSES, Path, Process, ProcessState,
     Record, RingHead, SHARDS, Shard, UNSEEN, UnseenReason, VERSION,
@@ -319,10 +319,12 @@ impl Log {
     #[inline(never)]
     pub(crate) fn opened(&self, caller: &Caller, call: Syscall, changes: &[(Range, Event)], time: u64) {
         self.wait_for_the_reader(caller.home());
-        for (range, event) in changes {
-            let what = call as u64 | (*event as u64) << 8 | session::OPENED;
-            self.mark(caller, what, (range.start(), range.len()), caller.stack(), time);
-        }
+        without_signals(|| {
+            for (range, event) in changes {
+                let what = call as u64 | (*event as u64) << 8 | session::OPENED;
+                self.mark(caller, what, (range.start(), range.len()), caller.stack(), time);
+            }
+        });
     }
 
     /// Waits while much is still to be read, as nothing that an audit needs may be dropped: neither here nor in the rings
@@ -349,9 +351,11 @@ impl Log {
     /// Records that the changes that were announced at this stack position are over, at `time`.
     #[inline(never)]
     pub(crate) fn closed(&self, caller: &Caller, stack: usize, time: u64) {
-        self.mark(caller, session::CLOSED, (0, 0), stack, time);
+        without_signals(|| self.mark(caller, session::CLOSED, (0, 0), stack, time));
     }
 
+    // A record whose writer is cancelled or jumps away in the middle would be waited for by the reader, and by all who
+    // wait for the reader: so signals are held back meanwhile.
     fn mark(&self, caller: &Caller, what: u64, (start, len): (usize, usize), stack: usize, time: u64) {
         self.write(caller.home(), |record, who| {
             set(&record.time, time);

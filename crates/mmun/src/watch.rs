@@ -14,7 +14,7 @@ use anyhow::{Result, anyhow};
 use crate::audit::Audit;
 use crate::clock::{Clock, Scale};
 use crate::live::Live;
-use crate::processes::{Processes, is_gone};
+use crate::processes::{Gone, Processes, is_gone};
 use crate::reports::Reports;
 use crate::rings::{Entry, Rings, Said};
 use crate::session::Session;
@@ -23,6 +23,8 @@ use crate::symbols::Symbols;
 
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(50);
+/// An audit names places in processes, up to some tenths of a second after they are gone: their entries stay so long.
+const AUDIT_LOOK: Duration = Duration::from_millis(300);
 
 /// The running thread.
 #[derive(Debug)]
@@ -79,6 +81,8 @@ struct Work {
     symbols: Symbols,
     batch: Vec<Said>,
     audit: Option<Audit>,
+    /// Processes that are gone and not summed up yet.
+    held: Gone,
     failure: Option<anyhow::Error>,
 }
 
@@ -100,6 +104,7 @@ impl Work {
             symbols: Symbols::default(),
             batch: Vec::new(),
             audit,
+            held: Gone::default(),
             failure: None,
         }
     }
@@ -111,7 +116,10 @@ impl Work {
         while !stop.load(Ordering::Acquire) {
             std::thread::park_timeout(pause);
             let now = Instant::now();
-            let gone = (now >= next_look).then(|| self.processes.look(&self.session, now, &is_gone));
+            let gone = (now >= next_look).then(|| {
+                self.processes.fold(&self.session, std::mem::take(&mut self.held));
+                self.processes.look(&self.session, now, &is_gone)
+            });
             if records {
                 let fullest = self.read_records(now, false);
                 // Processes may wait for their oracles to be taken.
@@ -119,8 +127,13 @@ impl Work {
                 pause = if fullest > 0.1 { pause / 2 } else { pause * 2 }.clamp(SHORTEST, longest);
             }
             if let Some(gone) = gone {
-                self.processes.fold(&self.session, gone);
-                next_look = now + LONGEST;
+                if self.audit.is_some() {
+                    self.held = gone;
+                    next_look = now + AUDIT_LOOK;
+                } else {
+                    self.processes.fold(&self.session, gone);
+                    next_look = now + LONGEST;
+                }
             }
             if let Some(live) = &mut self.live {
                 let progress = || self.processes.progress(&self.session);
@@ -141,6 +154,7 @@ impl Work {
         if records {
             self.read_records(now, true);
         }
+        self.processes.fold(&self.session, std::mem::take(&mut self.held));
         let left = self.processes.finish(&self.session, now, &is_gone);
         let header = self.session.header();
         let mut summary = Summary {

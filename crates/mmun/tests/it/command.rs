@@ -224,9 +224,14 @@ impl Report {
         Report { json }
     }
 
+    /// What stands at a path like `audit.places`.
+    pub(crate) fn value(&self, path: &str) -> &Value {
+        path.split('.').fold(&self.json, |value, key| &value[key])
+    }
+
     /// The number at a path like `balance.starts`.
     pub(crate) fn number(&self, path: &str) -> u64 {
-        let value = path.split('.').fold(&self.json, |value, key| &value[key]);
+        let value = self.value(path);
         value.as_u64().unwrap_or_else(|| panic!("{path} is {value} in {:#}", self.json))
     }
 

@@ -4,6 +4,7 @@
 //! A test that needs a program this machine has not says `SKIPPED: ...` on standard error and passes.
 //! What a failing test leaves behind is in a directory of its name under `target/tmp`.
 
+mod audit;
 mod behave;
 mod command;
 mod demo;
