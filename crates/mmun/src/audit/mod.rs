@@ -53,6 +53,8 @@ use crate::symbols::Symbols;
 
 /// How old, in nanoseconds, what happened must be to be in the rings for certain.
 const SETTLED: u64 = 100_000_000;
+/// How long, in nanoseconds, after its last task's end a process's memory may still be there.
+const TAKEN_DOWN: u64 = 10_000_000_000;
 /// The kernel's functions that go through all mappings of a file.
 const FILE_WALKS: [&str; 3] = ["unmap_mapping_range", "unmap_mapping_pages", "unmap_mapping_folio"];
 /// The calls that make it do so.
@@ -68,6 +70,8 @@ pub struct Audit {
     clock: Clock,
     tasks: Tasks,
     judged: HashMap<Space, Judged>,
+    /// What those shared that are at their end, and when: the kernel takes their memory down later.
+    departed: VecDeque<(u64, Vec<(u64, u64)>)>,
     brackets: Brackets,
     mappings: Mappings,
     /// Where [`FILE_WALKS`] are.
@@ -118,6 +122,7 @@ impl Audit {
             clock: Clock::start(),
             tasks: Tasks::new(std::process::id()),
             judged: HashMap::new(),
+            departed: VecDeque::new(),
             brackets: Brackets::default(),
             mappings: Mappings::default(),
             waiting: Vec::new(),
@@ -256,7 +261,11 @@ impl Audit {
                 self.tasks.exit(tid)
             }
         };
-        if let Some(judged) = gone.and_then(|space| self.judged.remove(&space)) {
+        if let Some(mut judged) = gone.and_then(|space| self.judged.remove(&space)) {
+            while self.departed.front().is_some_and(|(then, _)| then + TAKEN_DOWN < time) {
+                self.departed.pop_front();
+            }
+            self.departed.push_back((time, std::mem::take(&mut judged.shared)));
             self.over(judged);
         }
     }
@@ -313,13 +322,15 @@ impl Audit {
         // announced: it is the hook that made the call.
         let (own, by_hook) = (judged.pid, user == judged.entry);
         let call = system_call(self.names.names(chain));
-        let shares = |judged: &Judged| {
-            judged.pid != own && judged.shared.iter().any(|(first, behind)| *first < end && start < *behind)
-        };
+        let overlaps =
+            |shared: &Vec<(u64, u64)>| shared.iter().any(|(first, behind)| *first < end && start < *behind);
+        let shares = |judged: &Judged| judged.pid != own && overlaps(&judged.shared);
         if by_hook
             && call.is_some_and(|call| FILE_CALLS.contains(&call))
             && self.walks_a_file(chain)
-            && (elsewhere || self.judged.values().any(shares))
+            && (elsewhere
+                || self.judged.values().any(shares)
+                || self.departed.iter().any(|(_, shared)| overlaps(shared)))
         {
             return self.caused(Cause::ForeignTask);
         }
