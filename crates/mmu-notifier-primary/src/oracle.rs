@@ -59,10 +59,12 @@ fn map_page() -> Option<usize> {
 fn make_and_send(key: u64, index: usize) -> Result<(), (Oracle, Errno)> {
     const O_RDWR: usize = 2;
     const KVM_CREATE_VM: usize = 0xae01;
+    // Before there is a machine: the kernel reports nothing of an earlier time.
+    let time = ticks();
     let device = File::open(c"/dev/kvm", O_RDWR).map_err(|errno| (Oracle::NoDevice, errno))?;
     let machine = device.make(KVM_CREATE_VM).map_err(|errno| (Oracle::NotMade, errno))?;
     let mut message = [0; 16];
     message[..8].copy_from_slice(&(index as u64).to_ne_bytes());
-    message[8..].copy_from_slice(&ticks().to_ne_bytes());
+    message[8..].copy_from_slice(&time.to_ne_bytes());
     send_descriptor(&audit_socket(key), &machine, &message).map_err(|errno| (Oracle::NotSent, errno))
 }

@@ -258,7 +258,7 @@ impl Oracle {
 
 /// The name of the datagram socket that oracles are sent to, in the abstract namespace: a zero and this.
 ///
-/// A datagram is 16 bytes, the index of the process entry and the ticks at which the machine was there, and the
+/// A datagram is 16 bytes, the index of the process entry and the ticks just before the machine was made, and the
 /// machine's descriptor.
 pub const fn audit_socket(key: u64) -> [u8; 22] {
     let mut name = *b"mmun--0000000000000000";

@@ -279,7 +279,9 @@ mod tests {
 
     #[test]
     fn entries_are_found_and_freed() {
-        let session = Session::create(Wanted { refuse_every: 3, buffer: Some(1 << 20), ..Wanted::default() }, 2).unwrap();
+        let session =
+            Session::create(Wanted { refuse_every: 3, buffer: Some(1 << 20), ..Wanted::default() }, 2)
+                .unwrap();
         assert_eq!(session.header().magic.load(Ordering::Acquire), MAGIC);
         assert_eq!(session.entries(), [0; 0]);
         for index in [0, 7, PROCESSES - 1] {

@@ -24,7 +24,7 @@ use crate::symbols::Symbols;
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(50);
 /// An audit names places in processes, up to some tenths of a second after they are gone: their entries stay so long.
-const AUDIT_LOOK: Duration = Duration::from_millis(300);
+const AUDIT_LOOK: Duration = Duration::from_millis(500);
 
 /// The running thread.
 #[derive(Debug)]
@@ -171,7 +171,7 @@ impl Work {
         self.processes.totals().fill(&mut summary, &self.clock.scale());
         if let Some(audit) = self.audit {
             let mut verdict = audit.finish(summary.records_dropped - self.rings.unfinished());
-            verdict.without_oracle = self.processes.totals().without_oracle();
+            verdict.without_oracle.extend(self.processes.totals().without_oracle());
             summary.audit = Some(verdict);
         }
         Watched {

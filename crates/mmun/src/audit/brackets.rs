@@ -19,6 +19,8 @@ pub struct Bracket {
     pub closed: Option<u64>,
     /// Where the hook was on the stack.
     pub stack: u64,
+    /// The same for all changes of one call, and for no other at that place.
+    pub ticks: u64,
     /// First address.
     pub start: u64,
     /// The address behind the last.
@@ -45,7 +47,7 @@ impl Brackets {
     pub fn open(&mut self, tid: u32, bracket: Bracket) {
         let thread = self.threads.entry(tid).or_default();
         // What it left at the same place of its stack cannot be open any more.
-        thread.close(bracket.opened, |older| older.stack == bracket.stack && older.opened < bracket.opened);
+        thread.close(bracket.opened, |older| older.stack == bracket.stack && older.ticks != bracket.ticks);
         thread.open.push(bracket);
     }
 
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     fn bracket(opened: u64, stack: u64, start: u64, end: u64) -> Bracket {
-        Bracket { opened, closed: None, stack, start, end, call: "munmap" }
+        Bracket { opened, closed: None, stack, ticks: opened, start, end, call: "munmap" }
     }
 
     const MS: u64 = 1_000_000;
@@ -136,8 +138,9 @@ mod tests {
     #[test]
     fn several_changes_of_a_call_cover_together() {
         let mut brackets = Brackets::default();
+        // Of one call, but read in two rounds, and so by two readings of the clocks.
         brackets.open(1, bracket(1, 500, 0x5000, 0x6000));
-        brackets.open(1, bracket(1, 500, 0x3000, 0x5000));
+        brackets.open(1, Bracket { ticks: 1, ..bracket(3, 500, 0x3000, 0x5000) });
         assert!(brackets.cover(1, MS, 0x3000, 0x6000));
         assert!(!brackets.cover(1, MS, 0x2000, 0x6000));
         brackets.close(1, 500, 2 * MS);
@@ -150,7 +153,10 @@ mod tests {
         brackets.open(1, bracket(MS, 500, 0x1000, 0x2000));
         brackets.open(1, bracket(2 * MS, 300, 0x8000, 0x9000));
         brackets.close(1, 300, 3 * MS);
-        assert!(brackets.cover(1, 4 * MS, 0x1000, 0x2000), "of a signal handler: the outer one is still open");
+        assert!(
+            brackets.cover(1, 4 * MS, 0x1000, 0x2000),
+            "of a signal handler: the outer one is still open"
+        );
         assert!(!brackets.cover(1, 4 * MS, 0x8000, 0x9000));
     }
 

@@ -119,22 +119,34 @@ impl Cause {
 
     fn of_function(name: &str) -> Option<Cause> {
         Some(match name {
-            "__split_huge_pmd" | "split_huge_pmd_locked" | "split_huge_pmd_address" | "__split_huge_pud"
-            | "vma_adjust_trans_huge" | "hugetlb_unshare_pmds" => Cause::Split,
-            "page_vma_mkclean_one" | "page_mkclean_one" | "folio_mkclean" | "page_mkclean" => Cause::WriteBack,
+            "__split_huge_pmd"
+            | "split_huge_pmd_locked"
+            | "split_huge_pmd_address"
+            | "__split_huge_pud"
+            | "vma_adjust_trans_huge"
+            | "hugetlb_unshare_pmds" => Cause::Split,
+            "page_vma_mkclean_one" | "page_mkclean_one" | "folio_mkclean" | "page_mkclean" => {
+                Cause::WriteBack
+            }
             "try_to_migrate_one" | "try_to_migrate" | "migrate_pages" => Cause::Migration,
             "try_to_unmap_one" | "try_to_unmap" | "shrink_folio_list" | "shrink_page_list" => Cause::Reclaim,
-            "write_protect_page" | "replace_page" | "try_to_merge_one_page" | "try_to_merge_with_ksm_page" => {
-                Cause::Ksm
-            }
-            "collapse_huge_page" | "collapse_file" | "retract_page_tables" | "collapse_pte_mapped_thp"
-            | "try_collapse_pte_mapped_thp" | "hpage_collapse_scan_pmd" | "khugepaged" => Cause::Collapse,
+            "write_protect_page"
+            | "replace_page"
+            | "try_to_merge_one_page"
+            | "try_to_merge_with_ksm_page" => Cause::Ksm,
+            "collapse_huge_page"
+            | "collapse_file"
+            | "retract_page_tables"
+            | "collapse_pte_mapped_thp"
+            | "try_collapse_pte_mapped_thp"
+            | "hpage_collapse_scan_pmd"
+            | "khugepaged" => Cause::Collapse,
             "change_prot_numa" | "task_numa_work" => Cause::NumaBalancing,
             "clear_refs_write" | "do_pagemap_scan" | "pagemap_scan_pmd_entry" => Cause::DirtyTracking,
             "mwriteprotect_range" | "uffd_wp_range" => Cause::Userfaultfd,
             "__oom_reap_task_mm" | "oom_reap_task_mm" | "oom_reaper" => Cause::OomReaper,
-            "do_wp_page" | "wp_page_copy" | "do_cow_fault" | "hugetlb_wp" | "hugetlb_fault" | "handle_pte_fault"
-            | "__handle_mm_fault" | "handle_mm_fault" => Cause::Fault,
+            "do_wp_page" | "wp_page_copy" | "do_cow_fault" | "hugetlb_wp" | "hugetlb_fault"
+            | "handle_pte_fault" | "__handle_mm_fault" | "handle_mm_fault" => Cause::Fault,
             _ => return None,
         })
     }
@@ -167,7 +179,10 @@ mod tests {
 
     #[test]
     fn what_failed_is_told_from_what_was_mapped_over() {
-        assert_eq!(of(&["unmap_vmas", "unmap_region", "__mmap_region", "do_mmap"]), Some(Cause::FailedMapping));
+        assert_eq!(
+            of(&["unmap_vmas", "unmap_region", "__mmap_region", "do_mmap"]),
+            Some(Cause::FailedMapping)
+        );
         assert_eq!(of(&["unmap_vmas", "vms_clear_ptes", "__mmap_region", "do_mmap"]), None);
         assert_eq!(of(&["unmap_vmas", "unmap_region", "do_vmi_align_munmap", "mmap_region"]), None);
     }

@@ -36,8 +36,8 @@ impl Clock {
 
     /// The moment `ticks` in nanoseconds.
     pub fn ns(&self, ticks: u64) -> u64 {
-        let rate =
-            (self.last.ns - self.first.ns) as f64 / self.last.ticks.saturating_sub(self.first.ticks).max(1) as f64;
+        let rate = (self.last.ns - self.first.ns) as f64
+            / self.last.ticks.saturating_sub(self.first.ticks).max(1) as f64;
         let apart = self.last.ticks.wrapping_sub(ticks).cast_signed();
         self.last.ns.saturating_add_signed(-(apart as f64 * rate) as i64)
     }

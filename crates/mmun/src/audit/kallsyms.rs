@@ -41,7 +41,8 @@ impl Kallsyms {
 
     /// Where these functions are.
     pub fn places(&self, names: &[&str]) -> Vec<Range<u64>> {
-        let behind = |at: usize| self.functions[at..].iter().map(|f| f.0).find(|next| *next > self.functions[at].0);
+        let behind =
+            |at: usize| self.functions[at..].iter().map(|f| f.0).find(|next| *next > self.functions[at].0);
         let found = self.functions.iter().enumerate().filter(|(_, (_, name))| names.contains(&&**name));
         found.map(|(at, (start, _))| *start..behind(at).unwrap_or(u64::MAX)).collect()
     }

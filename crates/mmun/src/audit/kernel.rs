@@ -207,7 +207,13 @@ fn ring(id: u64, cpu: usize, bytes: usize) -> io::Result<Sampler> {
         .one_cpu(cpu)
         .include_kernel()
         .sample_period(1)
-        .sample(SampleFlag::TID | SampleFlag::TIME | SampleFlag::CALLCHAIN | SampleFlag::RAW | SampleFlag::REGS_USER)
+        .sample(
+            SampleFlag::TID
+                | SampleFlag::TIME
+                | SampleFlag::CALLCHAIN
+                | SampleFlag::RAW
+                | SampleFlag::REGS_USER,
+        )
         .sample_regs_user(REGISTER_IP)
         .exclude_callchain_user(true)
         .sample_max_stack(DEEPEST)

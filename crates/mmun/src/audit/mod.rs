@@ -52,7 +52,7 @@ use crate::summary::{self, Caller, Nearest, Unexplained};
 use crate::symbols::Symbols;
 
 /// How old, in nanoseconds, what happened must be to be in the rings for certain.
-const SETTLED: u64 = 100_000_000;
+const SETTLED: u64 = 250_000_000;
 /// How long, in nanoseconds, after its last task's end a process's memory may still be there.
 const TAKEN_DOWN: u64 = 10_000_000_000;
 /// The kernel's functions that go through all mappings of a file.
@@ -152,6 +152,16 @@ impl Audit {
             let process = session.process(index);
             let [born, gate, entry, probe] = [&process.born, &process.gate, &process.entry, &process.probe]
                 .map(|word| word.load(Ordering::Relaxed));
+            if process.pid.load(Ordering::Relaxed) != sent.pid {
+                // Its threads have other names on record than in the kernel's reports.
+                *self
+                    .summary
+                    .without_oracle
+                    .entry("it is in another pid namespace".to_owned())
+                    .or_default() += 1;
+                self.oracles.close(sent.machine);
+                continue;
+            }
             let (machine, pid, shared) = (sent.machine, sent.pid, foreign::shared(sent.pid));
             let judged = Judged { machine, pid, index, born, gate, entry, probe, shared, proven: false };
             self.arrived.push(Arrived { time: self.clock.ns(sent.ticks), judged });
@@ -173,7 +183,8 @@ impl Audit {
             let stranger = task.is_none() && !young.contains(&happening.tid);
             let of_file = what.chain.iter().any(|at| self.file_walks.iter().any(|place| place.contains(at)));
             if stranger || of_file {
-                let others = self.judged.iter().filter(|(space, _)| task.is_none_or(|task| task.space != **space));
+                let others =
+                    self.judged.iter().filter(|(space, _)| task.is_none_or(|task| task.space != **space));
                 let others = others.map(|(_, judged)| judged.pid).filter(|pid| *pid != happening.pid);
                 what.elsewhere = self.mappings.owner(others, what.start, what.end).is_some();
             }
@@ -216,7 +227,8 @@ impl Audit {
                 Some((call, start, len)) => {
                     let end = start.saturating_add(len);
                     let (stack, call) = (mark.stack, call.name());
-                    let bracket = Bracket { opened: time, closed: None, stack, start, end, call };
+                    let bracket =
+                        Bracket { opened: time, closed: None, stack, ticks: mark.time, start, end, call };
                     self.brackets.open(mark.tid, bracket);
                 }
             }

@@ -27,7 +27,7 @@ pub struct Oracles {
 pub struct Sent {
     /// Index of the process's entry in the session.
     pub index: u64,
-    /// Ticks when it was in place.
+    /// Ticks just before it was made.
     pub ticks: u64,
     /// Who sent it, in this process's pid namespace.
     pub pid: u32,
@@ -110,7 +110,8 @@ impl Oracles {
         let closer = self.closer.get_or_insert_with(|| {
             let (closer, closing) = channel::<OwnedFd>();
             // Not joined: what it has not come to is closed when this process ends.
-            let _ = thread::Builder::new().name("close".into()).spawn(move || closing.into_iter().for_each(drop));
+            let _ =
+                thread::Builder::new().name("close".into()).spawn(move || closing.into_iter().for_each(drop));
             closer
         });
         // Without the thread it is closed at once.
@@ -132,7 +133,8 @@ fn check() -> Result<()> {
     // SAFETY: no memory of this process is involved.
     let machine = unsafe { libc::ioctl(device.as_raw_fd(), KVM_CREATE_VM, 0) };
     if machine < 0 {
-        return Err(io::Error::last_os_error()).context("the audit needs KVM: it makes no virtual machine (KVM_CREATE_VM)");
+        return Err(io::Error::last_os_error())
+            .context("the audit needs KVM: it makes no virtual machine (KVM_CREATE_VM)");
     }
     // SAFETY: a new descriptor that nothing else owns.
     drop(unsafe { OwnedFd::from_raw_fd(machine) });

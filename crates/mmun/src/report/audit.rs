@@ -179,7 +179,8 @@ mod tests {
 
     #[test]
     fn what_is_unexplained_is_shown_with_its_system_call() {
-        let text = sentences(&sample::audit()).iter().map(|(_, line)| line.clone() + "\n").collect::<String>();
+        let text =
+            sentences(&sample::audit()).iter().map(|(_, line)| line.clone() + "\n").collect::<String>();
         for part in [
             "UNEXPLAINED 2 invalidations of 4.00 KiB at 0x7f3a12c00000, munmap at unmap_raw+0x12 in /home/me/bin/ingest",
             "its last bracket, mmap, was over 3.00 µs before",

@@ -240,7 +240,8 @@ mod tests {
     fn same_shape(path: &str, ours: &Value, documented: &Value) {
         match (ours, documented) {
             (Value::Object(ours), Value::Object(documented)) => {
-                let named = [".calls", ".events", ".programs_unseen", ".audit.causes", ".audit.not_judged"].contains(&path);
+                let named = [".calls", ".events", ".programs_unseen", ".audit.causes", ".audit.not_judged"]
+                    .contains(&path);
                 if named {
                     let first = |map: &serde_json::Map<String, Value>| map.values().next().cloned();
                     let both = (first(ours), first(documented));
