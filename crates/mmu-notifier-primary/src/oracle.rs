@@ -16,17 +16,16 @@ use mmu_notifier::PAGE_SIZE;
 use crate::Syscall;
 use crate::entry;
 use crate::gate;
-use crate::gate::safe::{Errno, File, send_descriptor};
+use crate::gate::safe::{Errno, File, send_descriptor, sleep};
 use crate::log::{Log, ticks};
-use crate::session::{Oracle, audit_socket};
+use crate::session::{Oracle, Process, audit_socket};
 
 /// The kernel comes back behind the instruction.
 const SYSCALL_BYTES: usize = 2;
 
 /// Makes this process's oracle, if an audit is wanted, and has the kernel tell of a first change.
 ///
-/// Allocates nothing and takes no lock: it is called in forked children. Waits for who audits if a dozen oracles are on
-/// their way.
+/// Allocates nothing and takes no lock: it is called in forked children. Waits for who audits to take it.
 pub(crate) fn set_up(log: &Log) {
     let key = log.header().audit.load(Ordering::Relaxed);
     let (true, Some(process), Some(index)) = (key != 0, log.process(), log.index()) else { return };
@@ -35,7 +34,10 @@ pub(crate) fn set_up(log: &Log) {
     let page = map_page();
     process.probe.store(page.unwrap_or(0) as u64, Ordering::Relaxed);
     let oracle = match make_and_send(key, index) {
-        Ok(()) => Oracle::InPlace as u64,
+        Ok(()) => {
+            wait_until_taken(log, process);
+            Oracle::InPlace as u64
+        }
         Err((oracle, Errno(errno))) => oracle as u64 | (errno as u64) << 8,
     };
     if let Some(page) = page {
@@ -45,6 +47,22 @@ pub(crate) fn set_up(log: &Log) {
     process.own_calls.fetch_add(2, Ordering::Relaxed);
     // Release: who reads this may look at the rest.
     process.oracle.store(oracle, Ordering::Release);
+}
+
+/// Waits until who audits has looked at this process as it begins: what it shares with its parent must be known before
+/// it ends. Not for ever: who audits may be gone.
+fn wait_until_taken(log: &Log, process: &Process) {
+    const TIMES: u32 = 10_000;
+    const NANOSECONDS: u64 = 500_000;
+    for _ in 0..TIMES {
+        // Relaxed: nothing is read that was written before.
+        if process.oracle_taken.load(Ordering::Relaxed) != 0
+            || log.header().closed.load(Ordering::Relaxed) != 0
+        {
+            return;
+        }
+        sleep(NANOSECONDS);
+    }
 }
 
 fn map_page() -> Option<usize> {

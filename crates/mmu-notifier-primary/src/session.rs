@@ -216,6 +216,8 @@ pub struct Process {
     pub entry: AtomicU64,
     /// A page that the hook has mapped and unmapped when the oracle was in place: the kernel must have told of it.
     pub probe: AtomicU64,
+    /// 1: `mmun` has the oracle, and has looked at the process's mappings as they were when it came.
+    pub oracle_taken: AtomicU64,
     /// Entries of `modules` in use.
     pub modules_used: AtomicU64,
     /// Counters; sum over all.

@@ -50,7 +50,7 @@ impl World {
         self.now += Duration::from_millis(milliseconds);
         let mut batch = Vec::new();
         self.rings.drain(&self.session, self.now, last, &mut batch);
-        batch.iter().map(|entry| entry.time).collect()
+        batch.iter().map(Said::time).collect()
     }
 }
 
@@ -62,7 +62,7 @@ fn takes_records_apart_and_in_order() {
     world.put(0, 40);
     let mut batch = Vec::new();
     world.rings.drain(&world.session, world.now, false, &mut batch);
-    assert_eq!(batch.iter().map(|entry| entry.time).collect::<Vec<_>>(), [20, 30, 40]);
+    assert_eq!(batch.iter().map(Said::time).collect::<Vec<_>>(), [20, 30, 40]);
     let expected = Entry {
         time: 20,
         call: Syscall::Munmap,
@@ -78,7 +78,7 @@ fn takes_records_apart_and_in_order() {
         ends: 9,
         caller: 0,
     };
-    assert_eq!(batch[0], expected);
+    assert_eq!(batch[0], Said::Call(expected));
     assert_eq!(world.times(1, false), [0; 0]);
     assert_eq!((world.rings.read(), world.rings.dropped(&world.session)), (3, 0));
 }

@@ -160,9 +160,11 @@ impl Audit {
                     .entry("it is in another pid namespace".to_owned())
                     .or_default() += 1;
                 self.oracles.close(sent.machine);
+                process.oracle_taken.store(1, Ordering::Relaxed);
                 continue;
             }
             let (machine, pid, shared) = (sent.machine, sent.pid, foreign::shared(sent.pid));
+            process.oracle_taken.store(1, Ordering::Relaxed);
             let judged = Judged { machine, pid, index, born, gate, entry, probe, shared, proven: false };
             self.arrived.push(Arrived { time: self.clock.ns(sent.ticks), judged });
         }
