@@ -78,6 +78,6 @@ mod tests {
         assert_eq!(symbols.name(0xffff_ffff_8100_00ff), Some("start"));
         assert_eq!(symbols.name(0xffff_ffff_a000_0005), Some("in_module"));
         assert_eq!(symbols.name(5), None);
-        assert_eq!(symbols.places(&["start", "no"]), [0xffff_ffff_8100_0000..0xffff_ffff_8100_0100]);
+        assert_eq!(symbols.places(&["start", "no"]), vec![0xffff_ffff_8100_0000..0xffff_ffff_8100_0100; 1]);
     }
 }
