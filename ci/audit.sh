@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The kernel as judge of mmun over every kind of program that the tests watch, and over random changes. Root, KVM. About
-# ten minutes.
+# five minutes.
 #
 #   ci/audit.sh [CHANGES]     of the random program, 1100000
 #
