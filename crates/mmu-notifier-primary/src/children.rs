@@ -78,7 +78,11 @@ pub(crate) fn before_clone(
     {
         process.threads.fetch_add(1, Ordering::Relaxed);
     }
-    primary.threads.set_clone(&Clone { call, time, started: ticks() });
+    let started = ticks();
+    if primary.log.is_audited() {
+        primary.log.opened(caller, call, changes.as_slice(), started);
+    }
+    primary.threads.set_clone(&Clone { call, time, started });
     if let Some(shard) = primary.log.shard(caller.home()) {
         count(shard, call, false, !changes.as_slice().is_empty());
         count_changes(shard, changes.as_slice(), bracket.refusals);
@@ -118,6 +122,9 @@ pub(crate) fn after_clone(primary: &Primary, frame: &Frame, site: &Site) {
     }
     let caller = primary.threads.caller(frame.stack());
     let changed = ticks();
+    if primary.log.is_audited() {
+        primary.log.closed(&caller, frame.stack(), changed);
+    }
     // The bracket was opened at the same place of the stack.
     // SAFETY: the parent's frame of the hook, which has jumped here and does not come back.
     let ended = unsafe { primary.end_those(&caller, |stack| stack == frame.stack()) };
@@ -244,6 +251,9 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
                 caller: return_address(frame, site),
             });
         }
+        if primary.log.is_audited() {
+            primary.log.opened(caller, call, changes.as_slice(), started);
+        }
         primary.log.ending(ProcessState::Exec);
     }
     // SAFETY: the program's own call; `environment` lives through it.
@@ -255,6 +265,9 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     if let Some(bracket) = &mut bracket {
         primary.log.not_ending();
         let changed = ticks();
+        if primary.log.is_audited() {
+            primary.log.closed(caller, caller.stack(), changed);
+        }
         bracket.end(primary, caller);
         if let Some(shard) = primary.log.shard(caller.home()) {
             observe(&shard.starts, started - time);

@@ -340,6 +340,9 @@ global_asm!(
     "mov r10, [rbp + 32]",
     "mov r8, [rbp + 24]",
     "mov r9, [rbp + 16]",
+    ".hidden mmu_notifier_enter_syscall",
+    ".globl mmu_notifier_enter_syscall",
+    "mmu_notifier_enter_syscall:",
     "syscall",
     // The kernel may have emptied the processor's memory of who called whom: from here on nothing returns to a
     // frame that was there before.
@@ -420,6 +423,12 @@ static LIGHT: AtomicU32 = AtomicU32::new(0);
 unsafe extern "C" {
     fn mmu_notifier_enter();
     fn mmu_notifier_enter_after();
+    static mmu_notifier_enter_syscall: u8;
+}
+
+/// The address of the `syscall` instruction that makes the program's calls.
+pub(crate) fn address() -> usize {
+    &raw const mmu_notifier_enter_syscall as usize
 }
 
 /// Whether `xgetbv` with 1 works (the XINUSE of the Intel manual).

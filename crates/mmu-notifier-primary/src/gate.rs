@@ -25,6 +25,9 @@ global_asm!(
     "mov r8, [rsi + 32]",
     "mov r9, [rsi + 40]",
     "mov rsi, [rsi + 8]",
+    ".hidden mmu_notifier_gate_syscall",
+    ".globl mmu_notifier_gate_syscall",
+    "mmu_notifier_gate_syscall:",
     "syscall",
     "ret",
     ".cfi_endproc",
@@ -34,6 +37,12 @@ global_asm!(
 
 unsafe extern "C" {
     fn mmu_notifier_gate(number: usize, args: *const [usize; 6]) -> isize;
+    static mmu_notifier_gate_syscall: u8;
+}
+
+/// The address of the `syscall` instruction.
+pub(crate) fn address() -> usize {
+    &raw const mmu_notifier_gate_syscall as usize
 }
 
 /// Makes a system call. Returns what the kernel returns: `-errno` on failure.
@@ -68,9 +77,12 @@ pub(crate) mod safe {
     const FSTAT: usize = 5;
     const RT_SIGPROCMASK: usize = 14;
     const STAT: usize = 4;
+    const IOCTL: usize = 16;
     const PREAD: usize = 17;
     const PWRITE: usize = 18;
     const SCHED_YIELD: usize = 24;
+    const SOCKET: usize = 41;
+    const SENDMSG: usize = 46;
     const NANOSLEEP: usize = 35;
     const GETPID: usize = 39;
     const SHMCTL: usize = 31;
@@ -123,9 +135,16 @@ pub(crate) mod safe {
         unsafe { call(SCHED_YIELD, &[0; 6]) };
     }
 
+    /// Does something that no signal interrupts, and so neither a cancellation nor a jump.
+    pub(crate) fn without_signals(work: impl FnOnce()) {
+        let before = block_signals();
+        work();
+        set_signals(before);
+    }
+
     /// Sleeps so long, or until a signal comes.
-    pub(crate) fn sleep(nanoseconds: usize) {
-        let time = [0, nanoseconds];
+    pub(crate) fn sleep(nanoseconds: u64) {
+        let time = [nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000];
         // SAFETY: the kernel reads a `struct timespec`.
         unsafe { call(NANOSLEEP, &[time.as_ptr() as usize, 0, 0, 0, 0, 0]) };
     }
@@ -195,6 +214,13 @@ pub(crate) mod safe {
             })
         }
 
+        /// Asks a device for a new file (an ioctl without an argument).
+        pub(crate) fn make(&self, request: usize) -> Result<File, Errno> {
+            // SAFETY: no memory of this process is involved.
+            let fd = unsafe { call(IOCTL, &[self.descriptor, request, 0, 0, 0, 0]) };
+            result(fd).map(|descriptor| File { descriptor, ours: true })
+        }
+
         /// Writes to a file; on `/proc/self/mem` this changes memory, which the caller answers for.
         pub(crate) fn write_at(&self, buffer: &[u8], offset: usize) -> Result<usize, Errno> {
             // SAFETY: the kernel reads `buffer` only.
@@ -254,6 +280,48 @@ pub(crate) mod safe {
     pub(crate) fn come_first() {
         // SAFETY: touches no memory.
         unsafe { call(SETPRIORITY, &[0, 0, -20isize as usize, 0, 0, 0]) };
+    }
+
+    /// Sends a message and an open file to the datagram socket of this name in the abstract namespace. Waits if
+    /// many are on their way.
+    pub(crate) fn send_descriptor<const NAME: usize>(
+        name: &[u8; NAME],
+        file: &File,
+        message: &[u8],
+    ) -> Result<(), Errno> {
+        const AF_UNIX: usize = 1;
+        const DATAGRAM: usize = 2;
+        const MSG_NOSIGNAL: usize = 0x4000;
+        const EINTR: i32 = 4;
+        // SAFETY: no memory is involved.
+        let socket = result(unsafe { call(SOCKET, &[AF_UNIX, DATAGRAM | O_CLOEXEC, 0, 0, 0, 0]) })?;
+        let socket = File { descriptor: socket, ours: true };
+        // struct sockaddr_un: the family, a zero that says abstract, and the name.
+        let mut address = [0u8; 110];
+        address[0] = AF_UNIX as u8;
+        let place = address[3..].get_mut(..NAME).ok_or(Errno(22))?;
+        place.copy_from_slice(name);
+        // struct cmsghdr: length, level (SOL_SOCKET) and kind (SCM_RIGHTS), and the descriptor.
+        let control = [20u64, 1 | 1 << 32, file.descriptor as u64];
+        let vector = [message.as_ptr() as usize, message.len()];
+        // struct msghdr.
+        let header = [
+            address.as_ptr() as usize,
+            3 + NAME,
+            vector.as_ptr() as usize,
+            1,
+            control.as_ptr() as usize,
+            size_of_val(&control),
+            0,
+        ];
+        loop {
+            let args = [socket.descriptor, header.as_ptr() as usize, MSG_NOSIGNAL, 0, 0, 0];
+            // SAFETY: the kernel reads the structures above, which live through the call.
+            match result(unsafe { call(SENDMSG, &args) }) {
+                Err(Errno(EINTR)) => {}
+                sent => return sent.map(drop),
+            }
+        }
     }
 
     /// Which file a descriptor or path is, and how long.

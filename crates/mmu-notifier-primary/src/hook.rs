@@ -365,6 +365,9 @@ fn tell(primary: &Primary, frame: &mut Frame, seen: &mut Seen, news: &mut MaybeU
         }
     }
     let (started, refusals) = (primary.log.now(), Refusals::default());
+    if open.is_some() && primary.log.is_audited() {
+        primary.log.opened(&seen.caller, seen.call, &[(seen.range, seen.event)], started);
+    }
     news.write(News { time, started, refusals, open, opened: None, rare: None });
     Way::Call
 }
@@ -390,6 +393,9 @@ fn announce_otherwise(
     match started {
         Ok(opened) => {
             let started = primary.log.now();
+            if primary.log.is_audited() {
+                primary.log.opened(caller, call, &[(range, event)], started);
+            }
             news.write(News { time, started, refusals, open: None, opened: Some(opened), rare: None });
             Way::Call
         }
@@ -444,6 +450,10 @@ fn tell_end(primary: &Primary, frame: &mut Frame, seen: &Seen, time: u64) -> Way
         }
     };
     let started = primary.log.now();
+    // It stays open on record: the change comes behind the end.
+    if primary.log.is_audited() {
+        primary.log.opened(caller, seen.call, &[(range, event)], started);
+    }
     end(primary, caller, opened);
     let news = News { time, started, refusals, open: None, opened: None, rare: None };
     if primary.log.is_watched() {
@@ -493,6 +503,11 @@ fn announce_rare(primary: &Primary, frame: &mut Frame, seen: &Seen, news: &mut M
                 }
             }
             news.started = primary.log.now();
+            if primary.log.is_audited()
+                && let Some(rare) = &news.rare
+            {
+                primary.log.opened(caller, call, rare.changes.as_slice(), news.started);
+            }
             Way::Call
         }
     }
@@ -523,6 +538,9 @@ pub(crate) unsafe extern "C" fn finish(frame: *mut Frame, underway: *mut Underwa
     let news = unsafe { underway.news.assume_init_mut() };
     let Some(primary) = primary() else { return };
     let changed = primary.log.now();
+    if primary.log.is_audited() && seen.common != Common::Nothing {
+        primary.log.closed(&seen.caller, seen.caller.stack(), changed);
+    }
     if let Some(open) = news.open.take() {
         primary.space.end(&seen.caller, open);
     } else if let Some(opened) = news.opened.take() {

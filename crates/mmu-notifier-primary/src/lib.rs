@@ -40,6 +40,7 @@
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | [`reaper`] | takes a process's own caches away under memory pressure, as the kernel's OOM reaper does |
 //! | `written`, `health`, `deliver`, [`probe`] | what was rewritten; whether it still is; whether what somebody wants to be told of can be; making calls to see |
+//! | `oracle` | a virtual machine that makes the kernel itself tell of this process's changes, for an audit |
 //! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -64,6 +65,7 @@ mod log;
 mod maps;
 mod masks;
 mod mode;
+mod oracle;
 pub mod pages;
 mod patch;
 mod primary;

@@ -10,10 +10,10 @@
 use core::arch::x86_64::_rdtsc;
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use mmu_notifier::{Event, Range};
+use mmu_notifier::{Caller, Event, Range};
 
 use crate::Syscall;
-use crate::gate::safe::{getpid, getppid};
+use crate::gate::safe::{getpid, getppid, sleep, without_signals};
 use crate::session::{
     self, BUCKETS, Header, Histogram, MAGIC, MODULES, Module, PATH, PROCESSES, Path, Process, ProcessState,
     Record, RingHead, SHARDS, Shard, UNSEEN, UnseenReason, VERSION,
@@ -34,6 +34,8 @@ pub(crate) struct Log {
     /// Somebody reads: without one nothing is timed or counted.
     watched: bool,
     records_wanted: bool,
+    /// Brackets go on record as they open and close.
+    audited: bool,
     base: AtomicPtr<Header>,
     rings: usize,
     ring_records: usize,
@@ -90,6 +92,7 @@ impl Log {
             rings,
             ring_records,
             records_wanted: head.records_wanted.load(Ordering::Relaxed) != 0,
+            audited: head.audit.load(Ordering::Relaxed) != 0,
             watched: true,
             process: AtomicUsize::new(PROCESSES),
         })
@@ -279,7 +282,7 @@ impl Log {
 
     /// The log of a process that nobody watches: where the search for call sites is noted, but no call.
     pub(crate) fn unwatched(self) -> Log {
-        Log { watched: false, records_wanted: false, ..self }
+        Log { watched: false, records_wanted: false, audited: false, ..self }
     }
 
     /// The time, if anybody wants to know; reading it four times a call is a third of what the hook costs.
@@ -300,15 +303,94 @@ impl Log {
         self.records_wanted
     }
 
+    /// Whether somebody wants to hold every bracket against what the kernel does.
+    #[inline]
+    pub(crate) fn is_audited(&self) -> bool {
+        self.audited
+    }
+
+    /// Index of this process's entry, if it got one.
+    pub(crate) fn index(&self) -> Option<usize> {
+        let index = self.process.load(Ordering::Relaxed);
+        (index < PROCESSES).then_some(index)
+    }
+
     /// Records a call, or one change of it.
     #[inline(never)]
     pub(crate) fn record(&self, entry: &Entry) {
-        let process = self.process.load(Ordering::Relaxed);
-        if process >= PROCESSES {
-            return;
+        let short = |ticks: u64| ticks.min(u32::MAX.into());
+        let event = entry.event.map_or(255, |event| event as u64);
+        let flags = u64::from(entry.failed) << 16 | u64::from(entry.refused) << 17;
+        self.write(entry.home, |record, who| {
+            set(&record.time, entry.time);
+            set(&record.what, entry.call as u64 | event << 8 | flags | short(entry.starts) << 32);
+            set(&record.took, short(entry.change) | short(entry.ends) << 32);
+            set(&record.who, entry.thread & 0xffff_ffff | who);
+            set(&record.start, entry.start as u64);
+            set(&record.len, entry.len as u64);
+            set(&record.caller, entry.caller as u64);
+        });
+    }
+
+    /// Records that a call's changes have been announced, at `time`.
+    #[inline(never)]
+    pub(crate) fn opened(&self, caller: &Caller, call: Syscall, changes: &[(Range, Event)], time: u64) {
+        self.wait_for_the_reader(caller.home());
+        without_signals(|| {
+            for (range, event) in changes {
+                let what = call as u64 | (*event as u64) << 8 | session::OPENED;
+                self.mark(caller, what, (range.start(), range.len()), caller.stack(), time);
+            }
+        });
+    }
+
+    /// Waits while much is still to be read, as nothing that an audit needs may be dropped: neither here nor in the rings
+    /// of the kernel, which hold about as many reports. Not for ever: the reader may be gone.
+    fn wait_for_the_reader(&self, home: usize) {
+        const MUCH: u64 = 1 << 14;
+        const TIMES: u32 = 5_000;
+        const NANOSECONDS: u64 = 1_000_000;
+        let Some(process) = self.index() else { return };
+        let offset = session::ring_offset((process + home) % self.rings, self.ring_records);
+        // SAFETY: inside the mapping and aligned by the layout; all fields are atomics.
+        let head = unsafe { &*self.at(offset).cast::<RingHead>() };
+        for _ in 0..TIMES {
+            // Relaxed: only to see how many there are. Less than none, if the reader moves in between.
+            let tail = head.tail.0.load(Ordering::Relaxed);
+            let unread = head.head.load(Ordering::Relaxed).wrapping_sub(tail).cast_signed();
+            if unread < MUCH.min(self.ring_records as u64 / 2).cast_signed() {
+                return;
+            }
+            sleep(NANOSECONDS);
         }
+    }
+
+    /// Records that the changes that were announced at this stack position are over, at `time`.
+    #[inline(never)]
+    pub(crate) fn closed(&self, caller: &Caller, stack: usize, time: u64) {
+        without_signals(|| self.mark(caller, session::CLOSED, (0, 0), stack, time));
+    }
+
+    // A record whose writer is cancelled or jumps away in the middle would be waited for by the reader, and by all who
+    // wait for the reader: so signals are held back meanwhile.
+    fn mark(&self, caller: &Caller, what: u64, (start, len): (usize, usize), stack: usize, time: u64) {
+        self.write(caller.home(), |record, who| {
+            set(&record.time, time);
+            set(&record.what, what);
+            set(&record.took, 0);
+            set(&record.who, caller.thread() & 0xffff_ffff | who);
+            set(&record.start, start as u64);
+            set(&record.len, len as u64);
+            set(&record.caller, stack as u64);
+        });
+    }
+
+    /// Writes one record, if there is room for it; `fill` gets it and the process's half of its `who`.
+    #[inline(always)]
+    fn write(&self, home: usize, fill: impl FnOnce(&Record, u64)) {
+        let Some(process) = self.index() else { return };
         // Threads of one process, and processes, spread over the rings.
-        let ring = (process + entry.home) % self.rings;
+        let ring = (process + home) % self.rings;
         let offset = session::ring_offset(ring, self.ring_records);
         // SAFETY: inside the mapping and aligned by the layout; all fields are atomics.
         let head = unsafe { &*self.at(offset).cast::<RingHead>() };
@@ -316,6 +398,12 @@ impl Log {
         loop {
             // Acquire pairs with the reader's Release: it is done with the record that we overwrite.
             if position.wrapping_sub(head.tail.0.load(Ordering::Acquire)) >= self.ring_records as u64 {
+                // Full; or others have written and the reader has read since we looked, and is past our position.
+                let now = head.head.load(Ordering::Relaxed);
+                if now != position {
+                    position = now;
+                    continue;
+                }
                 head.dropped.fetch_add(1, Ordering::Relaxed);
                 return;
             }
@@ -333,20 +421,14 @@ impl Log {
         let at = offset + size_of::<RingHead>() + index * size_of::<Record>();
         // SAFETY: as above.
         let record = unsafe { &*self.at(at).cast::<Record>() };
-        let set = |field: &AtomicU64, value: u64| field.store(value, Ordering::Relaxed);
-        let short = |ticks: u64| ticks.min(u32::MAX.into());
-        set(&record.time, entry.time);
-        let event = entry.event.map_or(255, |event| event as u64);
-        let flags = u64::from(entry.failed) << 16 | u64::from(entry.refused) << 17;
-        set(&record.what, entry.call as u64 | event << 8 | flags | short(entry.starts) << 32);
-        set(&record.took, short(entry.change) | short(entry.ends) << 32);
-        set(&record.who, entry.thread & 0xffff_ffff | (process as u64) << 32);
-        set(&record.start, entry.start as u64);
-        set(&record.len, entry.len as u64);
-        set(&record.caller, entry.caller as u64);
+        fill(record, (process as u64) << 32);
         // Release pairs with the reader's Acquire: the record is complete.
         record.sequence.store(position + 1, Ordering::Release);
     }
+}
+
+fn set(field: &AtomicU64, value: u64) {
+    field.store(value, Ordering::Relaxed);
 }
 
 /// Adds a duration.

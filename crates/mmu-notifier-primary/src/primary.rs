@@ -27,6 +27,7 @@ use crate::hook;
 use crate::log::{Log, put_path, ticks};
 use crate::maps;
 use crate::mode::Mode;
+use crate::oracle;
 use crate::patch::{Live, Patched, Stubs, Writer};
 use crate::quarantine::Quarantine;
 use crate::search::{Calls, Found, Image, Shape, Unfit, Wanted, candidates, search};
@@ -258,6 +259,7 @@ impl Primary {
         } else {
             primary.arm_if_needed();
         }
+        oracle::set_up(&primary.log);
         primary.ready();
         Ok(primary)
     }
@@ -757,6 +759,7 @@ impl Primary {
             check.forked(&self.log);
         }
         (self.after_fork)(self);
+        oracle::set_up(&self.log);
     }
 
     /// Ends what this thread has left open.
@@ -775,12 +778,16 @@ impl Primary {
         let gone = |stack| {
             // Asked only if this thread has something open.
             let signal_stack = signal_stack.get_or_insert_with(safe::on_signal_stack);
-            match signal_stack {
+            let gone = match signal_stack {
                 // On the signal stack: an outer change on the ordinary stack is interrupted, not gone.
                 Some(here) if !here.contains(&stack) => false,
                 // The same stack: deeper frames have lower addresses, so one below us is gone.
                 _ => stack <= caller.stack(),
+            };
+            if gone && self.log.is_audited() {
+                self.log.closed(caller, stack, ticks());
             }
+            gone
         };
         // SAFETY: a frame below the stack pointer of the thread that runs has been left for good.
         let ended = unsafe { self.end_those(caller, gone) };

@@ -86,6 +86,9 @@ pub struct Header {
     pub processes_total: AtomicU64,
     /// 1: check registrations; behind the rings lies a [`check::Area`].
     pub check: AtomicU32,
+    /// Not 0: an audit is wanted. Every bracket goes on record as it opens and as it closes ([`OPENED`], [`CLOSED`]), and
+    /// every process sends a virtual machine of its own to the socket of that [name](audit_socket).
+    pub audit: AtomicU64,
 }
 
 /// The call sites of one executable mapping of a file: found by the first process that maps it, used by all.
@@ -245,6 +248,16 @@ pub struct Process {
     pub unfinished: AtomicU64,
     /// Refused changes that did not take place when they were asked for.
     pub put_off: PutOff,
+    /// An [`Oracle`] in the lowest 8 bits; above them, why there is none: the number of the error.
+    pub oracle: AtomicU64,
+    /// Behind the `syscall` instruction of the hook's own calls.
+    pub gate: AtomicU64,
+    /// Behind the one by which the hook makes the program's calls.
+    pub entry: AtomicU64,
+    /// A page that the hook has mapped and unmapped when the oracle was in place: the kernel must have told of it.
+    pub probe: AtomicU64,
+    /// 1: `mmun` has the oracle, and has looked at the process's mappings as they were when it came.
+    pub oracle_taken: AtomicU64,
     /// Entries of `modules` in use.
     pub modules_used: AtomicU64,
     /// Counters; sum over all.
@@ -269,6 +282,50 @@ pub struct PutOff {
     pub by_calls: AtomicU64,
     /// Calls that failed, as they were refused each time they asked.
     pub declined: AtomicU64,
+}
+
+/// Whether the kernel tells of this process's changes: a virtual machine without a guest, of which `mmun` holds the only
+/// descriptor, makes the kernel's own notifier call KVM, and a tracepoint there reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Oracle {
+    /// Nobody has asked for one.
+    None = 0,
+    /// It is there.
+    InPlace = 1,
+    /// `/dev/kvm` could not be opened.
+    NoDevice = 2,
+    /// It could not be made (`KVM_CREATE_VM`).
+    NotMade = 3,
+    /// It could not be sent to `mmun`.
+    NotSent = 4,
+}
+
+impl Oracle {
+    /// The state that the lowest 8 bits of a number stand for; anything unknown is `None`.
+    pub const fn from_u64(state: u64) -> Oracle {
+        match state & 0xff {
+            1 => Oracle::InPlace,
+            2 => Oracle::NoDevice,
+            3 => Oracle::NotMade,
+            4 => Oracle::NotSent,
+            _ => Oracle::None,
+        }
+    }
+}
+
+/// The name of the datagram socket that oracles are sent to, in the abstract namespace: a zero and this.
+///
+/// A datagram is 16 bytes, the index of the process entry and the ticks just before the machine was made, and the
+/// machine's descriptor.
+pub const fn audit_socket(key: u64) -> [u8; 22] {
+    let mut name = *b"mmun--0000000000000000";
+    let mut digit = 0;
+    while digit < 16 {
+        name[21 - digit] = b"0123456789abcdef"[(key >> (4 * digit)) as usize & 15];
+        digit += 1;
+    }
+    name
 }
 
 /// Counters of some of a process's threads. On one page: what no thread touches is never allocated.
@@ -446,7 +503,7 @@ pub struct Record {
     /// Ticks when the hook was entered.
     pub time: AtomicU64,
     /// Bits 0..8: [`Syscall`]; 8..16: [`mmu_notifier::Event`] or 255 for none; 16: failed; 17: refused once;
-    /// 32..64: ticks of all starts.
+    /// 18: [`OPENED`]; 19: [`CLOSED`]; 32..64: ticks of all starts.
     pub what: AtomicU64,
     /// Bits 0..32: ticks of the system call; 32..64: ticks of all ends.
     pub took: AtomicU64,
@@ -459,6 +516,14 @@ pub struct Record {
     /// The return address of the function that made the call (0: not known).
     pub caller: AtomicU64,
 }
+
+/// A record of this kind says that a change has been announced, and that the system call is made next. `time` is between
+/// the two; `start` and `len` are the change's; in place of the caller there is the stack position of the hook, by which
+/// it is closed.
+pub const OPENED: u64 = 1 << 18;
+/// A record of this kind says that the changes of a thread that were [opened](OPENED) at the stack position in `caller` are
+/// over, before their ends are called: the system call is done, or the thread has jumped out of it.
+pub const CLOSED: u64 = 1 << 19;
 
 /// Size of the whole session in bytes.
 pub const fn session_bytes(rings: usize, ring_records: usize) -> usize {

@@ -47,11 +47,13 @@ EXAMPLES:
   mmun run --refuse 1/3 -- ./program           refuse every third change that may not wait
   mmun run --strict -- node app.js             also system calls of code made at run time
   mmun run --check -- ./server                 find registrations that went stale
+  mmun run --audit -- ./program                the kernel as judge: did anything escape?
 
 EXIT STATUS:
   That of the program; a signal that kills it kills mmun too. 66: --check found a stale
-  registration (--check-status says another). Otherwise 125: mmun itself failed; 126: the
-  program cannot be run or not be watched; 127: not found; 2: wrong usage.";
+  registration (--check-status says another). 123: the program was well, but its audit found
+  something unexplained or lost something. Otherwise 125: mmun itself failed; 126: the program
+  cannot be run or not be watched; 127: not found; 2: wrong usage.";
 
 /// Run a program and report its changes of memory.
 ///
@@ -86,6 +88,7 @@ pub struct Run {
     #[arg(long, value_name = "WHEN", default_value = "auto", default_missing_value = "always",
           num_args = 0..=1, require_equals = true)]
     pub strict: Strict,
+
     /// Check what the program registers with the kernel (fixed buffers of io_uring, DMA mappings, memslots of KVM,
     /// locked memory): is it still the memory that is there?
     ///
@@ -97,6 +100,10 @@ pub struct Run {
     /// Exit with this status if --check found a stale registration; 0: with the program's.
     #[arg(long, value_name = "STATUS", default_value = "66", requires = "check", value_parser = clap::value_parser!(u8))]
     pub check_status: u8,
+
+    /// Hold the kernel's own reports of changes against what was announced; needs root and KVM.
+    #[arg(long)]
+    pub audit: bool,
 
     /// Memory for single calls on their way to --trace and --report (64k to 4g); what finds it full is
     /// dropped and counted.

@@ -9,6 +9,7 @@
 
 #![expect(unreachable_pub, reason = "a program is reached by nobody; here `pub` means: for other modules")]
 
+mod audit;
 mod check;
 mod cli;
 mod clock;

@@ -2,7 +2,7 @@ use super::*;
 use std::sync::atomic::Ordering::Relaxed;
 
 use mmu_notifier_primary::session::{PROCESSES, UnseenReason};
-use mmu_notifier_primary::{Strict, Syscall};
+use mmu_notifier_primary::Syscall;
 
 use crate::clock::Scale;
 use crate::session::Wanted;
@@ -19,9 +19,7 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let session =
-            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None, check: false }, 1)
-                .unwrap();
+        let session = Session::create(Wanted::default(), 1).unwrap();
         World { session, processes: Processes::default(), now: Instant::now(), gone: vec![], born: 0 }
     }
 

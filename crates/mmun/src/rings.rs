@@ -19,6 +19,37 @@ use crate::session::Session;
 /// How long a record may stay unfinished.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// A call was made.
+    Call(Entry),
+    /// A bracket was opened or closed.
+    Mark(Mark),
+}
+
+impl Said {
+    fn time(&self) -> u64 {
+        match self {
+            Said::Call(entry) => entry.time,
+            Said::Mark(mark) => mark.time,
+        }
+    }
+}
+
+/// A bracket is opened or closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Ticks.
+    pub time: u64,
+    /// Thread id, in its pid namespace.
+    pub tid: u32,
+    /// Where the hook is on the stack.
+    pub stack: u64,
+    /// The call, and first address and bytes of the change; `None`: all that are open at this place are over.
+    pub change: Option<(Syscall, u64, u64)>,
+}
+
 /// A record as it was written, with its words taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -50,12 +81,22 @@ pub struct Entry {
     pub caller: u64,
 }
 
+/// What one round of reading found.
+#[derive(Clone, Copy, Debug)]
+pub struct Drained {
+    /// How full the fullest ring was, from 0 to 1.
+    pub fullest: f64,
+    /// Nothing is in the way of what was there at the time of the call: all was read.
+    pub complete: bool,
+}
+
 /// The reader of all rings of a session.
 #[derive(Debug)]
 pub struct Rings {
     rings: Vec<Place>,
     read: u64,
     dropped: u64,
+    unfinished: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -76,13 +117,14 @@ struct Stuck {
 impl Rings {
     /// The reader of a session's rings; there is one.
     pub fn new(session: &Session) -> Rings {
-        Rings { rings: vec![Place::default(); session.rings()], read: 0, dropped: 0 }
+        Rings { rings: vec![Place::default(); session.rings()], read: 0, dropped: 0, unfinished: 0 }
     }
 
     /// Appends to `batch` what was written since the last time, and sorts it by time. With `last`,
-    /// nothing unfinished is waited for. Returns how full the fullest ring was, from 0 to 1.
-    pub fn drain(&mut self, session: &Session, now: Instant, last: bool, batch: &mut Vec<Entry>) -> f64 {
+    /// nothing unfinished is waited for.
+    pub fn drain(&mut self, session: &Session, now: Instant, last: bool, batch: &mut Vec<Said>) -> Drained {
         let mut fullest: f64 = 0.0;
+        let mut complete = true;
         for index in 0..self.rings.len() {
             let (ring, records) = session.ring(index);
             // Pairs with the Release of the writers that moved it.
@@ -101,13 +143,15 @@ impl Rings {
                 let record = &records[place.tail as usize & (records.len() - 1)];
                 // Pairs with the Release of the writer: the other words were written before.
                 let finished = record.sequence.load(Ordering::Acquire) == place.tail.wrapping_add(1);
-                let entry = if finished { decode(record) } else { None };
-                if let Some(entry) = entry {
-                    batch.push(entry);
-                    self.read += 1;
+                let said = if finished { decode(record) } else { None };
+                if let Some(said) = said {
+                    self.read += u64::from(matches!(said, Said::Call(_)));
+                    batch.push(said);
                 } else if finished || last || place.gives_up(head, now) {
                     self.dropped += 1;
+                    self.unfinished += u64::from(!finished);
                 } else {
+                    complete = false;
                     break;
                 }
                 place.tail = place.tail.wrapping_add(1);
@@ -118,13 +162,20 @@ impl Rings {
             // Pairs with the Acquire of the writers that ask for room: our reads are done.
             ring.tail.0.store(place.tail, Ordering::Release);
         }
-        batch.sort_by_key(|entry| entry.time);
-        fullest
+        batch.sort_by_key(Said::time);
+        Drained { fullest, complete }
     }
 
-    /// How many records were read.
+    /// How many records of calls were read.
     pub fn read(&self) -> u64 {
         self.read
+    }
+
+    /// How many of them were never finished: their writer was killed, cancelled or jumped away in the middle. If it was
+    /// to say that a bracket opens, the system call has not been made; if it was to say that one closes, that one is
+    /// found to be abandoned, and is open until then.
+    pub fn unfinished(&self) -> u64 {
+        self.unfinished
     }
 
     /// How many were lost: found no room, unfinished, or broken.
@@ -147,7 +198,7 @@ impl Place {
     }
 }
 
-fn decode(record: &session::Record) -> Option<Entry> {
+fn decode(record: &session::Record) -> Option<Said> {
     let [what, took, who] = [&record.what, &record.took, &record.who].map(|w| w.load(Ordering::Relaxed));
     let high = |word: u64| word >> 32;
     let low = |word: u64| word & 0xffff_ffff;
@@ -155,9 +206,17 @@ fn decode(record: &session::Record) -> Option<Entry> {
         0xff => None,
         event => Some(*Event::ALL.get(event as usize)?),
     };
-    Some(Entry {
-        time: record.time.load(Ordering::Relaxed),
-        call: *Syscall::ALL.get((what & 0xff) as usize)?,
+    let time = record.time.load(Ordering::Relaxed);
+    let call = *Syscall::ALL.get((what & 0xff) as usize)?;
+    if what & (session::OPENED | session::CLOSED) != 0 {
+        let [start, len, stack] =
+            [&record.start, &record.len, &record.caller].map(|word| word.load(Ordering::Relaxed));
+        let change = (what & session::OPENED != 0).then_some((call, start, len));
+        return Some(Said::Mark(Mark { time, tid: low(who) as u32, stack, change }));
+    }
+    Some(Said::Call(Entry {
+        time,
+        call,
         event,
         failed: what & (1 << 16) != 0,
         refused: what & (1 << 17) != 0,
@@ -169,7 +228,7 @@ fn decode(record: &session::Record) -> Option<Entry> {
         change: low(took),
         ends: high(took),
         caller: record.caller.load(Ordering::Relaxed),
-    })
+    }))
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 use super::*;
 use std::sync::atomic::Ordering::Relaxed;
 
-use mmu_notifier_primary::Strict;
 
 use crate::session::Wanted;
 
@@ -14,11 +13,7 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let session = Session::create(
-            Wanted { refuse_every: 0, strict: Strict::Never, buffer: Some(128 << 10), check: false },
-            2,
-        )
-        .unwrap();
+        let session = Session::create(Wanted { buffer: Some(128 << 10), ..Wanted::default() }, 2).unwrap();
         assert_eq!((session.rings(), session.ring(0).1.len()), (2, 1024));
         World { rings: Rings::new(&session), session, now: Instant::now() }
     }
@@ -56,7 +51,7 @@ impl World {
         self.now += Duration::from_millis(milliseconds);
         let mut batch = Vec::new();
         self.rings.drain(&self.session, self.now, last, &mut batch);
-        batch.iter().map(|entry| entry.time).collect()
+        batch.iter().map(Said::time).collect()
     }
 }
 
@@ -68,7 +63,7 @@ fn takes_records_apart_and_in_order() {
     world.put(0, 40);
     let mut batch = Vec::new();
     world.rings.drain(&world.session, world.now, false, &mut batch);
-    assert_eq!(batch.iter().map(|entry| entry.time).collect::<Vec<_>>(), [20, 30, 40]);
+    assert_eq!(batch.iter().map(Said::time).collect::<Vec<_>>(), [20, 30, 40]);
     let expected = Entry {
         time: 20,
         call: Syscall::Munmap,
@@ -84,7 +79,7 @@ fn takes_records_apart_and_in_order() {
         ends: 9,
         caller: 0,
     };
-    assert_eq!(batch[0], expected);
+    assert_eq!(batch[0], Said::Call(expected));
     assert_eq!(world.times(1, false), [0; 0]);
     assert_eq!((world.rings.read(), world.rings.dropped(&world.session)), (3, 0));
 }

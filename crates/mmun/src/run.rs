@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::audit::Audit;
 use crate::cli::{self, Run};
 use crate::clock::Clock;
 use crate::inject::Injection;
@@ -18,8 +19,11 @@ use crate::program::{self, Way};
 use crate::reports::{self, Reports};
 use crate::session::{Session, Wanted};
 use crate::signals;
-use crate::summary::Outcome;
+use crate::summary::{self, Outcome};
 use crate::watch::Watcher;
+
+/// Brackets of an audit take at least this, in bytes: none may be lost.
+const AUDIT_BUFFER: u64 = 64 << 20;
 
 /// Runs the program and reports. The outcome is the program's, or 125 if it was well and a report failed.
 pub fn run(options: &Run) -> Result<Outcome> {
@@ -34,9 +38,20 @@ pub fn run(options: &Run) -> Result<Outcome> {
     let found = signals::take_over();
     let object = preload::object()?;
 
-    let buffer = reports.want_records().then_some(options.buffer);
-    let strict = options.strict.into();
-    let wanted = Wanted { refuse_every: options.refuse.unwrap_or(0), strict, buffer, check: options.check };
+    let audit = options.audit.then(Audit::open).transpose()?;
+    let calls = reports.want_records();
+    let buffer = match &audit {
+        Some(_) => Some(options.buffer.max(AUDIT_BUFFER)),
+        None => calls.then_some(options.buffer),
+    };
+    let wanted = Wanted {
+        refuse_every: options.refuse.unwrap_or(0),
+        strict: options.strict.into(),
+        buffer,
+        check: options.check,
+        calls,
+        audit: audit.as_ref().map_or(0, Audit::key),
+    };
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
     let session = Session::create(wanted, cpus)?;
     let variables = [
@@ -55,7 +70,7 @@ pub fn run(options: &Run) -> Result<Outcome> {
         Err(error) => return Err(program::exec_failed(&file, &error).into()),
     };
     let live = if options.quiet { None } else { Live::on_stderr() };
-    let watcher = Watcher::start(session, clock, reports, live)
+    let watcher = Watcher::start(session, clock, reports, live, audit)
         .context("the program runs unwatched; end it if you do not want that")?;
     let outcome = child.wait();
     let wall = clock.elapsed();
@@ -72,7 +87,8 @@ pub fn run(options: &Run) -> Result<Outcome> {
     }
     let stale = watched.summary.check.as_ref().is_some_and(|check| check.stale() > 0);
     let finished = watched.reports.finish(&watched.summary, &watched.callers);
-    match watched.failure.map_or(finished, Err) {
+    let audited = watched.summary.audit.as_ref().map_or(Ok(()), verdict);
+    match watched.failure.map_or(finished.and(audited), Err) {
         Err(error) if outcome == Outcome::Exited(0) => Err(error),
         Err(error) => {
             crate::complain(&error);
@@ -108,8 +124,34 @@ pub fn preload_list(object: &Path, others: Option<OsString>) -> OsString {
     list
 }
 
+/// The audit has found changes that nobody announced, or could not see all.
+#[derive(Debug)]
+struct NotClean {
+    unexplained: u64,
+    lost: u64,
+}
+
+impl std::fmt::Display for NotClean {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let NotClean { unexplained, lost } = self;
+        write!(f, "the audit failed: {unexplained} kernel invalidations unexplained, {lost} lost")
+    }
+}
+
+impl std::error::Error for NotClean {}
+
+fn verdict(audit: &summary::Audit) -> Result<()> {
+    if audit.is_clean() {
+        return Ok(());
+    }
+    Err(NotClean { unexplained: audit.unexplained, lost: audit.lost() }.into())
+}
+
 /// The status that mmun itself fails with.
 pub fn status_of(error: &anyhow::Error) -> i32 {
+    if error.is::<NotClean>() {
+        return 123;
+    }
     error.downcast_ref::<program::Refusal>().map_or(125, |refusal| refusal.status)
 }
 

@@ -28,7 +28,7 @@ use mmu_notifier_primary::session::{
 const RING_RECORDS_LEAST: usize = 1024;
 
 /// What a session is to hold.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Wanted {
     /// Refuse every n-th non-blocking start; 0: attach no refuser.
     pub refuse_every: u32,
@@ -38,6 +38,10 @@ pub struct Wanted {
     pub buffer: Option<u64>,
     /// Check registrations with the kernel.
     pub check: bool,
+    /// Not 0: where processes are to send their oracles. Then the buffer holds brackets, too.
+    pub audit: u64,
+    /// Whether single calls are wanted.
+    pub calls: bool,
 }
 
 /// A session that this process has made and reads.
@@ -94,7 +98,8 @@ impl Session {
         header.rings.store(rings as u32, Ordering::Relaxed);
         header.ring_records.store(ring_records as u32, Ordering::Relaxed);
         header.check.store(wanted.check.into(), Ordering::Relaxed);
-        header.records_wanted.store(wanted.buffer.is_some().into(), Ordering::Relaxed);
+        header.records_wanted.store(wanted.calls.into(), Ordering::Relaxed);
+        header.audit.store(wanted.audit, Ordering::Relaxed);
         // Pairs with the Acquire of who opens the session: the fields above are set before the magic is.
         header.magic.store(MAGIC, Ordering::Release);
         Ok(session)
@@ -290,11 +295,9 @@ mod tests {
 
     #[test]
     fn entries_are_found_and_freed() {
-        let session = Session::create(
-            Wanted { refuse_every: 3, strict: Strict::Never, buffer: Some(1 << 20), check: false },
-            2,
-        )
-        .unwrap();
+        let session =
+            Session::create(Wanted { refuse_every: 3, buffer: Some(1 << 20), ..Wanted::default() }, 2)
+                .unwrap();
         assert_eq!(session.header().magic.load(Ordering::Acquire), MAGIC);
         assert_eq!(session.entries(), [0; 0]);
         for index in [0, 7, PROCESSES - 1] {
@@ -312,9 +315,7 @@ mod tests {
 
     #[test]
     fn only_touched_counters_are_read() {
-        let session =
-            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None, check: false }, 1)
-                .unwrap();
+        let session = Session::create(Wanted::default(), 1).unwrap();
         let blocks = || std::os::unix::fs::MetadataExt::blocks(&session.file.metadata().unwrap());
         assert_eq!(session.shards(5).count(), 0);
         for touched in [&[0][..], &[7], &[3, 4], &[0, 7], &[0, 1, 2, 3, 4, 5, 6, 7]] {
@@ -331,9 +332,7 @@ mod tests {
 
     #[test]
     fn others_can_open_it() {
-        let session =
-            Session::create(Wanted { refuse_every: 0, strict: Strict::Never, buffer: None, check: false }, 1)
-                .unwrap();
+        let session = Session::create(Wanted::default(), 1).unwrap();
         let seen = std::fs::metadata(session.path()).unwrap();
         assert_eq!(seen.len(), session.bytes as u64);
     }

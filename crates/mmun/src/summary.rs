@@ -78,6 +78,93 @@ pub struct Summary {
     pub record_buffer: u64,
     /// What was found of registrations, if they were checked.
     pub check: Option<Check>,
+    /// What the kernel itself reported, if that was asked for.
+    pub audit: Option<Audit>,
+}
+
+/// The kernel's own reports, held against the brackets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Invalidations of the watched processes that the kernel reported.
+    pub invalidations: u64,
+    /// Of them, those inside an open bracket of the thread.
+    pub covered: u64,
+    /// Those that have a cause of the kernel's own: a word, words for people, and how many.
+    pub causes: Vec<(&'static str, &'static str, u64)>,
+    /// The rest.
+    pub unexplained: u64,
+    /// By place; the first of each kind as example.
+    pub kinds: Vec<Unexplained>,
+    /// Samples of the kernel that found no room.
+    pub samples_lost: u64,
+    /// Brackets that found no room.
+    pub records_lost: u64,
+    /// Address spaces (a process has another one after each `exec`) whose oracle has reported.
+    pub judged: u64,
+    /// Address spaces whose oracle did not report what it must have seen.
+    pub unproven: u64,
+    /// Processes that had no oracle: why, and how many.
+    pub without_oracle: BTreeMap<String, u64>,
+    /// Reports of address spaces that are not watched.
+    pub elsewhere: u64,
+}
+
+impl Audit {
+    /// Invalidations with a cause of the kernel's own.
+    pub fn caused(&self) -> u64 {
+        self.causes.iter().map(|(_, _, count)| count).sum()
+    }
+
+    /// What could not be judged: samples, brackets, and processes, of which each has made some.
+    pub fn lost(&self) -> u64 {
+        self.samples_lost + self.records_lost + self.processes_lost()
+    }
+
+    /// Processes that could not be judged.
+    pub fn processes_lost(&self) -> u64 {
+        self.unproven + self.without_oracle.values().sum::<u64>()
+    }
+
+    /// Whether everything is explained and nothing lost.
+    pub fn is_clean(&self) -> bool {
+        self.unexplained == 0 && self.lost() == 0
+    }
+}
+
+/// Invalidations that nobody announced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unexplained {
+    /// The system call that the thread was in.
+    pub call: Option<String>,
+    /// Where it was made from.
+    pub caller: Caller,
+    /// How many.
+    pub count: u64,
+    /// The process of the first.
+    pub pid: u32,
+    /// Its thread.
+    pub tid: u32,
+    /// Its first address.
+    pub start: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// The bracket of that thread that was open, or the last before.
+    pub nearest: Option<Nearest>,
+    /// The kernel's functions, innermost first.
+    pub chain: Vec<String>,
+}
+
+/// A bracket near something unexplained.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nearest {
+    /// Its system call.
+    pub call: &'static str,
+    /// Its first address.
+    pub start: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// How long before it was over; `None`: it was open, but not of that range.
+    pub before_ns: Option<u64>,
 }
 
 /// What became of changes that were refused and could not wait.

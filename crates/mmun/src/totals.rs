@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use mmu_notifier::Event;
 use mmu_notifier_primary::Syscall;
 use mmu_notifier_primary::session::{
-    self, BUCKETS, EVENTS, Process, Shard, StrictState, UNSEEN, UnseenReason,
+    self, BUCKETS, EVENTS, Oracle, Process, Shard, StrictState, UNSEEN, UnseenReason,
 };
 
 use crate::check;
@@ -55,6 +55,8 @@ pub struct Totals {
     strict: Strict,
     unseen: BTreeMap<(u32, String, u32), Place>,
     unseen_more: u64,
+    /// By what `Process::oracle` says.
+    without_oracle: BTreeMap<u64, u64>,
 }
 
 /// What became of a process whose numbers are added.
@@ -152,6 +154,16 @@ impl Totals {
         add(&mut self.own_calls, &process.own_calls);
         self.own_bytes = self.own_bytes.max(get(&process.own_bytes));
         self.add_unseen(process);
+        let oracle = get(&process.oracle);
+        // A process that never was ready has made nothing that could be judged.
+        if Oracle::from_u64(oracle) != Oracle::InPlace && get(&process.ready) > 0 {
+            *self.without_oracle.entry(oracle).or_default() += 1;
+        }
+    }
+
+    /// Processes that sent no oracle: why, and how many.
+    pub fn without_oracle(&self) -> BTreeMap<String, u64> {
+        self.without_oracle.iter().map(|(oracle, count)| (oracle_words(*oracle), *count)).collect()
     }
 
     fn add_shard(&mut self, shard: &Shard) {
@@ -300,6 +312,16 @@ pub fn path(path: &session::Path) -> String {
 
 fn call_name(number: u32) -> Option<String> {
     (number != u32::MAX).then(|| check::call_name(number.into()))
+}
+
+fn oracle_words(oracle: u64) -> String {
+    let error = std::io::Error::from_raw_os_error((oracle >> 8) as i32);
+    match Oracle::from_u64(oracle) {
+        Oracle::None | Oracle::InPlace => "it did not say why".to_owned(),
+        Oracle::NoDevice => format!("it could not open /dev/kvm: {error}"),
+        Oracle::NotMade => format!("it could not make a virtual machine: {error}"),
+        Oracle::NotSent => format!("it could not send its virtual machine: {error}"),
+    }
 }
 
 fn words(reason: UnseenReason) -> &'static str {

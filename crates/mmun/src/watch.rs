@@ -11,18 +11,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
+use crate::audit::Audit;
 use crate::check::Collector;
 use crate::clock::{Clock, Scale};
 use crate::live::Live;
-use crate::processes::{Processes, is_gone};
+use crate::processes::{Gone, Processes, is_gone};
 use crate::reports::Reports;
-use crate::rings::{Entry, Rings};
+use crate::rings::{Entry, Rings, Said};
 use crate::session::Session;
 use crate::summary::{Caller, Record, Summary};
 use crate::symbols::Symbols;
 
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(50);
+/// An audit names places in processes, up to some tenths of a second after they are gone: their entries stay so long.
+const AUDIT_LOOK: Duration = Duration::from_millis(500);
 
 /// The running thread.
 #[derive(Debug)]
@@ -46,10 +49,16 @@ pub struct Watched {
 
 impl Watcher {
     /// Begins to read.
-    pub fn start(session: Session, clock: Clock, reports: Reports, live: Option<Live>) -> Result<Watcher> {
+    pub fn start(
+        session: Session,
+        clock: Clock,
+        reports: Reports,
+        live: Option<Live>,
+        audit: Option<Audit>,
+    ) -> Result<Watcher> {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = stop.clone();
-        let work = move || Work::new(session, clock, reports, live).run(&seen);
+        let work = move || Work::new(session, clock, reports, live, audit).run(&seen);
         let thread = std::thread::Builder::new().name("watch".into()).spawn(work);
         Ok(Watcher { stop, thread: thread.map_err(|error| anyhow!("cannot start a thread: {error}"))? })
     }
@@ -72,12 +81,21 @@ struct Work {
     rings: Rings,
     symbols: Symbols,
     check: Collector,
-    batch: Vec<Entry>,
+    batch: Vec<Said>,
+    audit: Option<Audit>,
+    /// Processes that are gone and not summed up yet.
+    held: Gone,
     failure: Option<anyhow::Error>,
 }
 
 impl Work {
-    fn new(session: Session, clock: Clock, reports: Reports, live: Option<Live>) -> Work {
+    fn new(
+        session: Session,
+        clock: Clock,
+        reports: Reports,
+        live: Option<Live>,
+        audit: Option<Audit>,
+    ) -> Work {
         Work {
             rings: Rings::new(&session),
             session,
@@ -88,21 +106,28 @@ impl Work {
             symbols: Symbols::default(),
             check: Collector::default(),
             batch: Vec::new(),
+            audit,
+            held: Gone::default(),
             failure: None,
         }
     }
 
     fn run(mut self, stop: &AtomicBool) -> Watched {
-        let records = self.reports.want_records();
+        let records = self.reports.want_records() || self.audit.is_some();
         let mut pause = if records { SHORTEST } else { LONGEST };
         let mut next_look = Instant::now();
         while !stop.load(Ordering::Acquire) {
             std::thread::park_timeout(pause);
             let now = Instant::now();
-            let gone = (now >= next_look).then(|| self.processes.look(&self.session, now, &is_gone));
+            let gone = (now >= next_look).then(|| {
+                self.processes.fold(&self.session, std::mem::take(&mut self.held));
+                self.processes.look(&self.session, now, &is_gone)
+            });
             if records {
                 let fullest = self.read_records(now, false);
-                pause = if fullest > 0.1 { pause / 2 } else { pause * 2 }.clamp(SHORTEST, LONGEST);
+                // Processes may wait for their oracles to be taken.
+                let longest = if self.audit.is_some() { 2 * SHORTEST } else { LONGEST };
+                pause = if fullest > 0.1 { pause / 2 } else { pause * 2 }.clamp(SHORTEST, longest);
             }
             // Before who has written them is forgotten. Where there are some, more come soon.
             if self.check.collect(&self.session, &mut self.symbols, &self.clock) > 0 {
@@ -111,8 +136,13 @@ impl Work {
                 pause = (pause * 2).min(LONGEST);
             }
             if let Some(gone) = gone {
-                self.processes.fold(&self.session, gone);
-                next_look = now + LONGEST;
+                if self.audit.is_some() {
+                    self.held = gone;
+                    next_look = now + AUDIT_LOOK;
+                } else {
+                    self.processes.fold(&self.session, gone);
+                    next_look = now + LONGEST;
+                }
             }
             if let Some(live) = &mut self.live {
                 let progress = || self.processes.progress(&self.session);
@@ -134,6 +164,7 @@ impl Work {
             self.read_records(now, true);
         }
         self.check.collect(&self.session, &mut self.symbols, &self.clock);
+        self.processes.fold(&self.session, std::mem::take(&mut self.held));
         let left = self.processes.finish(&self.session, now, &is_gone);
         let header = self.session.header();
         let mut summary = Summary {
@@ -144,11 +175,16 @@ impl Work {
             refuse_every: header.refuse_every.load(Ordering::Relaxed),
             records: self.rings.read(),
             records_dropped: self.rings.dropped(&self.session),
-            record_buffer: if records { self.session.record_bytes() } else { 0 },
+            record_buffer: if self.reports.want_records() { self.session.record_bytes() } else { 0 },
             ..Summary::default()
         };
         self.processes.totals().fill(&mut summary, &self.clock.scale());
         summary.check = self.check.summary(&self.session);
+        if let Some(audit) = self.audit {
+            let mut verdict = audit.finish(summary.records_dropped - self.rings.unfinished());
+            verdict.without_oracle.extend(self.processes.totals().without_oracle());
+            summary.audit = Some(verdict);
+        }
         Watched {
             summary,
             callers: self.symbols.into_callers(),
@@ -159,21 +195,34 @@ impl Work {
 
     /// Reads what was recorded and passes it on, and says how full the fullest ring was.
     fn read_records(&mut self, now: Instant, last: bool) -> f64 {
-        let fullest = self.rings.drain(&self.session, now, last, &mut self.batch);
-        if self.batch.is_empty() {
-            return fullest;
-        }
-        let scale = self.clock.scale();
-        for entry in self.batch.drain(..) {
+        let listened = self.audit.as_mut().map_or(0.0, |audit| audit.listen(&self.session));
+        let drained = self.rings.drain(&self.session, now, last, &mut self.batch);
+        let fullest = drained.fullest.max(listened);
+        let scale = if self.batch.is_empty() { None } else { Some(self.clock.scale()) };
+        for said in self.batch.drain(..) {
+            let entry = match (said, &mut self.audit) {
+                (Said::Call(entry), _) => entry,
+                (Said::Mark(mark), Some(audit)) => {
+                    audit.mark(&mark);
+                    continue;
+                }
+                (Said::Mark(_), None) => continue,
+            };
+            let Some(scale) = &scale else { continue };
             let process = self.session.process(entry.process);
             let index = self.symbols.caller(entry.process, process, entry.caller);
-            let record = in_nanoseconds(&entry, process.pid.load(Ordering::Relaxed), index, &scale);
+            let record = in_nanoseconds(&entry, process.pid.load(Ordering::Relaxed), index, scale);
             let result = self.reports.record(&record, self.symbols.get(index));
             if let Err(error) = result
                 && self.failure.is_none()
             {
                 self.failure = Some(error);
             }
+        }
+        if let Some(audit) = &mut self.audit
+            && (drained.complete || last)
+        {
+            audit.judge(&self.session, &mut self.symbols, last);
         }
         fullest
     }

@@ -70,7 +70,7 @@ impl Mode {
             Mode::Plain | Mode::Net => Strict::Never,
             Mode::Strict => Strict::Always,
         };
-        Wanted { refuse_every: 0, strict, buffer: None, check: false }
+        Wanted { strict, ..Wanted::default() }
     }
 
     /// Whether this machine can.

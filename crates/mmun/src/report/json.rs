@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 mod check;
 
 use self::check::Check;
+use super::audit;
 use crate::summary::{Outcome, Summary, Times};
 
 /// Writes the object, for people indented, and a line feed.
@@ -44,6 +45,7 @@ pub(super) struct Run<'a> {
     records: Records,
     hook: Hook,
     check: Option<Check<'a>>,
+    audit: Option<audit::Json<'a>>,
 }
 
 #[derive(Serialize)]
@@ -221,6 +223,7 @@ impl<'a> From<&'a Summary> for Run<'a> {
             },
             hook: Hook { own_calls: summary.own_calls, own_bytes: summary.own_bytes },
             check: summary.check.as_ref().map(Check::from),
+            audit: summary.audit.as_ref().map(audit::Json::from),
         }
     }
 }
@@ -267,7 +270,15 @@ mod tests {
     fn same_shape(path: &str, ours: &Value, documented: &Value) {
         match (ours, documented) {
             (Value::Object(ours), Value::Object(documented)) => {
-                let named = [".calls", ".events", ".programs_unseen", ".check.registered"].contains(&path);
+                let named = [
+                    ".calls",
+                    ".events",
+                    ".programs_unseen",
+                    ".check.registered",
+                    ".audit.causes",
+                    ".audit.not_judged",
+                ]
+                .contains(&path);
                 if named {
                     let first = |map: &serde_json::Map<String, Value>| map.values().next().cloned();
                     let both = (first(ours), first(documented));

@@ -11,6 +11,7 @@
 //! symbols) are other people's text: each report makes them harmless in its own way, those for a terminal with
 //! [`fit`]. [`paint`], [`bar`] and [`units`] are how text is written for people, also by the other commands.
 
+mod audit;
 pub mod bar;
 mod check;
 pub mod fit;

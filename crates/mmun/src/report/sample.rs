@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::summary::{
-    At, Caller, Calls, Check, Events, Finding, Outcome, PutOff, Record, Registered, Summary, Times, Unseen,
-    Verdict,
+    At, Audit, Caller, Calls, Check, Events, Finding, Nearest, Outcome, PutOff, Record, Registered, Summary,
+    Times, Unexplained, Unseen, Verdict,
 };
 
 /// Files that the tests leave to be looked at.
@@ -199,6 +199,7 @@ pub(super) fn troubled() -> Summary {
         ],
         unseen_more: 12,
         check: Some(check()),
+        audit: Some(audit()),
         ..summary()
     }
 }
@@ -273,5 +274,33 @@ pub(super) fn check() -> Check {
             },
             Finding { taken_back: true, ..unmapped },
         ],
+    }
+}
+
+/// An audit that found what it was made for.
+pub(super) fn audit() -> Audit {
+    let place = Unexplained {
+        call: Some("munmap".to_owned()),
+        caller: Caller { symbol: "unmap_raw+0x12".to_owned(), file: "/home/me/bin/ingest".to_owned() },
+        count: 2,
+        pid: 4_217,
+        tid: 4_219,
+        start: 0x7f3a_12c0_0000,
+        len: 4096,
+        nearest: Some(Nearest { call: "mmap", start: 0x7f3a_0000_0000, len: 8192, before_ns: Some(3_000) }),
+        chain: ["unmap_vmas", "do_vmi_munmap", "__x64_sys_munmap"].map(str::to_owned).to_vec(),
+    };
+    Audit {
+        invalidations: 1_000,
+        covered: 900,
+        causes: vec![("fault", "first writes and copies on write", 90), ("write_back", "write-back", 8)],
+        unexplained: 2,
+        kinds: vec![place],
+        samples_lost: 2,
+        records_lost: 1,
+        judged: 3,
+        without_oracle: [("it could not open /dev/kvm: Permission denied".to_owned(), 1)].into(),
+        elsewhere: 5,
+        ..Audit::default()
     }
 }

@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 
+use super::audit;
 use super::bar::{bar, level};
 use super::check;
 use super::fit::{folded, keep_back, keep_front, printable};
@@ -34,7 +35,8 @@ pub fn write(summary: &Summary, out: &mut impl Write, color: bool) -> io::Result
     text.unseen(summary)?;
     text.records(summary)?;
     text.hook(summary)?;
-    text.check(summary)
+    text.check(summary)?;
+    text.audit(summary)
 }
 
 struct Text<'a, W> {
@@ -284,6 +286,14 @@ impl<W: Write> Text<'_, W> {
             self.say(std::mem::take(&mut label), tone, &line)?;
         }
         check::write(check, self.out, self.paint)
+    }
+
+    fn audit(&mut self, summary: &Summary) -> io::Result<()> {
+        let mut label = "audit";
+        for (tone, sentence) in summary.audit.iter().flat_map(audit::sentences) {
+            self.say(std::mem::take(&mut label), tone, &sentence)?;
+        }
+        Ok(())
     }
 
     fn head(&mut self, columns: &str) -> io::Result<()> {

@@ -230,15 +230,15 @@ impl Report {
         Report { json }
     }
 
-    /// The number at a path like `balance.starts`.
-    pub(crate) fn number(&self, path: &str) -> u64 {
-        let value = path.split('.').fold(&self.json, |value, key| &value[key]);
-        value.as_u64().unwrap_or_else(|| panic!("{path} is {value} in {:#}", self.json))
-    }
-
-    /// What is at a path like `check.findings`; null, if there is nothing.
+    /// What stands at a path like `audit.places`; null, if there is nothing.
     pub(crate) fn value(&self, path: &str) -> &Value {
         path.split('.').fold(&self.json, |value, key| &value[key])
+    }
+
+    /// The number at a path like `balance.starts`.
+    pub(crate) fn number(&self, path: &str) -> u64 {
+        let value = self.value(path);
+        value.as_u64().unwrap_or_else(|| panic!("{path} is {value} in {:#}", self.json))
     }
 
     /// How often `call` was made.

@@ -5,6 +5,7 @@
 //! What a failing test leaves behind is in a directory of its name under `target/tmp`.
 
 mod alone;
+mod audit;
 mod behave;
 mod check;
 mod command;
