@@ -1,4 +1,6 @@
-//! The C interface, from C.
+//! The C interface, from C; `peace` has it beside other libraries.
+
+mod peace;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
