@@ -2,6 +2,7 @@
 
 pub mod alone;
 mod heap;
+mod loader;
 mod preload;
 pub mod subscribe;
 #[cfg(panic = "abort")]

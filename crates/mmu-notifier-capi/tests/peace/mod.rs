@@ -1,5 +1,6 @@
 //! Peace with what else is in a process: `docs/peace.md` has the table.
 
+mod copies;
 mod fed;
 mod peers;
 
