@@ -67,7 +67,8 @@ struct mmu_notifier_subscription;
 /* Rewrites the memory system calls of this process, so that its changes are announced. At start-up, best before there
  * are threads. 0 also if it was done before (by mmun run, say).
  * If another copy of this object was loaded before, this one stands down: it passes this call and all later ones on.
- * -EACCES: /proc/self/maps cannot be read. -ENOMEM: no memory. */
+ * -EACCES: /proc/self/maps cannot be read. -ENOMEM: no memory. -EOPNOTSUPP: valgrind runs this process, whose code
+ * cannot be rewritten under it. */
 int mmu_notifier_install(void);
 
 /* The reverse: as many as there were of mmu_notifier_install. The last one switches the announcements off: no change

@@ -4,6 +4,7 @@ pub mod alone;
 mod heap;
 mod loader;
 mod preload;
+mod sanitizer;
 pub mod subscribe;
 #[cfg(panic = "abort")]
 mod unwind;

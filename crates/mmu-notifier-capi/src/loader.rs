@@ -20,6 +20,7 @@ type Change = unsafe extern "C" fn(*mut c_void) -> c_int;
 /// The functions of the copy that came first.
 pub(crate) struct First {
     pub(crate) install: extern "C" fn() -> c_int,
+    pub(crate) uninstall: extern "C" fn() -> c_int,
     pub(crate) subscribe: Subscribe,
     pub(crate) subscribe_refuser: Subscribe,
     pub(crate) unsubscribe: unsafe extern "C" fn(*mut c_void),
@@ -89,6 +90,9 @@ pub(crate) fn find_first() -> Option<&'static First> {
         Some(unsafe {
             First {
                 install: transmute::<*const c_void, extern "C" fn() -> c_int>(install),
+                uninstall: transmute::<*const c_void, extern "C" fn() -> c_int>(function(
+                    c"mmu_notifier_uninstall",
+                )?),
                 subscribe: transmute::<*const c_void, Subscribe>(function(c"mmu_notifier_subscribe")?),
                 subscribe_refuser: transmute::<*const c_void, Subscribe>(function(
                     c"mmu_notifier_subscribe_refuser",

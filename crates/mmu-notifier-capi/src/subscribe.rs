@@ -20,6 +20,7 @@ const ENOMEM: c_int = 12;
 const EACCES: c_int = 13;
 const ENODEV: c_int = 19;
 const EINVAL: c_int = 22;
+const EOPNOTSUPP: c_int = 95;
 
 /// `struct mmu_notifier_change`.
 #[repr(C)]
@@ -164,6 +165,7 @@ pub extern "C" fn mmu_notifier_install() -> c_int {
             }
         }
         Err(InstallError::Maps { .. }) => return -EACCES,
+        Err(InstallError::Valgrind) => return -EOPNOTSUPP,
         Err(_) => return -ENOMEM,
     }
     *installed += 1;
@@ -173,6 +175,9 @@ pub extern "C" fn mmu_notifier_install() -> c_int {
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn mmu_notifier_uninstall() -> c_int {
+    if let Some(first) = loader::first() {
+        return (first.uninstall)();
+    }
     let Some(primary) = Primary::get() else { return -ENODEV };
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     match *installed {

@@ -38,7 +38,7 @@
 //! | [`userfault`] | changes that no system call of this process makes |
 //! | `session`, `log` | what is counted and recorded, in memory that a watcher shares |
 //! | [`reaper`] | takes a process's own caches away under memory pressure, as the kernel's OOM reaper does |
-//! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
+//! | `maps`, `pages`, `valgrind`, `primary` | the process's mappings, memory of our own, where none of this works, and how all comes together |
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
@@ -72,6 +72,7 @@ mod strict;
 mod tails;
 mod thread;
 pub mod userfault;
+mod valgrind;
 mod worker;
 
 pub use call::Syscall;

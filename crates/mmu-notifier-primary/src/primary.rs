@@ -34,6 +34,7 @@ use crate::sites::{self, Draft};
 use crate::strict::{self, Strict};
 use crate::tails;
 use crate::thread::Threads;
+use crate::valgrind;
 use crate::worker::Worker;
 
 /// This Linux process as the primary MMU: every memory system call is announced to its
@@ -95,6 +96,9 @@ pub enum InstallError {
     /// There is one in this process already.
     #[error("this process has a primary MMU already")]
     Twice,
+    /// Valgrind runs this process: the code that is executed is not the code that is mapped.
+    #[error("valgrind runs this process, whose code cannot be rewritten under it; run one or the other")]
+    Valgrind,
     /// The session cannot be opened or mapped.
     #[error("cannot map the session {path}: error {errno}; has `mmun` ended, or may this user not read it?")]
     Session {
@@ -191,6 +195,9 @@ impl Primary {
     pub fn install(options: &Options<'_>) -> Result<&'static Primary, InstallError> {
         if let Some(primary) = hook::primary() {
             return if primary.switch_on() { Ok(primary) } else { Err(InstallError::Twice) };
+        }
+        if valgrind::is_here() {
+            return Err(InstallError::Valgrind);
         }
         let log = open_log(options.session)?;
         let strict = match options.session {

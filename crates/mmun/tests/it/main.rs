@@ -11,6 +11,7 @@ mod demo;
 mod hook;
 mod launch;
 mod matrix;
+mod peace;
 mod program;
 mod replay;
 mod shell;
