@@ -15,7 +15,8 @@
 
 static void filter(void) {
     static const int allowed[] = {SYS_mmap,  SYS_munmap, SYS_mprotect, SYS_madvise,   SYS_mremap,
-                                  SYS_brk,   SYS_write,  SYS_fstat,    SYS_newfstatat, SYS_exit_group};
+                                  SYS_brk,   SYS_write,  SYS_fstat,    SYS_newfstatat, SYS_getrandom,
+                                  SYS_exit_group};
     enum { COUNT = sizeof allowed / sizeof *allowed };
     struct sock_filter code[COUNT + 3];
     code[0] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
@@ -43,7 +44,9 @@ int main(int count, char **words) {
         char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (page == MAP_FAILED || mprotect(page, 4096, PROT_READ) || munmap(page, 4096))
             return 1;
-        free(malloc(1 << 20));
+        volatile char *block = malloc(1 << 20);
+        *block = 1;
+        free((void *)block);
     }
     puts("confined ok");
     return 0;
