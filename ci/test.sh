@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(gcc libc6-dev golang-go musl-tools strace stress-ng sqlite3 python3-numpy libucx-dev libjemalloc2 libmimalloc2.0
-    libtcmalloc-minimal4 fio qemu-system-x86)
+    libtcmalloc-minimal4 fio qemu-system-x86 libopenmpi3 libfabric-dev libibverbs-dev valgrind gdb)
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     missing=()
     for package in "${packages[@]}"; do

@@ -66,8 +66,9 @@ struct mmu_notifier_subscription;
 
 /* Rewrites the memory system calls of this process, so that its changes are announced. At start-up, best before there
  * are threads. 0 also if it was done before (by mmun run, say).
- * -EACCES: /proc/self/maps cannot be read. -ENOMEM: no memory. -EEXIST: another copy of this object was loaded first;
- * call its functions (those that dlsym finds with RTLD_DEFAULT). */
+ * If another copy of this object was loaded before, this one stands down: it passes this call and all later ones on.
+ * -EACCES: /proc/self/maps cannot be read. -ENOMEM: no memory. -EOPNOTSUPP: valgrind runs this process, whose code
+ * cannot be rewritten under it. */
 int mmu_notifier_install(void);
 
 /* The reverse: as many as there were of mmu_notifier_install. The last one switches the announcements off: no change
@@ -81,6 +82,8 @@ int mmu_notifier_uninstall(void);
 /* Tells ops of every change from now on; *subscription is for mmu_notifier_unsubscribe. size is sizeof(*ops).
  * Returns when no change is under way any more that ops was not told of. Allocates (not with malloc), may wait: so
  * not in a signal handler, and not in callbacks of two threads at a time, which would wait for each other.
+ * The library that start lies in stays for good: dlclose does not unload it from then on. So whoever forgets to
+ * unsubscribe is still told, and nobody jumps into nothing.
  * -EINVAL: a NULL argument, a wrong size, a required callback is missing. -ENODEV: not installed. */
 int mmu_notifier_subscribe(const struct mmu_notifier_ops *ops, size_t size, void *context,
                            struct mmu_notifier_subscription **subscription);

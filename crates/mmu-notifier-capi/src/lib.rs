@@ -3,7 +3,9 @@
 pub mod alone;
 pub mod check;
 mod heap;
+mod loader;
 mod preload;
+mod sanitizer;
 pub mod subscribe;
 #[cfg(panic = "abort")]
 mod unwind;

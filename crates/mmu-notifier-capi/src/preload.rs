@@ -72,6 +72,8 @@ fn own_program(buffer: &mut [u8; 4096]) -> &[u8] {
 unsafe fn take_environment(environment: *mut *mut c_char) -> Option<(&'static CStr, &'static CStr)> {
     const SESSION: &[u8] = b"MMUN_SESSION=";
     const PRELOAD: &[u8] = b"LD_PRELOAD=";
+    /// What the object's file name begins with.
+    const NAME: &[u8] = b"libmmu_notifier_capi";
     if environment.is_null() {
         return None;
     }
@@ -103,14 +105,22 @@ unsafe fn take_environment(environment: *mut *mut c_char) -> Option<(&'static CS
             continue;
         }
         if bytes.starts_with(PRELOAD) {
-            // Ours is the first; behind it may be the program's own.
-            let first = bytes[PRELOAD.len()..].split(|byte| *byte == b':' || *byte == b' ').next()?;
-            let own: Box<[u8]> = [first, b"\0"].concat().into();
+            // Ours is the first, but where a tool has put its own before it (valgrind); behind it may be the program's.
+            let list = &bytes[PRELOAD.len()..];
+            let mut entries = list.split(|byte| *byte == b':' || *byte == b' ');
+            let is_ours = |entry: &&[u8]| {
+                entry.rsplit(|byte| *byte == b'/').next().is_some_and(|file| file.starts_with(NAME))
+            };
+            let ours = entries.clone().find(is_ours).or_else(|| entries.next())?;
+            let own: Box<[u8]> = [ours, b"\0"].concat().into();
             object = CStr::from_bytes_with_nul(Box::leak(own)).ok();
-            let rest = PRELOAD.len() + first.len() + 1;
-            if rest < bytes.len() {
+            let start = ours.as_ptr().addr() - list.as_ptr().addr();
+            let before = list[..start].strip_suffix(b":").unwrap_or(&list[..start]);
+            let after = list.get(start + ours.len() + 1..).unwrap_or_default();
+            if !before.is_empty() || !after.is_empty() {
                 // LD_PRELOAD=ours:theirs becomes LD_PRELOAD=theirs.
-                let theirs: Box<[u8]> = [PRELOAD, &bytes[rest..], b"\0"].concat().into();
+                let between: &[u8] = if before.is_empty() || after.is_empty() { b"" } else { b":" };
+                let theirs: Box<[u8]> = [PRELOAD, before, between, after, b"\0"].concat().into();
                 // SAFETY: the place of the entry that is being replaced.
                 unsafe { *to = Box::leak(theirs).as_mut_ptr().cast() };
                 // SAFETY: one entry was kept.

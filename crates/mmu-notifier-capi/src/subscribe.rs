@@ -3,7 +3,7 @@
 // UNSAFETY: C calls in with pointers, and is called back through pointers.
 #![expect(unsafe_code)]
 
-use core::ffi::{c_char, c_int, c_void};
+use core::ffi::{c_int, c_void};
 use core::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
@@ -13,13 +13,14 @@ use mmu_notifier::{
 use mmu_notifier_primary::{InstallError, Options, Primary};
 
 use crate::heap::HEAP;
+use crate::loader::{self, First};
 
 const EAGAIN: c_int = 11;
 const ENOMEM: c_int = 12;
 const EACCES: c_int = 13;
-const EEXIST: c_int = 17;
 const ENODEV: c_int = 19;
 const EINVAL: c_int = 22;
+const EOPNOTSUPP: c_int = 95;
 
 /// `struct mmu_notifier_change`.
 #[repr(C)]
@@ -128,38 +129,6 @@ fn space() -> Result<AddressSpace, c_int> {
     Primary::get().map(|primary| primary.space().clone()).ok_or(-ENODEV)
 }
 
-/// Whether another copy of this object came first: it has the process, and its functions are the ones to call.
-fn is_second() -> bool {
-    /// `Dl_info`.
-    #[repr(C)]
-    struct Info {
-        file: *const c_char,
-        base: *const c_void,
-        symbol: *const c_char,
-        address: *const c_void,
-    }
-    unsafe extern "C" {
-        fn dlsym(handle: *mut c_void, name: *const c_char) -> *const c_void;
-        fn dladdr(address: *const c_void, info: *mut Info) -> c_int;
-    }
-    let object_of = |address: *const c_void| {
-        let mut info = Info {
-            file: core::ptr::null(),
-            base: core::ptr::null(),
-            symbol: core::ptr::null(),
-            address: core::ptr::null(),
-        };
-        // SAFETY: any address will do; `Info` is what the C library fills in.
-        unsafe { dladdr(address, &raw mut info) };
-        info.base
-    };
-    // SAFETY: RTLD_DEFAULT and a zero-ended name.
-    let first = unsafe { dlsym(core::ptr::null_mut(), c"mmu_notifier_install".as_ptr()) };
-    // Null: this copy was opened with `RTLD_LOCAL`, and there is no other. An exported function of ours has the
-    // address of the first one of that name, so ask for something private.
-    !first.is_null() && object_of(first) != object_of((&raw const HEAP).cast())
-}
-
 /// See the header.
 ///
 /// # Safety
@@ -181,8 +150,10 @@ static INSTALLED: Mutex<u32> = Mutex::new(0);
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn mmu_notifier_install() -> c_int {
-    if Primary::get().is_none() && is_second() {
-        return -EEXIST;
+    if Primary::get().is_none()
+        && let Some(first) = loader::find_first()
+    {
+        return (first.install)();
     }
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     let options = Options { after_fork: |_| HEAP.forked(), ..Options::default() };
@@ -194,6 +165,7 @@ pub extern "C" fn mmu_notifier_install() -> c_int {
             }
         }
         Err(InstallError::Maps { .. }) => return -EACCES,
+        Err(InstallError::Valgrind) => return -EOPNOTSUPP,
         Err(_) => return -ENOMEM,
     }
     *installed += 1;
@@ -203,6 +175,9 @@ pub extern "C" fn mmu_notifier_install() -> c_int {
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn mmu_notifier_uninstall() -> c_int {
+    if let Some(first) = loader::first() {
+        return (first.uninstall)();
+    }
     let Some(primary) = Primary::get() else { return -ENODEV };
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     match *installed {
@@ -228,12 +203,18 @@ pub unsafe extern "C" fn mmu_notifier_subscribe(
     context: *mut c_void,
     subscription: *mut *mut Subscription,
 ) -> c_int {
+    if let Some(First { subscribe, .. }) = loader::first() {
+        // SAFETY: by the caller's promise; it is the same function.
+        return unsafe { subscribe(ops, size, context, subscription.cast()) };
+    }
     // SAFETY: by the caller's promise.
     unsafe {
         give(subscription, || {
             let Ops { start, end, release } = read::<Ops>(ops, size)?;
             let (Some(start), Some(end)) = (start, end) else { return Err(-EINVAL) };
-            Ok(space()?.subscribe(Paired { start, end, release, context: Context(context) }))
+            let space = space()?;
+            loader::keep(start as *const c_void);
+            Ok(space.subscribe(Paired { start, end, release, context: Context(context) }))
         })
     }
 }
@@ -250,12 +231,18 @@ pub unsafe extern "C" fn mmu_notifier_subscribe_refuser(
     context: *mut c_void,
     subscription: *mut *mut Subscription,
 ) -> c_int {
+    if let Some(First { subscribe_refuser, .. }) = loader::first() {
+        // SAFETY: by the caller's promise; it is the same function.
+        return unsafe { subscribe_refuser(ops, size, context, subscription.cast()) };
+    }
     // SAFETY: by the caller's promise.
     unsafe {
         give(subscription, || {
             let RefuserOps { start, try_start, release } = read::<RefuserOps>(ops, size)?;
             let (Some(start), Some(try_start)) = (start, try_start) else { return Err(-EINVAL) };
-            Ok(space()?.subscribe_refuser(Refusing { start, try_start, release, context: Context(context) }))
+            let space = space()?;
+            loader::keep(start as *const c_void);
+            Ok(space.subscribe_refuser(Refusing { start, try_start, release, context: Context(context) }))
         })
     }
 }
@@ -297,6 +284,10 @@ unsafe fn give(out: *mut *mut Subscription, make: impl FnOnce() -> Result<Subscr
 /// From `mmu_notifier_subscribe`, once; or null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmu_notifier_unsubscribe(subscription: *mut Subscription) {
+    if let Some(First { unsubscribe, .. }) = loader::first() {
+        // SAFETY: by the caller's promise; it is the same function.
+        return unsafe { unsubscribe(subscription.cast()) };
+    }
     if !subscription.is_null() {
         // SAFETY: by the caller's promise made by `Box::into_raw` in `give`, and given back once.
         drop(unsafe { Box::from_raw(subscription) });
@@ -317,6 +308,10 @@ pub unsafe extern "C" fn mmu_notifier_invalidate(
     change: Option<unsafe extern "C" fn(*mut c_void) -> c_int>,
     argument: *mut c_void,
 ) -> c_int {
+    if let Some(First { invalidate, .. }) = loader::first() {
+        // SAFETY: by the caller's promise; it is the same function.
+        return unsafe { invalidate(start, length, event, blocking, change, argument) };
+    }
     let event = usize::try_from(event).ok().and_then(|event| Event::ALL.get(event));
     let (Some(change), Some(&event), Ok(range)) = (change, event, Range::with_len(start, length)) else {
         return -EINVAL;

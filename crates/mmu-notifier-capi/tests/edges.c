@@ -285,16 +285,34 @@ static void dlclosed(void) {
     CHECK(outer.starts == 1 && outer.ends == 1);
 }
 
+static int nothing(void *unused) {
+    (void)unused;
+    return 9;
+}
+
 /* The path of another copy of the object, the second word. */
 static const char *copy;
+static struct counts there;
 static void second_copy(void) {
     void *second = dlopen(copy, RTLD_NOW | RTLD_LOCAL);
     CHECK(second);
     int (*install)(void) = (int (*)(void))dlsym(second, "mmu_notifier_install");
-    CHECK(install && install != mmu_notifier_install && install() == -EEXIST);
+    CHECK(install && install != mmu_notifier_install && install() == 0);
     subscribe(&witness, start, release);
+    __typeof__(mmu_notifier_subscribe) *subscribe_there = dlsym(second, "mmu_notifier_subscribe");
+    __typeof__(mmu_notifier_unsubscribe) *unsubscribe_there = dlsym(second, "mmu_notifier_unsubscribe");
+    __typeof__(mmu_notifier_invalidate) *invalidate_there = dlsym(second, "mmu_notifier_invalidate");
+    struct mmu_notifier_ops ops = {start, end, release};
+    CHECK(subscribe_there(&ops, sizeof ops, &there, &there.subscription) == 0);
     munmap(map(), PAGE);
     CHECK(witness.starts == 1 && witness.ends == 1);
+    CHECK(there.starts == 1 && there.ends == 1);
+    CHECK(invalidate_there(16 * PAGE, PAGE, MMU_NOTIFIER_UNMAP, 1, nothing, NULL) == 9);
+    CHECK(witness.starts == 2 && there.starts == 2);
+    unsubscribe_there(there.subscription);
+    CHECK(there.releases == 1 && dlclose(second) == 0);
+    munmap(map(), PAGE);
+    CHECK(witness.starts == 3 && witness.ends == 3 && there.starts == 2);
 }
 
 /* Linked, or preloaded by somebody else than mmun: the environment is not ours to change. */

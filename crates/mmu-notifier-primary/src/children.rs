@@ -73,6 +73,9 @@ pub(crate) fn before_clone(
         }
     }
     const CLONE_THREAD: u64 = 0x10000;
+    if shares_memory && flags & CLONE_THREAD == 0 {
+        primary.lend();
+    }
     if flags & CLONE_THREAD != 0
         && let Some(process) = primary.log.process()
     {
@@ -170,7 +173,7 @@ pub(crate) fn exit(primary: &Primary, caller: &Caller, frame: &mut Frame) {
         count(shard, Syscall::ExitGroup, false, false);
     }
     // A vforked child ends alone; its parent's memory lives.
-    if safe::getpid() == primary.pid() {
+    if primary.is_caller() {
         // What this thread has jumped out of: there is no next change that would find it.
         primary.end_abandoned(caller);
         primary.space.release();
@@ -201,7 +204,7 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
             None => primary.log.unseen(UnseenReason::Exec, None, args[path_at], path),
         },
     }
-    let same_process = safe::getpid() == primary.pid();
+    let same_process = primary.is_caller();
     let changes = decode(call, &args, &Default::default());
     let mut claimed = None;
     let mut bracket = None;

@@ -41,7 +41,7 @@
 //! | [`reaper`] | takes a process's own caches away under memory pressure, as the kernel's OOM reaper does |
 //! | `written`, `health`, `deliver`, [`probe`] | what was rewritten; whether it still is; whether what somebody wants to be told of can be; making calls to see |
 //! | `oracle` | a virtual machine that makes the kernel itself tell of this process's changes, for an audit |
-//! | `maps`, `pages`, `primary` | the process's mappings, memory of our own, and how all comes together |
+//! | `maps`, `pages`, `valgrind`, `primary` | the process's mappings, memory of our own, where none of this works, and how all comes together |
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
@@ -80,6 +80,7 @@ mod strict;
 mod tails;
 mod thread;
 pub mod userfault;
+mod valgrind;
 mod worker;
 mod written;
 

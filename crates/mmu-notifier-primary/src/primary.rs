@@ -36,6 +36,7 @@ use crate::sites::{self, Draft};
 use crate::strict::{self, Strict};
 use crate::tails;
 use crate::thread::Threads;
+use crate::valgrind;
 use crate::worker::Worker;
 use crate::written;
 
@@ -66,6 +67,8 @@ pub struct Primary {
     strict: Strict,
     /// There is a call site that should be rewritten and cannot be.
     out_of_reach: AtomicBool,
+    /// Somebody else may run in this memory: it was shared, or could have been by a call that is not seen.
+    lent: AtomicBool,
     after_fork: fn(&Primary),
 }
 
@@ -100,6 +103,9 @@ pub enum InstallError {
     /// There is one in this process already.
     #[error("this process has a primary MMU already")]
     Twice,
+    /// Valgrind runs this process: the code that is executed is not the code that is mapped.
+    #[error("valgrind runs this process, whose code cannot be rewritten under it; run one or the other")]
+    Valgrind,
     /// The session cannot be opened or mapped.
     #[error("cannot map the session {path}: error {errno}; has `mmun` ended, or may this user not read it?")]
     Session {
@@ -197,6 +203,9 @@ impl Primary {
         if let Some(primary) = hook::primary() {
             return if primary.switch_on() { Ok(primary) } else { Err(InstallError::Twice) };
         }
+        if valgrind::is_here() {
+            return Err(InstallError::Valgrind);
+        }
         let log = open_log(options.session)?;
         let strict = match options.session {
             Some(_) => Strict::from_u32(log.header().strict.load(Ordering::Relaxed)),
@@ -240,6 +249,7 @@ impl Primary {
             said_anonymous: AtomicBool::new(false),
             strict: if possible.is_ok() { strict } else { Strict::Never },
             out_of_reach: AtomicBool::new(false),
+            lent: AtomicBool::new(false),
             after_fork: options.after_fork,
         }));
         // SAFETY: `brk(0)` only asks.
@@ -287,6 +297,8 @@ impl Primary {
     /// # Ok::<(), mmu_notifier_primary::InstallError>(())
     /// ```
     pub fn uninstall(&self) -> bool {
+        // What is made meanwhile is not seen.
+        self.lend();
         let caller = Some(hook::caller as fn() -> Caller);
         self.quiet.get_or_init(|| AddressSpace::with(mmu_notifier::Options { caller, ..Default::default() }));
         let switched = self.mode.switch_off();
@@ -431,6 +443,24 @@ impl Primary {
         }
     }
 
+    /// Whether the calling process is this one, not a child that runs in its memory. Asks the kernel only if there may be
+    /// such a child: a program that has confined itself to a list of calls need not have `getpid` on it.
+    pub(crate) fn is_caller(&self) -> bool {
+        // Relaxed: the child was made after the store, by the thread that stored.
+        !self.lent.load(Ordering::Relaxed) || safe::getpid() == self.pid()
+    }
+
+    /// A process is about to be made that runs in this memory.
+    pub(crate) fn lend(&self) {
+        self.lent.store(true, Ordering::Relaxed);
+    }
+
+    /// Something cannot be seen: it may be a call that lends this memory.
+    fn unseen(&self, reason: UnseenReason, call: Option<usize>, address: usize, path: &[u8]) {
+        self.lend();
+        self.log.unseen(reason, call, address, path);
+    }
+
     fn search_everything(&'static self) -> Result<(), safe::Errno> {
         let began = ticks();
         let live = if one_thread() { Live::No } else { Live::Yes };
@@ -478,7 +508,7 @@ impl Primary {
     /// A mapping whose file is not to be had: whether there may be something in it can be seen all the same.
     fn no_file(&self, range: Range, path: &[u8]) {
         if candidates(readable_code(range)).next().is_some() {
-            self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
+            self.unseen(UnseenReason::NoFile, None, range.start(), path);
         } else {
             self.searched();
         }
@@ -539,7 +569,7 @@ impl Primary {
             Some(true) => self.searched(),
             Some(false) => self.no_file(range, path),
             None => {
-                self.log.unseen(UnseenReason::TableFull, None, range.start(), path);
+                self.unseen(UnseenReason::TableFull, None, range.start(), path);
                 self.searched();
             }
         }
@@ -576,7 +606,7 @@ impl Primary {
             }
             state.flow = flow;
         } else {
-            self.log.unseen(UnseenReason::NoFile, None, range.start(), path);
+            self.unseen(UnseenReason::NoFile, None, range.start(), path);
         }
         if let Some(bytes) = bytes {
             bytes.unmap(writer);
@@ -629,7 +659,7 @@ impl Primary {
     fn not_rewritten(&self, reason: UnseenReason, number: Option<usize>, address: usize, path: &[u8]) {
         if number.is_none_or(|number| Syscall::from_number(number).is_some()) {
             self.out_of_reach.store(true, Ordering::Relaxed);
-            self.log.unseen(reason, number, address, path);
+            self.unseen(reason, number, address, path);
         }
     }
 
@@ -680,7 +710,7 @@ impl Primary {
     fn anonymous_code(&self, range: Range) {
         // Said once: programs that make code make a lot of it.
         if !self.said_anonymous.swap(true, Ordering::Relaxed) {
-            self.log.unseen(UnseenReason::Anonymous, None, range.start(), b"");
+            self.unseen(UnseenReason::Anonymous, None, range.start(), b"");
         }
     }
 

@@ -14,6 +14,7 @@ mod doctor;
 mod hook;
 mod launch;
 mod matrix;
+mod peace;
 mod program;
 mod replay;
 mod shell;
