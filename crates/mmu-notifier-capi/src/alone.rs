@@ -137,7 +137,7 @@ macro_rules! names {
 
 /// For `mmun`: ends with one without a name, which stands for all the others.
 #[unsafe(no_mangle)]
-pub static mmu_notifier_alone: [Name; 17] = names! {
+pub static mmu_notifier_alone: [Name; 18] = names! {
     c"memmove" => mmu_notifier_alone_memmove,
     c"memcpy" => mmu_notifier_alone_memcpy,
     c"memset" => mmu_notifier_alone_memset,
@@ -152,6 +152,7 @@ pub static mmu_notifier_alone: [Name; 17] = names! {
     c"sched_yield" => sched_yield,
     c"syscall" => syscall,
     c"write" => write,
+    c"dlsym" => dlsym,
     c"__xpg_strerror_r" => strerror,
     c"environ" => &raw const ENVIRONMENT,
 };
@@ -198,6 +199,11 @@ extern "C" fn clock_gettime(clock: usize, time: usize) -> c_int {
 extern "C" fn clock_nanosleep(clock: usize, flags: usize, time: usize, left: usize) -> c_int {
     // This one returns its error.
     if call(230, [clock, flags, time, left, 0, 0]) == 0 { 0 } else { ERRNO.load(Ordering::Relaxed) }
+}
+
+/// There is nothing to look names up in.
+extern "C" fn dlsym(_: *mut c_void, _: *const c_char) -> *mut c_void {
+    null_mut()
 }
 
 extern "C" fn sched_yield() -> c_int {

@@ -126,6 +126,13 @@ impl Contexts {
     /// Relaxed, all: what is not seen yet makes a call blocking that comes before the hook is installed.
     pub(crate) fn learn(&self, survey: &Survey) {
         self.first_stack.store(survey.first_stack, Ordering::Relaxed);
+        // Without a loader: a static program, whose allocator is a part of its code like any other.
+        if survey.marks.iter().all(|&mark| mark == 0) {
+            let (start, end) = &self.ranges[0];
+            end.store(usize::MAX, Ordering::Relaxed);
+            start.store(1, Ordering::Relaxed);
+            return;
+        }
         let locked = survey.code.iter().filter(|(_, file)| survey.files.contains(file));
         for ((range, _), (start, end)) in locked.zip(&self.ranges) {
             end.store(range.end(), Ordering::Relaxed);

@@ -456,7 +456,7 @@ impl Primary {
     }
 
     /// Something cannot be seen: it may be a call that lends this memory.
-    fn unseen(&self, reason: UnseenReason, call: Option<usize>, address: usize, path: &[u8]) {
+    fn note_unseen(&self, reason: UnseenReason, call: Option<usize>, address: usize, path: &[u8]) {
         self.lend();
         self.log.unseen(reason, call, address, path);
     }
@@ -508,7 +508,7 @@ impl Primary {
     /// A mapping whose file is not to be had: whether there may be something in it can be seen all the same.
     fn no_file(&self, range: Range, path: &[u8]) {
         if candidates(readable_code(range)).next().is_some() {
-            self.unseen(UnseenReason::NoFile, None, range.start(), path);
+            self.note_unseen(UnseenReason::NoFile, None, range.start(), path);
         } else {
             self.searched();
         }
@@ -569,7 +569,7 @@ impl Primary {
             Some(true) => self.searched(),
             Some(false) => self.no_file(range, path),
             None => {
-                self.unseen(UnseenReason::TableFull, None, range.start(), path);
+                self.note_unseen(UnseenReason::TableFull, None, range.start(), path);
                 self.searched();
             }
         }
@@ -606,7 +606,7 @@ impl Primary {
             }
             state.flow = flow;
         } else {
-            self.unseen(UnseenReason::NoFile, None, range.start(), path);
+            self.note_unseen(UnseenReason::NoFile, None, range.start(), path);
         }
         if let Some(bytes) = bytes {
             bytes.unmap(writer);
@@ -659,7 +659,7 @@ impl Primary {
     fn not_rewritten(&self, reason: UnseenReason, number: Option<usize>, address: usize, path: &[u8]) {
         if number.is_none_or(|number| Syscall::from_number(number).is_some()) {
             self.out_of_reach.store(true, Ordering::Relaxed);
-            self.unseen(reason, number, address, path);
+            self.note_unseen(reason, number, address, path);
         }
     }
 
@@ -710,7 +710,7 @@ impl Primary {
     fn anonymous_code(&self, range: Range) {
         // Said once: programs that make code make a lot of it.
         if !self.said_anonymous.swap(true, Ordering::Relaxed) {
-            self.unseen(UnseenReason::Anonymous, None, range.start(), b"");
+            self.note_unseen(UnseenReason::Anonymous, None, range.start(), b"");
         }
     }
 

@@ -1,8 +1,8 @@
 use super::*;
 use std::sync::atomic::Ordering::Relaxed;
 
-use mmu_notifier_primary::session::{PROCESSES, UnseenReason};
 use mmu_notifier_primary::Syscall;
+use mmu_notifier_primary::session::{PROCESSES, UnseenReason};
 
 use crate::clock::Scale;
 use crate::session::Wanted;

@@ -1,7 +1,6 @@
 use super::*;
 use std::sync::atomic::Ordering::Relaxed;
 
-
 use crate::session::Wanted;
 
 /// A writer as the protocol wants it.
