@@ -99,6 +99,9 @@ pub enum Undeliverable {
          have it call the C library, or install with `Strict::Always`"
     )]
     MadeCode,
+    /// The announcements are switched off.
+    #[error("nothing can be delivered: the hook was uninstalled; install it again first")]
+    Uninstalled,
     /// It could not be looked at.
     #[error(transparent)]
     Check(#[from] CheckError),
@@ -168,6 +171,9 @@ impl Primary {
     ///
     /// The first thing that cannot be delivered.
     pub fn can_deliver(&self, wanted: &[Wanted]) -> Result<(), Undeliverable> {
+        if self.mode.is_off() {
+            return Err(Undeliverable::Uninstalled);
+        }
         for wanted in wanted {
             match *wanted {
                 Wanted::Event(event @ Event::SoftDirty) => {

@@ -32,6 +32,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use mmu_notifier::{Blocking, Caller, Change, Event, OpenChange, Range, WouldBlock};
 
 use crate::Syscall;
+use crate::check;
 use crate::children;
 use crate::decode::{Changes, Common, decode, decode_common, needs};
 use crate::entry::{Frame, Site};
@@ -176,7 +177,8 @@ fn look(primary: &Primary, frame: &Frame) -> Look {
 
 /// Whether a call is nothing to us, wherever it is made.
 pub(crate) fn does_not_care(number: usize) -> bool {
-    Syscall::from_number(number).is_none() && !masks::concern(number)
+    let registers = || primary().is_some_and(|primary| primary.check.is_some()) && check::is_wanted(number);
+    Syscall::from_number(number).is_none() && !masks::concern(number) && !registers()
 }
 
 /// Leaves a call to [`tell`]: false if it is none of ours.

@@ -176,4 +176,9 @@ fn overwritten(primary: &Primary) {
         assert!(function(fault.address) && fault.number.is_none(), "{fault}");
         assert!(fault.to_string().starts_with("a system call of any number at /"), "{fault}");
     }
+    assert!(primary.uninstall());
+    let error = can(&[Wanted::Call(Syscall::Munmap)]).unwrap_err();
+    assert_eq!(error, Undeliverable::Uninstalled, "{error}");
+    Primary::install(&Options::default()).expect("installed again");
+    can(&[Wanted::Call(Syscall::Munmap)]).expect("delivered again");
 }
