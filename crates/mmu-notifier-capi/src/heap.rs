@@ -21,7 +21,7 @@ use mmu_notifier_primary::pages;
 struct Pages;
 
 /// What is asked for at least. Not more than what is needed once: it counts against the program's limits.
-const PIECE: usize = 128 << 10;
+const PIECE: usize = 64 << 10;
 
 /// What is as large as this is a mapping of its own, which its layout tells when it is given back.
 const LARGE: usize = 32 << 10;
