@@ -83,6 +83,7 @@ fn what_cannot_be_delivered_is_not_subscribed_to() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     memory_of_others(primary, folder);
     overwritten(primary);
+    uninstalled(primary);
 
     // The subscription is there, or it is not.
     let (told, not_told) = (Arc::new(Count::default()), Arc::new(Count::default()));
@@ -176,9 +177,13 @@ fn overwritten(primary: &Primary) {
         assert!(function(fault.address) && fault.number.is_none(), "{fault}");
         assert!(fault.to_string().starts_with("a system call of any number at /"), "{fault}");
     }
+}
+
+/// While the hook is off nothing is delivered.
+fn uninstalled(primary: &Primary) {
+    let can = || primary.can_deliver(&[Wanted::Call(Syscall::Munmap)]);
     assert!(primary.uninstall());
-    let error = can(&[Wanted::Call(Syscall::Munmap)]).unwrap_err();
-    assert_eq!(error, Undeliverable::Uninstalled, "{error}");
+    assert_eq!(can(), Err(Undeliverable::Uninstalled));
     Primary::install(&Options::default()).expect("installed again");
-    can(&[Wanted::Call(Syscall::Munmap)]).expect("delivered again");
+    assert_eq!(can(), Ok(()));
 }
