@@ -27,7 +27,7 @@ pub mod oracles;
 pub mod tasks;
 
 mod foreign;
-mod tracefs;
+pub mod tracefs;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;

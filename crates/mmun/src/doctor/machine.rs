@@ -8,10 +8,11 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 
 use serde::Serialize;
+
+use crate::audit::tracefs::Tracefs;
 
 /// Something that a machine has or has not.
 #[derive(Debug, Serialize)]
@@ -233,17 +234,17 @@ fn kvm() -> Item {
 fn tracepoint() -> Item {
     const NAME: &str = "tracepoints";
     const FOR: &str = "the kernel as judge (mmun run --audit)";
-    const EVENT: &str = "events/kvm/kvm_unmap_hva_range/id";
-    let folders = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-    let readable = folders.iter().any(|folder| fs::read(Path::new(folder).join(EVENT)).is_ok());
-    let mounted = folders.iter().any(|folder| Path::new(folder).join("events").exists());
-    match (readable, mounted, is_root()) {
-        (true, ..) => there(NAME, FOR, "kvm:kvm_unmap_hva_range"),
-        (_, true, _) => lacking(NAME, FOR, "kvm:kvm_unmap_hva_range is not there", "modprobe kvm"),
-        (_, _, true) => {
-            lacking(NAME, FOR, "tracefs is not mounted", "mount -t tracefs tracefs /sys/kernel/tracing")
-        }
-        _ => lacking(NAME, FOR, "tracefs cannot be read", "run it as root"),
+    let found = Tracefs::find().map(|tracefs| tracefs.tracepoint("kvm/kvm_unmap_hva_range").is_ok());
+    match found {
+        Ok(true) => there(NAME, FOR, "kvm:kvm_unmap_hva_range"),
+        _ if !is_root() => lacking(NAME, FOR, "tracefs cannot be read", "run it as root"),
+        Ok(false) => lacking(NAME, FOR, "kvm:kvm_unmap_hva_range is not there", "modprobe kvm"),
+        Err(_) => lacking(
+            NAME,
+            FOR,
+            "tracefs is not mounted, and cannot be for this process alone",
+            "mount -t tracefs tracefs /sys/kernel/tracing",
+        ),
     }
 }
 
