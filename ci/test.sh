@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a change must pass: format, lints, tests, documentation. About ten minutes on two cores.
+# Everything that a change must pass: format, lints, tests, documentation. Ten to fifteen minutes on two cores.
 # On Debian and Ubuntu, as root, it first installs the programs that the tests watch; elsewhere the tests say
 # what they had to skip.
 set -euo pipefail

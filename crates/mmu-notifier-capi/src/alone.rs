@@ -137,7 +137,7 @@ macro_rules! names {
 
 /// For `mmun`: ends with one without a name, which stands for all the others.
 #[unsafe(no_mangle)]
-pub static mmu_notifier_alone: [Name; 18] = names! {
+pub static mmu_notifier_alone: [Name; 19] = names! {
     c"memmove" => mmu_notifier_alone_memmove,
     c"memcpy" => mmu_notifier_alone_memcpy,
     c"memset" => mmu_notifier_alone_memset,
@@ -153,6 +153,7 @@ pub static mmu_notifier_alone: [Name; 18] = names! {
     c"syscall" => syscall,
     c"write" => write,
     c"dlsym" => dlsym,
+    c"dlopen" => dlopen,
     c"__xpg_strerror_r" => strerror,
     c"environ" => &raw const ENVIRONMENT,
 };
@@ -203,6 +204,11 @@ extern "C" fn clock_nanosleep(clock: usize, flags: usize, time: usize, left: usi
 
 /// There is nothing to look names up in.
 extern "C" fn dlsym(_: *mut c_void, _: *const c_char) -> *mut c_void {
+    null_mut()
+}
+
+/// Nor is anything loaded.
+extern "C" fn dlopen(_: *const c_char, _: c_int) -> *mut c_void {
     null_mut()
 }
 

@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use crate::heap::HEAP;
 
 type Subscribe = unsafe extern "C" fn(*const c_void, usize, *mut c_void, *mut c_void) -> c_int;
+pub(crate) type Problem = unsafe extern "C" fn(*const c_char, *const c_void, *mut c_void);
 type Change = unsafe extern "C" fn(*mut c_void) -> c_int;
 
 /// The functions of the copy that came first.
@@ -26,6 +27,9 @@ pub(crate) struct First {
     pub(crate) unsubscribe: unsafe extern "C" fn(*mut c_void),
     pub(crate) invalidate:
         unsafe extern "C" fn(usize, usize, c_int, c_int, Option<Change>, *mut c_void) -> c_int,
+    pub(crate) quarantined: unsafe extern "C" fn(*mut usize) -> usize,
+    pub(crate) call_site: extern "C" fn() -> *const c_void,
+    pub(crate) check: unsafe extern "C" fn(Option<Problem>, *mut c_void) -> c_int,
 }
 
 static FIRST: AtomicPtr<First> = AtomicPtr::new(core::ptr::null_mut());
@@ -104,6 +108,15 @@ pub(crate) fn find_first() -> Option<&'static First> {
                     *const c_void,
                     unsafe extern "C" fn(usize, usize, c_int, c_int, Option<Change>, *mut c_void) -> c_int,
                 >(function(c"mmu_notifier_invalidate")?),
+                quarantined: transmute::<*const c_void, unsafe extern "C" fn(*mut usize) -> usize>(function(
+                    c"mmu_notifier_quarantined",
+                )?),
+                call_site: transmute::<*const c_void, extern "C" fn() -> *const c_void>(function(
+                    c"mmu_notifier_call_site",
+                )?),
+                check: transmute::<*const c_void, unsafe extern "C" fn(Option<Problem>, *mut c_void) -> c_int>(
+                    function(c"mmu_notifier_check")?,
+                ),
             }
         })
     };

@@ -136,6 +136,10 @@ fn space() -> Result<AddressSpace, c_int> {
 /// `bytes` is null or can be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmu_notifier_quarantined(bytes: *mut usize) -> usize {
+    if let Some(first) = loader::first() {
+        // SAFETY: by the caller's promise; it is the same function.
+        return unsafe { (first.quarantined)(bytes) };
+    }
     let (ranges, size) = Primary::get().map_or((0, 0), Primary::quarantined);
     if let Some(bytes) = NonNull::new(bytes) {
         // SAFETY: not null, and writable by the caller's promise.

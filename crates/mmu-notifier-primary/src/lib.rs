@@ -41,7 +41,7 @@
 //! | [`reaper`] | takes a process's own caches away under memory pressure, as the kernel's OOM reaper does |
 //! | `written`, `health`, `deliver`, [`probe`] | what was rewritten; whether it still is; whether what somebody wants to be told of can be; making calls to see |
 //! | `oracle` | a virtual machine that makes the kernel itself tell of this process's changes, for an audit |
-//! | `maps`, `pages`, `valgrind`, `primary` | the process's mappings, memory of our own, where none of this works, and how all comes together |
+//! | `maps`, `pages`, `copy`, `valgrind`, `primary` | the process's mappings, memory of our own, who else is at work, where none of this works, and how all comes together |
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
@@ -52,6 +52,7 @@ mod check;
 mod children;
 mod code;
 mod context;
+mod copy;
 pub mod decode;
 mod deliver;
 mod entry;

@@ -16,6 +16,7 @@ use crate::batch::{Batch, Waiting};
 use crate::check::Check;
 use crate::children::Preload;
 use crate::context::{Contexts, Survey};
+use crate::copy;
 use crate::entry;
 use crate::facts::Memory;
 use crate::flow::Flow;
@@ -103,6 +104,15 @@ pub enum InstallError {
     /// There is one in this process already.
     #[error("this process has a primary MMU already")]
     Twice,
+    /// Another copy of this library rewrote the call sites before; this one would be told of nothing.
+    #[error(
+        "another copy of this library watches this process already: {}; run the program without `mmun`, or subscribe \
+         through that copy's C interface (mmu_notifier.h)", .file.display()
+    )]
+    Copy {
+        /// Its file.
+        file: std::path::PathBuf,
+    },
     /// Valgrind runs this process: the code that is executed is not the code that is mapped.
     #[error("valgrind runs this process, whose code cannot be rewritten under it; run one or the other")]
     Valgrind,
@@ -202,6 +212,12 @@ impl Primary {
     pub fn install(options: &Options<'_>) -> Result<&'static Primary, InstallError> {
         if let Some(primary) = hook::primary() {
             return if primary.switch_on() { Ok(primary) } else { Err(InstallError::Twice) };
+        }
+        // The object that is preloaded with a session is the first by its nature, and may not ask the loader yet.
+        if options.session.is_none()
+            && let Some(file) = copy::at_work()
+        {
+            return Err(InstallError::Copy { file });
         }
         if valgrind::is_here() {
             return Err(InstallError::Valgrind);

@@ -49,6 +49,8 @@ int main(int count, char **words) {
         subscribe_to(first);
         unmap_one();
         CHECK(starts == 3 && ends == 3);
+        __typeof__(mmu_notifier_check) *check = dlsym(second, "mmu_notifier_check");
+        CHECK(check(NULL, NULL) == 0);
     } else if (!strcmp(words[1], "reversed")) {
         /* The one that was loaded last is asked first: the one that was loaded first does it. */
         void *first = open_copy(words[2]), *second = open_copy(words[3]);

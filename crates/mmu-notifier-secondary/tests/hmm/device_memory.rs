@@ -161,7 +161,9 @@ impl Memory {
         }
         self.locked(|| {
             if self.is_taken(page) {
-                self.world.change(self.range(page..page + 1), Event::Clear, || {
+                // Waits for the device, as the kernel's fault does. The change of rights alone, in a handler of signals, may
+                // not wait, and as it takes no rights away, it would be made at once though the device has refused.
+                self.space().invalidate(self.range(page..page + 1), Event::Clear, || {
                     self.set_rights(page, self.rights());
                     self.pages[page].store(HERE, SeqCst);
                 });

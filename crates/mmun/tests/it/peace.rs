@@ -162,3 +162,20 @@ fn however_a_program_is_linked_it_is_watched() {
         assert_eq!(ended.stdout(), "allocate ok\n", "{ended:?}");
     }
 }
+
+/// It would be told of nothing: the call sites are the preloaded copy's.
+#[test]
+fn a_program_that_brings_the_rust_crate_is_told_that_another_copy_is_at_work() {
+    let test = "a_program_that_brings_the_rust_crate_is_told_that_another_copy_is_at_work";
+    let dir = workshop(test);
+    let program = [command::MMUN, "demo", "io-uring"];
+    if !run_plain(&dir, &program).status.success() {
+        return skipped(test, "no io_uring");
+    }
+    let (ended, _) = Mmun::new(&dir).run(&program);
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    assert!(
+        ended.stderr().contains("another copy of this library watches this process already"),
+        "{ended:?}"
+    );
+}
