@@ -164,7 +164,7 @@ fn follows_scripts() {
         let runs = loop {
             match Command::new(&last).status() {
                 // Another test forks at this moment, and its child has the file still open for writing.
-                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
                 ended => break ended.is_ok(),
             }
         };
