@@ -17,11 +17,12 @@ use core::sync::atomic::Ordering;
 use mmu_notifier::{Blocking, Caller, Event, PAGE_SIZE};
 
 use crate::Syscall;
+use crate::bracket::{Bracket, count, count_changes};
 use crate::decode::{decode, needs};
 use crate::entry::{Frame, Site};
 use crate::facts::Ranges;
 use crate::gate::{self, safe};
-use crate::hook::{Bracket, count, count_changes, return_address};
+use crate::hook::return_address;
 use crate::log::{Entry, observe, ticks};
 use crate::primary::Primary;
 use crate::refused::{self, NotMade};

@@ -32,6 +32,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use mmu_notifier::{Blocking, Caller, Change, Event, OpenChange, Range, WouldBlock};
 
 use crate::Syscall;
+use crate::bracket::{Bracket, Opened, count, count_changes, end, start};
 use crate::check;
 use crate::children;
 use crate::decode::{Changes, Common, decode, decode_common, needs};
@@ -41,8 +42,7 @@ use crate::gate::{self, safe};
 use crate::log::{self, observe};
 use crate::masks::{self, Changed};
 use crate::primary::Primary;
-use crate::refused::{self, Attempts, NotMade, Refusals};
-use crate::session::Shard;
+use crate::refused::{self, NotMade, Refusals};
 use crate::strict;
 use crate::written;
 
@@ -131,17 +131,6 @@ struct News {
     opened: Option<Opened>,
     /// Of a rare call.
     rare: Option<Rare>,
-}
-
-/// A change that was started, and where.
-#[derive(Debug)]
-pub(crate) enum Opened {
-    /// Everybody was told.
-    Told(OpenChange),
-    /// Nobody was told, as the hook is switched off.
-    Quiet(OpenChange),
-    /// Nobody was told, as somebody has refused, and it takes nothing away: it will be.
-    Later(Range),
 }
 
 #[derive(Debug)]
@@ -660,33 +649,6 @@ pub(crate) unsafe extern "C" fn after_clone(frame: *mut Frame) {
     frame.go = site.back;
 }
 
-/// Counts a call.
-pub(crate) fn count(shard: &Shard, call: Syscall, failed: bool, bracketed: bool) {
-    let counts = &shard.calls[call as usize];
-    counts.count.fetch_add(1, Ordering::Relaxed);
-    if failed {
-        counts.failed.fetch_add(1, Ordering::Relaxed);
-    }
-    if bracketed {
-        counts.bracketed.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Counts what a call announced.
-pub(crate) fn count_changes(shard: &Shard, changes: &[(Range, Event)], refusals: Refusals) {
-    for (range, event) in changes {
-        let counts = &shard.events[*event as usize];
-        counts.changes.fetch_add(1, Ordering::Relaxed);
-        if range.end() != usize::MAX {
-            counts.bytes.fetch_add(range.len() as u64, Ordering::Relaxed);
-        }
-    }
-    if refusals.refused > 0 {
-        shard.refused.fetch_add(refusals.refused, Ordering::Relaxed);
-        shard.announced_again.fetch_add(refusals.again, Ordering::Relaxed);
-    }
-}
-
 /// The return address of the function around the site, if its place on the stack is known.
 pub(crate) fn return_address(frame: &Frame, site: &Site) -> usize {
     if site.caller == usize::MAX {
@@ -711,90 +673,5 @@ impl Primary {
         let back = unsafe { (back as *const usize).read_unaligned() };
         let site = back.wrapping_sub(2);
         (written::ending_at(back).is_some() || strict::was_trapped(site)).then_some(site)
-    }
-}
-
-/// The open changes of a call that may make several.
-#[derive(Debug)]
-pub(crate) struct Bracket {
-    open: [Option<Opened>; Changes::MAX],
-    pub(crate) refusals: Refusals,
-}
-
-impl Bracket {
-    /// Nothing is open.
-    pub(crate) const NONE: Bracket =
-        Bracket { open: [const { None }; Changes::MAX], refusals: Refusals { refused: 0, again: 0 } };
-
-    /// Starts all, behind [`Primary::end_abandoned`]. If one is refused, none is, and all are tried again a few times.
-    #[inline(never)]
-    pub(crate) fn start(
-        &mut self,
-        primary: &Primary,
-        caller: &Caller,
-        changes: &Changes,
-        blocking: Blocking,
-    ) -> Result<(), WouldBlock> {
-        let mut attempts = Attempts::new(blocking);
-        while self.start_once(primary, caller, changes, blocking).is_err() {
-            self.refusals.refused += 1;
-            self.end(primary, caller);
-            if !attempts.again(primary) {
-                return Err(WouldBlock);
-            }
-            self.refusals.again += 1;
-        }
-        Ok(())
-    }
-
-    fn start_once(
-        &mut self,
-        primary: &Primary,
-        caller: &Caller,
-        changes: &Changes,
-        blocking: Blocking,
-    ) -> Result<(), WouldBlock> {
-        for (open, &(range, event)) in self.open.iter_mut().zip(changes.as_slice()) {
-            *open = Some(start(primary, caller, range, event, blocking)?);
-        }
-        Ok(())
-    }
-
-    #[inline(never)]
-    pub(crate) fn end(&mut self, primary: &Primary, caller: &Caller) {
-        for opened in self.open.iter_mut().rev().filter_map(Option::take) {
-            end(primary, caller, opened);
-        }
-    }
-}
-
-/// Starts one change.
-#[inline(always)]
-pub(crate) fn start(
-    primary: &Primary,
-    caller: &Caller,
-    range: Range,
-    event: Event,
-    blocking: Blocking,
-) -> Result<Opened, WouldBlock> {
-    let change = Change::new(range, event, blocking);
-    if primary.mode.is_special()
-        && primary.mode.is_off()
-        && let Some(open) = primary.start_quietly(caller, change)
-    {
-        return Ok(Opened::Quiet(open));
-    }
-    Ok(Opened::Told(primary.space.start(caller, change)?))
-}
-
-/// Ends it.
-#[inline(always)]
-fn end(primary: &Primary, caller: &Caller, opened: Opened) {
-    match opened {
-        Opened::Told(open) => {
-            primary.space.end(caller, open);
-        }
-        Opened::Quiet(open) => primary.end_quietly(caller, open),
-        Opened::Later(range) => primary.tell_later(range),
     }
 }

@@ -29,10 +29,10 @@
 //! | --- | --- |
 //! | `call`, `decode`, `facts` | which calls there are, what they change, what their arguments do not say |
 //! | `search`, `flow`, `sites` | finding call sites in files |
-//! | `patch`, `code`, `batch` | rewriting them; machine code; many at a time |
+//! | `rewrite`, `patch`, `code`, `batch` | rewriting them: when and which; how; machine code; many at a time |
 //! | `entry`, `gate`, `tails` | the way into Rust and back; calls of our own; where all calls are made |
 //! | `strict`, `masks` | catching what cannot be rewritten; the signal that this takes |
-//! | `hook`, `light`, `children`, `thread` | what happens around a call; where nobody is told; fork, exec and exit; who is calling |
+//! | `hook`, `bracket`, `light`, `children`, `thread` | what happens around a call; what it has open; where nobody is told; fork, exec and exit; who is calling |
 //! | `context`, `mode` | whether a call may wait; what makes it more than an ordinary one |
 //! | `refused`, `quarantine`, `worker` | what becomes of a call that somebody has refused; memory that is unmapped later, and the thread that does it |
 //! | [`userfault`] | changes that no system call of this process makes |
@@ -47,6 +47,7 @@
 compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
 
 mod batch;
+mod bracket;
 mod call;
 mod check;
 mod children;
@@ -74,6 +75,7 @@ pub mod probe;
 mod quarantine;
 pub mod reaper;
 mod refused;
+mod rewrite;
 mod search;
 pub mod session;
 mod sites;

@@ -21,10 +21,11 @@ use core::sync::atomic::Ordering;
 use mmu_notifier::{Blocking, Caller, Change, Event, Range, WouldBlock};
 
 use crate::Syscall;
+use crate::bracket::{self, Opened, count};
 use crate::entry::{Frame, Site};
 use crate::gate;
 use crate::gate::safe;
-use crate::hook::{self, Opened, count, return_address};
+use crate::hook::return_address;
 use crate::log;
 use crate::primary::Primary;
 use crate::quarantine::Waiting;
@@ -113,7 +114,7 @@ pub(crate) fn one(
     let mut attempts = Attempts::new(Blocking::Forbidden);
     while attempts.again(primary) {
         refusals.again += 1;
-        match hook::start(primary, caller, range, event, Blocking::Forbidden) {
+        match bracket::start(primary, caller, range, event, Blocking::Forbidden) {
             Ok(open) => return Ok(open),
             Err(WouldBlock) => refusals.refused += 1,
         }
@@ -195,7 +196,7 @@ pub(crate) fn answer(
     }
     if let Some(shard) = primary.log.shard(caller.home()) {
         count(shard, call, failed, !changes.is_empty());
-        hook::count_changes(shard, changes, refusals);
+        bracket::count_changes(shard, changes, refusals);
     }
     if primary.log.records_wanted() {
         let (range, event) = changes.first().copied().unzip();
