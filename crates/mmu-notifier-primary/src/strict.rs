@@ -232,6 +232,10 @@ pub(crate) fn arm() -> Result<(), Errno> {
     masks::take_over();
     let calls = tails::calls();
     CALLS.store(calls.len(), Ordering::Relaxed);
+    // Those that do not arm themselves, whatever happens: each is told once. A second signal could be on its way when the
+    // first call of the armed thread is trapped, and the kernel keeps one SIGSYS of a thread: the call would be skipped.
+    let mut known = Known::default();
+    for_each_other_thread(|_, thread| known.add(thread));
     // From here on new threads arm themselves. Release: they have what is above; the partner is the system call that
     // makes them.
     ARMED.store(1, Ordering::Release);
@@ -239,20 +243,50 @@ pub(crate) fn arm() -> Result<(), Errno> {
         ARMED.store(0, Ordering::Relaxed);
         return Err(error);
     }
-    // Twice: a thread that was made meanwhile by one that did not know yet.
-    for _ in 0..2 {
-        let before = TOLD.load(Ordering::Relaxed);
-        let told = for_each_other_thread(tell);
-        // Some block the signal and will hear of it later; nobody is waited for very long.
-        for _ in 0..10_000 {
-            // Acquire pairs with the Release in `trapped`.
-            if TOLD.load(Ordering::Acquire).wrapping_sub(before) >= told {
-                break;
-            }
-            safe::sched_yield();
+    let before = TOLD.load(Ordering::Relaxed);
+    // And those that were made between the look above and the store.
+    let made = |pid, thread| !known.has(thread) && tell(pid, thread);
+    let told = for_each_other_thread(made)
+        + known.iter().filter(|&thread| tell(safe::getpid(), thread)).count() as u32;
+    // Some block the signal and will hear of it later; nobody is waited for very long.
+    for _ in 0..10_000 {
+        // Acquire pairs with the Release in `trapped`.
+        if TOLD.load(Ordering::Acquire).wrapping_sub(before) >= told {
+            break;
         }
+        safe::sched_yield();
     }
     Ok(())
+}
+
+/// Threads that ran before a process was armed.
+struct Known {
+    threads: [u32; 512],
+    len: usize,
+}
+
+impl Default for Known {
+    fn default() -> Known {
+        Known { threads: [0; 512], len: 0 }
+    }
+}
+
+impl Known {
+    /// Past the room there is, a thread is not known: it is told with those that were made meanwhile.
+    fn add(&mut self, thread: u32) -> bool {
+        let place = self.threads.get_mut(self.len);
+        let has_room = place.map(|place| *place = thread).is_some();
+        self.len += usize::from(has_room);
+        has_room
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        self.threads[..self.len].iter().copied()
+    }
+
+    fn has(&self, thread: u32) -> bool {
+        self.iter().any(|known| known == thread)
+    }
 }
 
 /// Arms the calling thread.
