@@ -31,7 +31,8 @@ fn compile(name: &str) -> Option<PathBuf> {
     compiler.args(["-O2", "-Wall", "-Werror", "-pthread", "-I"]).arg(here.join("include"));
     compiler.arg(here.join("tests").join(name).with_extension("c")).arg("-o").arg(&program);
     compiler.arg("-L").arg(object()).arg("-lmmu_notifier_capi");
-    compiler.arg(format!("-Wl,-rpath,{}", object().display()));
+    // Before what cargo puts into LD_LIBRARY_PATH, where an older build may lie.
+    compiler.arg(format!("-Wl,--disable-new-dtags,-rpath,{}", object().display()));
     match compiler.output() {
         Err(error) => {
             eprintln!("SKIPPED: gcc cannot be run: {error}");

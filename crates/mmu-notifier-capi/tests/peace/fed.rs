@@ -19,7 +19,8 @@ fn example(name: &str, header: &str, libraries: &[&str]) -> Option<PathBuf> {
     compiler.args(["-O2", "-Wall", "-Werror", "-I"]).arg(here.join("include"));
     compiler.arg(here.join("examples").join(name).with_extension("c")).arg("-o").arg(&program);
     compiler.arg("-L").arg(&folder).arg("-lmmu_notifier_capi").args(libraries);
-    compiler.arg(format!("-Wl,-rpath,{}", folder.display()));
+    // Before what cargo puts into LD_LIBRARY_PATH, where an older build may lie.
+    compiler.arg(format!("-Wl,--disable-new-dtags,-rpath,{}", folder.display()));
     match compiler.output() {
         Err(error) => {
             skipped(name, &format!("gcc cannot be run: {error}"));
