@@ -22,7 +22,9 @@
 // UNSAFETY: reads the calling thread's stack, and asks the dynamic loader where functions are.
 #![expect(unsafe_code)]
 
-use core::arch::x86_64::{__m128i, _mm_cmpeq_epi16, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi16};
+use core::arch::x86_64::{
+    __m128i, _mm_cmpeq_epi16, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi16, _mm_unpackhi_epi64,
+};
 use core::ffi::{CStr, c_char, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -186,7 +188,7 @@ impl Contexts {
 ///
 /// # Safety
 ///
-/// All that lies between, and a cache line before, is mapped and can be read; `from` is less than `to`.
+/// All that lies between, and [`CHUNK`] bytes before, is mapped and can be read; `from` is less than `to`.
 #[target_feature(enable = "sse2")]
 unsafe fn has_signal_frame(from: usize, to: usize) -> bool {
     // struct sigcontext: the selectors cs, gs, fs, ss are the quarters of one word. What gs and fs hold is the program's
@@ -194,28 +196,49 @@ unsafe fn has_signal_frame(from: usize, to: usize) -> bool {
     const LAST: i16 = 0x2b;
     /// Of the bytes of two words, those of the last quarters.
     const LAST_QUARTERS: i32 = 0xc0c0;
-    const CHUNK: usize = 64;
     let wanted = _mm_set1_epi16(LAST);
-    // Whole chunks up to the end: perhaps some words too many at the other side, where our own frames are.
-    let to = to & !7;
-    let mut at = to - (to - from).next_multiple_of(CHUNK);
+    // Whole chunks up to the end: perhaps some words too many at the other side, where our own frames are. What is cut off at
+    // the end is less than a frame has behind its selectors.
+    let to = to & !(ALIGNMENT - 1);
+    let mut at = to - to.saturating_sub(from).next_multiple_of(CHUNK);
     while at < to {
-        // SAFETY: by the caller's promise. What other threads write there meanwhile, if they were handed a pointer, does not
-        // matter to a search.
-        let words: [__m128i; 4] = unsafe { (at as *const [__m128i; 4]).read_unaligned() };
-        let [a, b, c, d] = words.map(|two| _mm_cmpeq_epi16(two, wanted));
-        let found = _mm_or_si128(_mm_or_si128(a, b), _mm_or_si128(c, d));
+        // SAFETY: by the caller's promise, and aligned. What other threads write there meanwhile, if they were handed a
+        // pointer, does not matter to a search.
+        let words = |index: usize| unsafe { (at as *const __m128i).add(index).read() };
+        // Of each 16 bytes the second word is looked at.
+        let four = |index: usize| {
+            let [a, b] = [0, 2].map(|next| _mm_unpackhi_epi64(words(index + next), words(index + next + 1)));
+            _mm_or_si128(_mm_cmpeq_epi16(a, wanted), _mm_cmpeq_epi16(b, wanted))
+        };
+        let found = _mm_or_si128(four(0), four(4));
         // Hardly ever: then one is looked at more closely.
-        if _mm_movemask_epi8(found) & LAST_QUARTERS != 0 {
-            // SAFETY: as above.
-            let words: [u64; CHUNK / 8] = unsafe { (at as *const [u64; CHUNK / 8]).read_unaligned() };
-            if words.into_iter().any(is_selectors) {
-                return true;
-            }
+        // SAFETY: as above.
+        if _mm_movemask_epi8(found) & LAST_QUARTERS != 0 && unsafe { holds_selectors(at) } {
+            return true;
         }
         at += CHUNK;
     }
     false
+}
+
+/// How much is looked at in one go, in bytes.
+const CHUNK: usize = 128;
+/// The kernel puts a signal frame where a function's frame could be, a word below a multiple of this; so the word with the
+/// selectors is a word above one (`get_sigframe`, and the offsets in `struct rt_sigframe`).
+const ALIGNMENT: usize = 16;
+
+/// Whether a chunk has such a word where it would be.
+///
+/// # Safety
+///
+/// The chunk can be read.
+#[cold]
+#[inline(never)]
+unsafe fn holds_selectors(chunk: usize) -> bool {
+    // SAFETY: by the caller's promise.
+    let words: [[u64; 2]; CHUNK / ALIGNMENT] =
+        unsafe { (chunk as *const [[u64; 2]; CHUNK / ALIGNMENT]).read() };
+    words.into_iter().any(|[_, word]| is_selectors(word))
 }
 
 fn is_selectors(word: u64) -> bool {
@@ -256,22 +279,28 @@ mod tests {
     #[test]
     fn nothing_else_looks_like_one() {
         const FRAME: u64 = 0x002b_0000_0000_0033;
-        let mut stack = [0u64; 64];
-        let here = stack.as_ptr() as usize;
+        #[repr(align(16))]
+        struct Stack([u64; 80]);
+        let mut stack = Stack([0; 80]);
+        let here = stack.0.as_ptr() as usize;
         // SAFETY: inside the array, here and below: a chunk before the first word is looked at, too.
         let found = |from: usize, to: usize| unsafe { has_signal_frame(here + 8 * from, here + 8 * to) };
-        for (word, at) in [(0x33, 9), (0x2b << 48, 10), (0x33, 11), (FRAME << 16, 20), (FRAME - 1, 21)] {
+        for (word, at) in [(0x33, 19), (0x2b << 48, 21), (0x33, 23), (FRAME << 16, 25), (FRAME - 1, 27)] {
             // SAFETY: as above.
             unsafe { (here as *mut u64).add(at).write_volatile(word) };
         }
-        assert!(!found(8, 60));
-        for at in 8..60 {
+        assert!(!found(16, 76));
+        for at in 17..76 {
             // SAFETY: as above.
             let before = unsafe { (here as *mut u64).add(at).read_volatile() };
             // SAFETY: as above.
             unsafe { (here as *mut u64).add(at).write_volatile(FRAME | 0x63 << 16) };
-            assert!(found(8, 60) && found(at, 60) && found(at, at + 1), "{at}");
-            assert!(!found(8, at.max(9)) || at == 8, "behind the end: {at}");
+            if at % 2 == 1 {
+                assert!(found(16, 76) && found(at, 76) && found(at, at + 1), "{at}");
+            } else {
+                assert!(!found(16, 76), "the kernel puts it nowhere else: {at}");
+            }
+            assert!(!found(16, at), "behind the end: {at}");
             // SAFETY: as above.
             unsafe { (here as *mut u64).add(at).write_volatile(before) };
         }
