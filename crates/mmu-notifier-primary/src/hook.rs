@@ -534,12 +534,21 @@ pub(crate) unsafe extern "C" fn finish(frame: *mut Frame, underway: *mut Underwa
     }
     if let Some(open) = news.open.take() {
         primary.space.end(&seen.caller, open);
-    } else if let Some(opened) = news.opened.take() {
-        end(primary, &seen.caller, opened);
+    } else {
+        finish_otherwise(primary, seen, news);
     }
     // Of most calls nothing else is to be done.
     if seen.common == Common::Rare || primary.log.is_watched() {
         finish_more(primary, frame, seen, news, changed);
+    }
+}
+
+/// Ends what [`announce_otherwise`] has started.
+#[cold]
+#[inline(never)]
+fn finish_otherwise(primary: &Primary, seen: &Seen, news: &mut News) {
+    if let Some(opened) = news.opened.take() {
+        end(primary, &seen.caller, opened);
     }
 }
 
