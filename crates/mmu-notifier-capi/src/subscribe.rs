@@ -13,11 +13,12 @@ use mmu_notifier::{
 use mmu_notifier_primary::{InstallError, Options, Primary};
 
 use crate::heap::HEAP;
-use crate::loader::{self, First};
+use crate::loader;
 
 const EAGAIN: c_int = 11;
 const ENOMEM: c_int = 12;
 const EACCES: c_int = 13;
+const EBUSY: c_int = 16;
 const ENODEV: c_int = 19;
 const EINVAL: c_int = 22;
 const EOPNOTSUPP: c_int = 95;
@@ -136,10 +137,6 @@ fn space() -> Result<AddressSpace, c_int> {
 /// `bytes` is null or can be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmu_notifier_quarantined(bytes: *mut usize) -> usize {
-    if let Some(first) = loader::first() {
-        // SAFETY: by the caller's promise; it is the same function.
-        return unsafe { (first.quarantined)(bytes) };
-    }
     let (ranges, size) = Primary::get().map_or((0, 0), Primary::quarantined);
     if let Some(bytes) = NonNull::new(bytes) {
         // SAFETY: not null, and writable by the caller's promise.
@@ -154,11 +151,6 @@ static INSTALLED: Mutex<u32> = Mutex::new(0);
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn mmu_notifier_install() -> c_int {
-    if Primary::get().is_none()
-        && let Some(first) = loader::find_first()
-    {
-        return (first.install)();
-    }
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     let options = Options { after_fork: |_| HEAP.forked(), ..Options::default() };
     match Primary::install(&options) {
@@ -170,6 +162,7 @@ pub extern "C" fn mmu_notifier_install() -> c_int {
         }
         Err(InstallError::Maps { .. }) => return -EACCES,
         Err(InstallError::Valgrind) => return -EOPNOTSUPP,
+        Err(InstallError::Copy { .. }) => return -EBUSY,
         Err(_) => return -ENOMEM,
     }
     *installed += 1;
@@ -179,9 +172,6 @@ pub extern "C" fn mmu_notifier_install() -> c_int {
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn mmu_notifier_uninstall() -> c_int {
-    if let Some(first) = loader::first() {
-        return (first.uninstall)();
-    }
     let Some(primary) = Primary::get() else { return -ENODEV };
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     match *installed {
@@ -207,10 +197,6 @@ pub unsafe extern "C" fn mmu_notifier_subscribe(
     context: *mut c_void,
     subscription: *mut *mut Subscription,
 ) -> c_int {
-    if let Some(First { subscribe, .. }) = loader::first() {
-        // SAFETY: by the caller's promise; it is the same function.
-        return unsafe { subscribe(ops, size, context, subscription.cast()) };
-    }
     // SAFETY: by the caller's promise.
     unsafe {
         give(subscription, || {
@@ -235,10 +221,6 @@ pub unsafe extern "C" fn mmu_notifier_subscribe_refuser(
     context: *mut c_void,
     subscription: *mut *mut Subscription,
 ) -> c_int {
-    if let Some(First { subscribe_refuser, .. }) = loader::first() {
-        // SAFETY: by the caller's promise; it is the same function.
-        return unsafe { subscribe_refuser(ops, size, context, subscription.cast()) };
-    }
     // SAFETY: by the caller's promise.
     unsafe {
         give(subscription, || {
@@ -288,10 +270,6 @@ unsafe fn give(out: *mut *mut Subscription, make: impl FnOnce() -> Result<Subscr
 /// From `mmu_notifier_subscribe`, once; or null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmu_notifier_unsubscribe(subscription: *mut Subscription) {
-    if let Some(First { unsubscribe, .. }) = loader::first() {
-        // SAFETY: by the caller's promise; it is the same function.
-        return unsafe { unsubscribe(subscription.cast()) };
-    }
     if !subscription.is_null() {
         // SAFETY: by the caller's promise made by `Box::into_raw` in `give`, and given back once.
         drop(unsafe { Box::from_raw(subscription) });
@@ -312,10 +290,6 @@ pub unsafe extern "C" fn mmu_notifier_invalidate(
     change: Option<unsafe extern "C" fn(*mut c_void) -> c_int>,
     argument: *mut c_void,
 ) -> c_int {
-    if let Some(First { invalidate, .. }) = loader::first() {
-        // SAFETY: by the caller's promise; it is the same function.
-        return unsafe { invalidate(start, length, event, blocking, change, argument) };
-    }
     let event = usize::try_from(event).ok().and_then(|event| Event::ALL.get(event));
     let (Some(change), Some(&event), Ok(range)) = (change, event, Range::with_len(start, length)) else {
         return -EINVAL;
@@ -326,15 +300,7 @@ pub unsafe extern "C" fn mmu_notifier_invalidate(
         _ => return -EINVAL,
     };
     let Some(primary) = Primary::get() else { return -ENODEV };
-    // Everything that `change` calls lies deeper on the stack than this. Says what is nested in this change and
-    // what comes after it was jumped out of.
-    let here = 0u8;
-    let caller = primary.space().caller().with_stack((&raw const here).addr());
-    let Ok(open) = primary.space().start(&caller, Change::new(range, event, blocking)) else {
-        return -EAGAIN;
-    };
     // SAFETY: by the caller's promise.
-    let result = unsafe { change(argument) };
-    primary.space().end(&caller, open);
-    result
+    let made = primary.announce(Change::new(range, event, blocking), || unsafe { change(argument) });
+    made.unwrap_or(-EAGAIN)
 }

@@ -71,24 +71,38 @@ fn a_c_program_is_told_what_others_did_to_the_hook() {
     }
 }
 
+const CORNERS: [&str; 9] = [
+    "nested",
+    "jumped",
+    "calls_in_callbacks",
+    "cleaning",
+    "both_leave",
+    "signalled",
+    "forked",
+    "forks",
+    "dlclosed",
+];
+
+/// Runs cases of `edges.c` with a copy of the object for each.
+fn corners(name: &str, cases: &[&str], fed: Option<&str>) {
+    let Some(program) = compile("edges") else { return };
+    for case in cases {
+        let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("copy-{name}.so"));
+        let _ = std::fs::remove_file(&copy);
+        std::fs::copy(object().join("libmmu_notifier_capi.so"), &copy).expect("a copy");
+        says(Command::new(&program).arg(case).arg(copy).args(fed), "ok\n");
+    }
+}
+
 #[test]
 fn the_corners_hold() {
-    let Some(program) = compile("edges") else { return };
-    let cases = [
-        "nested",
-        "jumped",
-        "calls_in_callbacks",
-        "cleaning",
-        "signalled",
-        "forks",
-        "dlclosed",
-        "second_copy",
-    ];
-    for case in cases {
-        let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("copy.so");
-        std::fs::copy(object().join("libmmu_notifier_capi.so"), &copy).expect("a copy");
-        says(Command::new(&program).arg(case).arg(copy), "ok\n");
-    }
+    corners("first", &CORNERS, None);
+    corners("first", &["second_copy"], None);
+}
+
+#[test]
+fn the_corners_hold_for_who_is_told_by_another_copy() {
+    corners("fed", &CORNERS, Some("fed"));
 }
 
 #[test]

@@ -102,6 +102,12 @@ pub enum Undeliverable {
     /// The announcements are switched off.
     #[error("nothing can be delivered: the hook was uninstalled; install it again first")]
     Uninstalled,
+    /// Another copy of this library is at work, and says that it cannot.
+    #[error("{text}")]
+    Elsewhere {
+        /// What it says.
+        text: String,
+    },
     /// It could not be looked at.
     #[error(transparent)]
     Check(#[from] CheckError),
@@ -171,8 +177,11 @@ impl Primary {
     ///
     /// The first thing that cannot be delivered.
     pub fn can_deliver(&self, wanted: &[Wanted]) -> Result<(), Undeliverable> {
-        if self.mode.is_off() {
+        if self.is_off() {
             return Err(Undeliverable::Uninstalled);
+        }
+        if let Some(fed) = &self.fed {
+            return wanted.iter().try_for_each(|&wanted| fed.can_deliver(wanted));
         }
         for wanted in wanted {
             match *wanted {

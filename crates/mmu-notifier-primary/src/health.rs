@@ -24,6 +24,7 @@ use mmu_notifier::Change;
 pub use fault::{Fault, FaultKind, LeadsTo};
 
 use crate::Syscall;
+use crate::fed::Fed;
 use crate::primary::Primary;
 use crate::probe::{self, Outcome, Scope, Watch};
 use crate::session::{self, UNSEEN, UnseenReason};
@@ -44,6 +45,19 @@ pub struct Check {
     pub unseen: Vec<Unseen>,
     /// How much that is altogether.
     pub unseen_total: u64,
+    /// If another copy of this library is at work, and tells this one: what it finds wrong with itself. (Then there are no sites
+    /// here.)
+    pub elsewhere: Vec<Finding>,
+}
+
+/// Something that another copy of this library has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Finding {
+    /// What is wrong, in a sentence.
+    pub text: String,
+    /// Where; 0: at no place.
+    pub address: usize,
 }
 
 /// Something that could not be watched from the beginning.
@@ -66,7 +80,7 @@ impl Check {
     /// A fault does not have to mean that calls are missed: UCX overwrites `munmap` of the C library, and makes the
     /// system call by the function `syscall`, which is announced. [`calls`](Check::calls) says so.
     pub fn is_sound(&self) -> bool {
-        self.faults.is_empty() && self.calls.iter().all(Outcome::is_right)
+        self.faults.is_empty() && self.elsewhere.is_empty() && self.calls.iter().all(Outcome::is_right)
     }
 }
 
@@ -105,7 +119,8 @@ impl Primary {
         // The probes of two threads would see each other's calls.
         static ONE: Mutex<()> = Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Check { calls: self.try_calls(), ..self.check_code()? })
+        let elsewhere = self.fed.as_ref().map_or(Ok(Vec::new()), Fed::check)?;
+        Ok(Check { calls: self.try_calls(), elsewhere, ..self.check_code()? })
     }
 
     /// The first half of [`check`](Primary::check): only looks, makes no call for the sake of it, and so can be done where
@@ -124,6 +139,7 @@ impl Primary {
             calls: Vec::new(),
             unseen,
             unseen_total,
+            elsewhere: Vec::new(),
         })
     }
 

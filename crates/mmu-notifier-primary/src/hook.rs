@@ -673,6 +673,9 @@ impl Primary {
     ///
     /// A look through a table; neither allocates nor waits.
     pub fn call_site(&'static self) -> Option<usize> {
+        if let Some(fed) = &self.fed {
+            return fed.call_site();
+        }
         let here = 0u8;
         let here = core::ptr::from_ref(&here) as usize;
         let stack = self.space.changes_at(&self.space.caller().with_stack(here))?;

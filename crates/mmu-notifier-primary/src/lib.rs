@@ -41,7 +41,8 @@
 //! | [`reaper`] | takes a process's own caches away under memory pressure, as the kernel's OOM reaper does |
 //! | `written`, `health`, `deliver`, [`probe`] | what was rewritten; whether it still is; whether what somebody wants to be told of can be; making calls to see |
 //! | `oracle` | a virtual machine that makes the kernel itself tell of this process's changes, for an audit |
-//! | `maps`, `pages`, `copy`, `valgrind`, `primary` | the process's mappings, memory of our own, who else is at work, where none of this works, and how all comes together |
+//! | `copy`, `feed`, `fed` | which of several copies of this library is at work; what it does for others; what these do |
+//! | `maps`, `pages`, `valgrind`, `primary` | the process's mappings, memory of our own, where none of this works, and how all comes together |
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("mmu-notifier-primary knows Linux on x86-64 only");
@@ -58,6 +59,8 @@ pub mod decode;
 mod deliver;
 mod entry;
 mod facts;
+mod fed;
+mod feed;
 mod flow;
 mod gate;
 mod health;
@@ -90,6 +93,6 @@ mod written;
 pub use call::Syscall;
 pub use deliver::{Undeliverable, Wanted};
 pub use gate::call as system_call;
-pub use health::{Check, CheckError, Fault, FaultKind, LeadsTo, Unseen};
+pub use health::{Check, CheckError, Fault, FaultKind, Finding, LeadsTo, Unseen};
 pub use primary::{InstallError, Options, Primary, own_program};
 pub use strict::Strict;

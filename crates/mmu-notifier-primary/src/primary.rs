@@ -8,15 +8,17 @@ use std::ffi::CStr;
 use std::fmt;
 use std::sync::OnceLock;
 
-use mmu_notifier::{Abandoned, AddressSpace, Caller, Change, OpenChange, Subscriber};
+use mmu_notifier::{Abandoned, AddressSpace, Caller, Change, OpenChange, Subscriber, WouldBlock};
 
 use crate::Syscall;
 use crate::batch::Batch;
 use crate::check::Check;
 use crate::children::Preload;
 use crate::context::Contexts;
-use crate::copy;
+use crate::copy::{self, Place};
 use crate::entry;
+use crate::fed::{self, Fed};
+use crate::feed::Feeds;
 use crate::facts::Memory;
 use crate::flow::Flow;
 use crate::gate::{self, safe};
@@ -64,6 +66,10 @@ pub struct Primary {
     /// Somebody else may run in this memory: it was shared, or could have been by a call that is not seen.
     lent: AtomicBool,
     after_fork: fn(&Primary),
+    /// Other copies of this library that are told by this one.
+    pub(crate) feeds: Feeds,
+    /// The copy that tells this one, if it came first: then nothing is rewritten here.
+    pub(crate) fed: Option<Fed>,
 }
 
 /// How to [install](Primary::install).
@@ -97,14 +103,11 @@ pub enum InstallError {
     /// There is one in this process already.
     #[error("this process has a primary MMU already")]
     Twice,
-    /// Another copy of this library rewrote the call sites before; this one would be told of nothing.
-    #[error(
-        "another copy of this library watches this process already: {}; run the program without `mmun`, or subscribe \
-         through that copy's C interface (mmu_notifier.h)", .file.display()
-    )]
+    /// Another copy of this library rewrote the call sites before, and cannot tell this one of changes.
+    #[error("another copy of this library is at work in this process, and this one cannot be told by it: {why}")]
     Copy {
-        /// Its file.
-        file: std::path::PathBuf,
+        /// Why not.
+        why: &'static str,
     },
     /// Valgrind runs this process: the code that is executed is not the code that is mapped.
     #[error("valgrind runs this process, whose code cannot be rewritten under it; run one or the other")]
@@ -140,6 +143,11 @@ pub enum InstallError {
 impl Primary {
     /// Rewrites the memory system calls of everything that is mapped, and of what will be.
     ///
+    /// Only one copy of this library can do that in a process. If another one has - the object that `mmun run` preloads, a C
+    /// library's, a plugin's - this one rewrites nothing, and is told by it: its address space is told of the same changes, its
+    /// subscribers may refuse them, and only the options [`before`](Options::before) and [`after_fork`](Options::after_fork)
+    /// matter.
+    ///
     /// To be called when nobody else is in a memory system call that has to be announced: at start-up. Other
     /// threads may run. Allocates; takes a millisecond or so.
     ///
@@ -152,24 +160,33 @@ impl Primary {
     /// [`InstallError`]; nothing has been changed then.
     pub fn install(options: &Options<'_>) -> Result<&'static Primary, InstallError> {
         if let Some(primary) = hook::primary() {
-            return if primary.switch_on() { Ok(primary) } else { Err(InstallError::Twice) };
-        }
-        // The object that is preloaded with a session is the first by its nature, and may not ask the loader yet.
-        if options.session.is_none()
-            && let Some(file) = copy::at_work()
-        {
-            return Err(InstallError::Copy { file });
+            let switched = match &primary.fed {
+                Some(fed) => fed.begin(primary)?,
+                None => primary.want(true),
+            };
+            return if switched { Ok(primary) } else { Err(InstallError::Twice) };
         }
         if valgrind::is_here() {
             return Err(InstallError::Valgrind);
         }
+        let claim = match copy::place()? {
+            Place::First(claim) => claim,
+            Place::Fed(_) if options.session.is_some() => {
+                return Err(InstallError::Copy { why: "this one is to watch it for `mmun`" });
+            }
+            Place::Fed(first) => return Primary::install_fed(options, Fed::new(first)),
+        };
+        // The object that is preloaded with a session stays, and where it is alone there is no loader.
+        if options.session.is_none() {
+            copy::stay();
+        }
         let log = open_log(options.session)?;
-        let strict = match options.session {
+        let asked = match options.session {
             Some(_) => Strict::from_u32(log.header().strict.load(Ordering::Relaxed)),
             None => options.strict,
         };
         let possible = strict::is_possible();
-        if let (Strict::Always, None, Err(error)) = (strict, options.session, possible) {
+        if let (Strict::Always, None, Err(error)) = (asked, options.session, possible) {
             return Err(InstallError::NoDispatch { errno: error.0 });
         }
         log.begin();
@@ -182,29 +199,11 @@ impl Primary {
         };
         entry::prepare(&log.header().vectors);
         let stubs = Stubs::new();
+        let strict = if possible.is_ok() { asked } else { Strict::Never };
         let primary: &'static Primary = Box::leak(Box::new(Primary {
-            space: AddressSpace::with(mmu_notifier::Options {
-                caller: Some(hook::caller),
-                on_stall: Box::new(say_stall),
-                ..mmu_notifier::Options::default()
-            }),
-            threads: Threads::new(rdfsbase_works()),
-            mode: Mode::new(log.is_watched()),
-            memory: Memory::new(),
-            check: Check::new(&log),
-            log,
             preload,
-            contexts: Contexts::new(),
-            quarantine: Quarantine::new(),
-            worker: Worker::new(),
-            quiet: OnceLock::new(),
-            pid: AtomicU32::new(safe::getpid()),
-            patching: Patching::new(stubs),
-            said_anonymous: AtomicBool::new(false),
-            strict: if possible.is_ok() { strict } else { Strict::Never },
-            out_of_reach: AtomicBool::new(false),
-            lent: AtomicBool::new(false),
-            after_fork: options.after_fork,
+            strict,
+            ..Primary::new(log, stubs, hook::caller, options.after_fork)
         }));
         // SAFETY: `brk(0)` only asks.
         let program_break = unsafe { gate::call(Syscall::Brk.number(), &[0; 6]) };
@@ -216,7 +215,7 @@ impl Primary {
         if options.session.is_none() || primary.session().refuse_every.load(Ordering::Relaxed) != 0 {
             primary.worker.prepare();
         }
-        if possible.is_err() && strict == Strict::Always {
+        if possible.is_err() && asked == Strict::Always {
             primary.strict_is(StrictState::Refused);
         } else if primary.strict == Strict::Always {
             primary.arm(StrictState::Asked);
@@ -225,7 +224,55 @@ impl Primary {
         }
         oracle::set_up(&primary.log);
         primary.ready();
+        if let Some(claim) = claim {
+            claim.keep();
+        }
         Ok(primary)
+    }
+
+    /// The same for a copy that another one tells.
+    fn install_fed(options: &Options<'_>, fed: Fed) -> Result<&'static Primary, InstallError> {
+        copy::stay();
+        let log = open_log(None)?;
+        log.begin();
+        let primary = Primary::new(log, Stubs::new(), fed::caller, options.after_fork);
+        let primary: &'static Primary =
+            Box::leak(Box::new(Primary { strict: Strict::Never, fed: Some(fed), ..primary }));
+        hook::set_primary(primary);
+        (options.before)(primary);
+        if let Some(fed) = &primary.fed {
+            fed.begin(primary)?;
+        }
+        Ok(primary)
+    }
+
+    fn new(log: Log, stubs: Stubs, caller: fn() -> Caller, after_fork: fn(&Primary)) -> Primary {
+        Primary {
+            space: AddressSpace::with(mmu_notifier::Options {
+                caller: Some(caller),
+                on_stall: Box::new(say_stall),
+                ..mmu_notifier::Options::default()
+            }),
+            threads: Threads::new(rdfsbase_works()),
+            mode: Mode::new(log.is_watched()),
+            memory: Memory::new(),
+            check: Check::new(&log),
+            log,
+            preload: None,
+            contexts: Contexts::new(),
+            quarantine: Quarantine::new(),
+            worker: Worker::new(),
+            quiet: OnceLock::new(),
+            pid: AtomicU32::new(safe::getpid()),
+            patching: Patching::new(stubs),
+            said_anonymous: AtomicBool::new(false),
+            strict: Strict::default(),
+            out_of_reach: AtomicBool::new(false),
+            lent: AtomicBool::new(false),
+            after_fork,
+            feeds: Feeds::new(),
+            fed: None,
+        }
     }
 
     /// Switches the hook off: no change that begins when this has returned is announced, until [`install`](Primary::install)
@@ -250,28 +297,71 @@ impl Primary {
     /// assert!(std::ptr::eq(primary, again));
     /// # Ok::<(), mmu_notifier_primary::InstallError>(())
     /// ```
+    ///
+    /// Each copy of this library is switched off for itself. The one that has rewritten the call sites goes on, also for its own
+    /// subscribers, as long as another one is told by it.
     pub fn uninstall(&self) -> bool {
+        match &self.fed {
+            Some(fed) => fed.stop(),
+            None => self.want(false),
+        }
+    }
+
+    pub(crate) fn switch_off(&self) {
         // What is made meanwhile is not seen.
         self.lend();
         let caller = Some(hook::caller as fn() -> Caller);
         self.quiet.get_or_init(|| AddressSpace::with(mmu_notifier::Options { caller, ..Default::default() }));
-        let switched = self.mode.switch_off();
-        if switched {
+        if self.mode.switch_off() {
             wait_for_changes(&self.space);
         }
-        switched
     }
 
-    /// Whether it was off.
-    fn switch_on(&self) -> bool {
-        let switched = self.mode.switch_on();
-        if switched {
+    pub(crate) fn switch_on(&self) {
+        if self.mode.switch_on() {
             if let Some(quiet) = self.quiet.get() {
                 wait_for_changes(quiet);
             }
             self.mode.settled();
         }
-        switched
+    }
+
+    /// Whether nobody is told.
+    pub(crate) fn is_off(&self) -> bool {
+        self.fed.as_ref().map_or_else(|| self.mode.is_off(), Fed::is_off)
+    }
+
+    /// Announces a change that the program makes itself to the subscribers of all copies of this library in the process, makes
+    /// it, and announces that it is done. (What is announced to a [`space`](Primary::space), only those there are told of.)
+    ///
+    /// If `make` unwinds or jumps away, the end comes with the thread's next change.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`] if the change must not wait and somebody refuses, or too many are open: then `make` is not called.
+    ///
+    /// ```
+    /// use mmu_notifier::{Blocking, Change, Event, Range};
+    /// use mmu_notifier_primary::{Options, Primary};
+    ///
+    /// let primary = Primary::install(&Options::default())?;
+    /// let change = Change::new(Range::new(0x1000, 0x2000)?, Event::Unmap, Blocking::Allowed);
+    /// assert_eq!(primary.announce(change, || primary.space().is_changing()), Ok(true));
+    /// assert!(!primary.space().is_changing());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn announce<R>(&self, change: Change, make: impl FnOnce() -> R) -> Result<R, WouldBlock> {
+        if let Some(fed) = &self.fed {
+            return fed.announce(change, make);
+        }
+        // Everything that `make` calls lies deeper on the stack than this. Says what is nested in this change and what comes
+        // after it was jumped out of.
+        let here = 0u8;
+        let caller = self.space.caller().with_stack((&raw const here).addr());
+        let open = self.space.start(&caller, change)?;
+        let result = make();
+        self.space.end(&caller, open);
+        Ok(result)
     }
 
     /// Puts a call on record that nobody is told of; `None`: the hook is on.
@@ -301,13 +391,15 @@ impl Primary {
     ///
     /// What was there so far is in the counters of this process ([`session::PutOff`]).
     pub fn quarantined(&self) -> (usize, usize) {
-        self.quarantine.held()
+        self.fed.as_ref().map_or_else(|| self.quarantine.held(), Fed::quarantined)
     }
 
     /// Makes a thread for what has to wait, as far as that can be done outside the hook: for who has got a primary that
     /// somebody else has installed, and subscribes somebody who refuses. Does nothing if that was done before.
     pub fn prepare_to_wait(&self) {
-        self.worker.prepare();
+        if self.fed.is_none() {
+            self.worker.prepare();
+        }
     }
 
     /// This process's primary MMU, if it is installed.
@@ -381,7 +473,17 @@ impl Primary {
             check.forked(&self.log);
         }
         (self.after_fork)(self);
+        self.feeds.forked();
         oracle::set_up(&self.log);
+    }
+
+    /// The same for a copy that another one tells.
+    pub(crate) fn forked_elsewhere(&self) {
+        self.pid.store(safe::getpid(), Ordering::Relaxed);
+        // SAFETY: the copy that tells this one is in its `forked`.
+        unsafe { self.space.forked() };
+        self.log.forked();
+        (self.after_fork)(self);
     }
 
     /// Ends what this thread has left open.
@@ -446,7 +548,7 @@ impl Primary {
 }
 
 /// Waits until every change that is under way now is done.
-fn wait_for_changes(space: &AddressSpace) {
+pub(crate) fn wait_for_changes(space: &AddressSpace) {
     struct Nobody;
     impl Subscriber for Nobody {
         fn start(&self, _: &Change) {}

@@ -269,7 +269,7 @@ impl AddressSpace {
         // It may be that nobody is called.
         held.set_calling(0);
         let mut agreed = true;
-        for entry in entries.iter().filter(|entry| !held.skips(entry.address())) {
+        for entry in entries.iter().filter(|entry| !is_skipped(held, entry)) {
             held.set_calling(entry.address());
             if let Some(subscriber) = entry.told(held) {
                 let began = timed.then(Instant::now);
@@ -351,7 +351,7 @@ impl AddressSpace {
         let ended = place(held, entries, Phase::Ending).map_or(0, |last| last + 1);
         let to_end = ended..held.started().unwrap_or(entries.len());
         for entry in entries.get(to_end).unwrap_or_default() {
-            if held.skips(entry.address()) {
+            if is_skipped(held, entry) {
                 continue;
             }
             // As in `end_all`.
@@ -555,6 +555,11 @@ impl Drop for Begun<'_> {
     fn drop(&mut self) {
         self.space.end_unwinding(self.held);
     }
+}
+
+/// Whether a change was made in a callback of `entry`'s, which then hears nothing of it; who relays does.
+fn is_skipped(held: Held<'_>, entry: &Entry) -> bool {
+    held.skips(entry.address()) && !entry.relays()
 }
 
 /// Where on the list the one is who is on record as being called in `phase`, or as called last.

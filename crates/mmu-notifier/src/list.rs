@@ -151,6 +151,8 @@ pub(crate) struct Entry {
     kind: UnsafeCell<Option<Kind>>,
     taken: AtomicBool,
     which: Which,
+    /// Passes changes on to another address space.
+    relays: bool,
     /// Its type, for reports.
     name: &'static str,
     /// Its longest start and end that were timed, in nanoseconds.
@@ -189,6 +191,7 @@ impl Entry {
             kind: UnsafeCell::new(Some(kind)),
             taken: AtomicBool::new(false),
             which,
+            relays: false,
             name,
             longest: [AtomicU64::new(0), AtomicU64::new(0)],
             shared: None,
@@ -199,6 +202,16 @@ impl Entry {
     /// The list it belongs on.
     pub(crate) fn which(&self) -> Which {
         self.which
+    }
+
+    /// The same for who passes changes on to another address space.
+    pub(crate) fn relaying(self) -> Entry {
+        Entry { relays: true, ..self }
+    }
+
+    /// Whether it is told also of changes that are made in its own callbacks, and in a forked child.
+    pub(crate) fn relays(&self) -> bool {
+        self.relays
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -302,12 +315,29 @@ impl fmt::Debug for Entry {
 
 /// Some subscribers, the newest first, as in Linux.
 struct List {
-    entries: Box<[Arc<Entry>]>,
+    /// A vector, which becomes shorter where it lies: see `forget_all`.
+    entries: Vec<Arc<Entry>>,
     /// Which of all retired lists this is. Written, as the next, only by who owns this list exclusively.
     retirement: UnsafeCell<u64>,
     /// The next list that waits to be freed.
     next_retired: UnsafeCell<*mut List>,
     alive: Alive,
+}
+
+impl List {
+    /// Forgets, without freeing them, all who do not relay; how many are left.
+    fn keep_relays(&mut self) -> usize {
+        let mut kept = 0;
+        for at in 0..self.entries.len() {
+            if self.entries[at].relays() {
+                self.entries.swap(kept, at);
+                kept += 1;
+            }
+        }
+        // SAFETY: no longer than before; those behind are leaked.
+        unsafe { self.entries.set_len(kept) };
+        kept
+    }
 }
 
 /// The list in force, and those that were replaced and may still be walked.
@@ -400,7 +430,7 @@ impl Published {
                 std::ptr::null_mut()
             } else {
                 Box::into_raw(Box::new(List {
-                    entries,
+                    entries: entries.into_vec(),
                     retirement: UnsafeCell::new(0),
                     next_retired: UnsafeCell::new(std::ptr::null_mut()),
                     alive: Alive::default(),
@@ -498,16 +528,22 @@ impl Published {
         unsafe { entry.take() }
     }
 
-    /// Forgets all lists without freeing them: in a forked child the allocator may be locked. `held` is on record
-    /// with any list.
+    /// Forgets all lists without freeing them: in a forked child the allocator may be locked. Who relays stays. `held` is on
+    /// record with any list.
     pub(crate) fn forget_all(&self, held: &Held<'_>) {
-        for entry in self.walk(*held) {
+        for entry in self.walk(*held).iter().filter(|entry| !entry.relays()) {
             entry.leave();
             // Whoever drops the parent's subscription here must not tell the parent's subscriber.
             entry.claim_release();
         }
         // Relaxed: there is only one thread.
-        self.current.store(std::ptr::null_mut(), Ordering::Relaxed);
+        let list = self.current.load(Ordering::Relaxed);
+        // SAFETY: null, or a list in force; there is no other thread, and this one walks it no more.
+        if let Some(list) = unsafe { list.as_mut() }
+            && list.keep_relays() == 0
+        {
+            self.current.store(std::ptr::null_mut(), Ordering::Relaxed);
+        }
         self.retired.store(std::ptr::null_mut(), Ordering::Relaxed);
     }
 }

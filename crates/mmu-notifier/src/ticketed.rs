@@ -155,9 +155,49 @@ impl AddressSpace {
     /// Asks `ticketed` before every change from now on, and tells it of the ends. As
     /// [`subscribe`](AddressSpace::subscribe); takes 128 bytes or four tickets, whichever is more, times 128.
     pub fn subscribe_ticketed<S: Ticketed + 'static>(&self, ticketed: S) -> Subscription {
+        self.add(WithTickets::entry(ticketed))
+    }
+
+    /// Passes every change from now on to another address space: `relay` starts it there, and its ticket is what it takes to
+    /// end it. As [`subscribe_ticketed`](AddressSpace::subscribe_ticketed), with two differences.
+    ///
+    /// A change that is made inside a callback of the relay's is announced to it as well: who is in whose callback knows
+    /// the other address space, whose subscribers these callbacks are. And the relay stays subscribed in a
+    /// [forked](AddressSpace::forked) child, where nobody can subscribe before the first change. So it must be able to be
+    /// called in there, and by itself change nothing.
+    ///
+    /// ```
+    /// use mmu_notifier::{AddressSpace, Change, Event, OpenChange, Range, Subscriber, Ticketed, WouldBlock};
+    ///
+    /// struct Relay(AddressSpace);
+    /// impl Ticketed for Relay {
+    ///     type Ticket = OpenChange;
+    ///     fn start(&self, change: &Change) -> OpenChange {
+    ///         self.try_start(change).expect("nobody refuses a change that may wait")
+    ///     }
+    ///     fn try_start(&self, change: &Change) -> Result<OpenChange, WouldBlock> {
+    ///         self.0.start(&self.0.caller(), *change)
+    ///     }
+    ///     fn end(&self, _: &Change, open: OpenChange) {
+    ///         self.0.end(&self.0.caller(), open);
+    ///     }
+    /// }
+    ///
+    /// let (here, there) = (AddressSpace::new(), AddressSpace::new());
+    /// let relay = here.subscribe_relay(Relay(there.clone()));
+    /// here.invalidate(Range::new(0x1000, 0x2000)?, Event::Unmap, || assert!(there.is_changing()));
+    /// assert!(!there.is_changing());
+    /// # Ok::<(), mmu_notifier::RangeError>(())
+    /// ```
+    pub fn subscribe_relay<S: Ticketed + 'static>(&self, relay: S) -> Subscription {
+        self.add(WithTickets::entry(relay).relaying())
+    }
+}
+
+impl<S: Ticketed + 'static> WithTickets<S> {
+    fn entry(subscriber: S) -> Entry {
         let row = |_| Row(std::array::from_fn(|_| UnsafeCell::new(None)));
         let rows = (0..SLOTS / WAYS).map(row).collect();
-        let tickets = WithTickets { subscriber: ticketed, rows };
-        self.add(Entry::telling(tickets, std::any::type_name::<S>()))
+        Entry::telling(WithTickets { subscriber, rows }, std::any::type_name::<S>())
     }
 }

@@ -1,0 +1,400 @@
+//! What the copy at work does for others (`copy.rs`): it passes every change on to them, and answers what they are asked.
+//!
+//! All of it is a C interface, as the other copy may be built by another compiler. Its version is in the name of the board.
+//!
+//! Another copy is one subscriber of the first one's address space, a [relay](AddressSpace::subscribe_relay) into its own.
+//! If somebody there refuses a start, the relay refuses; those who had started there have got their end by then, as in any
+//! address space. What the relay has started leaves a ticket, which the end takes.
+
+// UNSAFETY: is called by, and calls, functions of another copy, with pointers.
+#![expect(unsafe_code)]
+
+use core::ffi::{c_int, c_void};
+use core::ptr::{from_ref, null_mut};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+
+use mmu_notifier::{Blocking, Change, Event, Range, Subscription, Ticketed, WouldBlock};
+
+use crate::Syscall;
+use crate::deliver::Wanted;
+use crate::gate::safe;
+use crate::hook;
+use crate::primary::{Primary, wait_for_changes};
+use crate::probe::Outcome;
+
+pub(crate) const EAGAIN: c_int = 11;
+pub(crate) const ENOMEM: c_int = 12;
+pub(crate) const ENODEV: c_int = 19;
+pub(crate) const EINVAL: c_int = 22;
+
+/// A change, and who makes it.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Told {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) owner: usize,
+    pub(crate) thread: Thread,
+    /// Where on the stack it is made; 0: not known.
+    pub(crate) stack: usize,
+    pub(crate) event: u32,
+    /// 1: who is told may wait.
+    pub(crate) blocking: u32,
+}
+
+/// A [`Caller`](mmu_notifier::Caller).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct Thread {
+    pub(crate) id: u64,
+    pub(crate) home: u64,
+}
+
+/// What a start leaves for its end.
+pub(crate) type Ticket = [usize; 4];
+
+impl Told {
+    pub(crate) fn new(change: &Change, thread: Thread, stack: usize) -> Told {
+        Told {
+            start: change.range().start(),
+            end: change.range().end(),
+            owner: change.owner(),
+            thread,
+            stack,
+            event: change.event() as u32,
+            blocking: (change.blocking() == Blocking::Allowed).into(),
+        }
+    }
+
+    pub(crate) fn change(&self) -> Option<Change> {
+        let blocking = if self.blocking == 0 { Blocking::Forbidden } else { Blocking::Allowed };
+        let &event = Event::ALL.get(self.event as usize)?;
+        Some(Change::new(Range::new(self.start, self.end).ok()?, event, blocking).with_owner(self.owner))
+    }
+}
+
+/// How the other copy is told. Each with the context that it has subscribed with.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Operations {
+    /// 0, or `-EAGAIN` if it may not wait and somebody would have to.
+    pub(crate) start: unsafe extern "C" fn(*const Told, *mut Ticket, *mut c_void) -> c_int,
+    /// With what that start has written.
+    pub(crate) end: unsafe extern "C" fn(*const Told, *const Ticket, *mut c_void),
+    /// The process is about to exit.
+    pub(crate) release: unsafe extern "C" fn(*mut c_void),
+    /// In a forked child, before anything else: the relay is still there, and nobody else.
+    pub(crate) forked: unsafe extern "C" fn(*mut c_void),
+}
+
+/// A sentence, its length, what it is about, and the context.
+pub(crate) type Say = unsafe extern "C" fn(*const u8, usize, usize, *mut c_void);
+pub(crate) type Make = unsafe extern "C" fn(*mut c_void);
+
+/// The functions of the copy at work.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct First {
+    /// Passes every change on, from when it returns; the last argument is for `unsubscribe`. Allocates and waits, as
+    /// [`AddressSpace::subscribe`](mmu_notifier::AddressSpace::subscribe). `-ENOMEM`: too many copies.
+    pub(crate) subscribe: unsafe extern "C" fn(*const Operations, *mut c_void, *mut *mut c_void) -> c_int,
+    /// No more: when it returns, all that was started has been ended.
+    pub(crate) unsubscribe: unsafe extern "C" fn(*mut c_void),
+    /// Who is calling.
+    pub(crate) thread: unsafe extern "C" fn(*mut Thread),
+    /// Announces a change to all copies, and calls a function in it. `-EAGAIN`: it was refused, and nothing is called.
+    pub(crate) announce: unsafe extern "C" fn(*const Told, Make, *mut c_void) -> c_int,
+    /// [`Primary::quarantined`].
+    pub(crate) quarantined: unsafe extern "C" fn(*mut usize) -> usize,
+    /// [`Primary::call_site`], or 0.
+    pub(crate) call_site: extern "C" fn() -> usize,
+    /// [`Primary::check`]: says what is not right. An error number.
+    pub(crate) check: unsafe extern "C" fn(Say, *mut c_void) -> c_int,
+    /// [`Primary::can_deliver`]: the kind, and one or two values; 0, or it says why not.
+    pub(crate) can_deliver: unsafe extern "C" fn(u32, usize, usize, Say, *mut c_void) -> c_int,
+}
+
+/// Those of this copy.
+pub(crate) static FIRST: First = First {
+    subscribe,
+    unsubscribe,
+    thread,
+    announce,
+    quarantined,
+    call_site,
+    check,
+    can_deliver,
+};
+
+/// Copies that can be fed.
+const COPIES: usize = 16;
+
+/// Who wants announcements: the program of this copy, and other copies.
+#[derive(Debug)]
+pub(crate) struct Feeds {
+    copies: [AtomicPtr<Feed>; COPIES],
+    /// Somebody is switching on or off.
+    busy: AtomicBool,
+    own: AtomicBool,
+    others: AtomicU32,
+}
+
+impl Feeds {
+    /// Only this copy's program.
+    pub(crate) fn new() -> Feeds {
+        Feeds {
+            copies: [const { AtomicPtr::new(null_mut()) }; COPIES],
+            busy: AtomicBool::new(false),
+            own: AtomicBool::new(true),
+            others: AtomicU32::new(0),
+        }
+    }
+
+    /// One at a time. In no callback; may wait for one.
+    fn one_at_a_time<R>(&self, work: impl FnOnce() -> R) -> R {
+        // Acquire pairs with the Release below.
+        while self.busy.swap(true, Ordering::Acquire) {
+            safe::sched_yield();
+        }
+        let result = work();
+        self.busy.store(false, Ordering::Release);
+        result
+    }
+
+    // Relaxed, in the next two: `one_at_a_time` orders them.
+    fn is_wanted(&self) -> bool {
+        self.own.load(Ordering::Relaxed) || self.others.load(Ordering::Relaxed) > 0
+    }
+
+    /// In a forked child, by its only thread: tells the other copies.
+    pub(crate) fn forked(&self) {
+        self.busy.store(false, Ordering::Relaxed);
+        for copy in &self.copies {
+            // SAFETY: null, or a feed that is freed when it has been taken out of here.
+            if let Some(Feed { relay, .. }) = unsafe { copy.load(Ordering::Relaxed).as_ref() } {
+                // SAFETY: what the other copy has subscribed.
+                unsafe { (relay.operations.forked)(relay.context.0) };
+            }
+        }
+    }
+}
+
+impl Primary {
+    /// The program of this copy wants announcements, or does not any more; false if that was so before. They go on for as long
+    /// as another copy wants them.
+    pub(crate) fn want(&self, wanted: bool) -> bool {
+        self.feeds.one_at_a_time(|| {
+            let changed = self.feeds.own.swap(wanted, Ordering::Relaxed) != wanted;
+            self.switch_as_wanted();
+            changed
+        })
+    }
+
+    fn switch_as_wanted(&self) {
+        if self.feeds.is_wanted() {
+            self.switch_on();
+        } else {
+            self.switch_off();
+        }
+    }
+}
+
+/// Another copy that is fed.
+#[derive(Debug)]
+struct Feed {
+    relay: std::sync::Arc<Relay>,
+    _subscription: Subscription,
+}
+
+#[derive(Debug)]
+struct Relay {
+    operations: Operations,
+    context: Context,
+    /// What begins is not passed on any more.
+    closed: AtomicBool,
+}
+
+/// A pointer of the other copy's, which only goes back to it.
+#[derive(Clone, Copy, Debug)]
+struct Context(*mut c_void);
+
+// SAFETY: never dereferenced here; the other copy has a primary MMU there, which any thread may use.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+fn told(change: &Change) -> Told {
+    let here = 0u8;
+    let primary = hook::primary();
+    let caller = hook::caller().with_stack((&raw const here).addr());
+    let stack = primary.and_then(|primary| primary.space.changes_at(&caller)).unwrap_or(0);
+    Told::new(change, Thread { id: caller.thread(), home: caller.home() as u64 }, stack)
+}
+
+impl Ticketed for Relay {
+    /// `None`: it was not passed on.
+    type Ticket = Option<Ticket>;
+
+    fn start(&self, change: &Change) -> Option<Ticket> {
+        // Nobody can refuse what may wait.
+        self.try_start(change).unwrap_or(None)
+    }
+
+    fn try_start(&self, change: &Change) -> Result<Option<Ticket>, WouldBlock> {
+        // Relaxed: see `unsubscribe`.
+        if self.closed.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let mut ticket = Ticket::default();
+        // SAFETY: what the other copy has subscribed, with a change and room for a ticket.
+        match unsafe { (self.operations.start)(&told(change), &raw mut ticket, self.context.0) } {
+            0 => Ok(Some(ticket)),
+            _ => Err(WouldBlock),
+        }
+    }
+
+    fn end(&self, change: &Change, ticket: Option<Ticket>) {
+        if let Some(ticket) = ticket {
+            // SAFETY: as above, with the ticket of its start.
+            unsafe { (self.operations.end)(&told(change), &raw const ticket, self.context.0) };
+        }
+    }
+
+    fn release(&self) {
+        // Relaxed: as above. By who closes it, the address space of the other copy does not end.
+        if !self.closed.load(Ordering::Relaxed) {
+            // SAFETY: as above.
+            unsafe { (self.operations.release)(self.context.0) };
+        }
+    }
+}
+
+unsafe extern "C" fn subscribe(
+    operations: *const Operations,
+    context: *mut c_void,
+    out: *mut *mut c_void,
+) -> c_int {
+    let Some(primary) = hook::primary() else { return -ENODEV };
+    // Somebody there may refuse.
+    primary.prepare_to_wait();
+    // SAFETY: by the other copy's promise, for the time of this call.
+    let operations = unsafe { *operations };
+    primary.feeds.one_at_a_time(|| {
+        let copies = &primary.feeds.copies;
+        // Relaxed: one at a time.
+        let Some(place) = copies.iter().find(|copy| copy.load(Ordering::Relaxed).is_null()) else {
+            return -ENOMEM;
+        };
+        let closed = AtomicBool::new(false);
+        let relay = std::sync::Arc::new(Relay { operations, context: Context(context), closed });
+        let subscription = primary.space.subscribe_relay(relay.clone());
+        let feed = Box::into_raw(Box::new(Feed { relay, _subscription: subscription }));
+        place.store(feed, Ordering::Relaxed);
+        primary.feeds.others.fetch_add(1, Ordering::Relaxed);
+        primary.switch_as_wanted();
+        // SAFETY: by the other copy's promise.
+        unsafe { out.write(feed.cast()) };
+        0
+    })
+}
+
+unsafe extern "C" fn unsubscribe(feed: *mut c_void) {
+    let Some(primary) = hook::primary() else { return };
+    let feed: *mut Feed = feed.cast();
+    primary.feeds.one_at_a_time(|| {
+        // SAFETY: made by `subscribe`, and given back once.
+        let relay = unsafe { &(*feed).relay };
+        // What begins now is not passed on; what was passed on is over when the wait is. Relaxed: the list that the wait
+        // publishes is a Release, and its fence pairs with that of a change's claim. So a change that does not see this is seen
+        // by the wait.
+        relay.closed.store(true, Ordering::Relaxed);
+        wait_for_changes(&primary.space);
+        // Relaxed: one at a time.
+        if let Some(place) = primary.feeds.copies.iter().find(|copy| copy.load(Ordering::Relaxed) == feed) {
+            place.store(null_mut(), Ordering::Relaxed);
+        }
+        primary.feeds.others.fetch_sub(1, Ordering::Relaxed);
+        // SAFETY: as above.
+        drop(unsafe { Box::from_raw(feed) });
+        primary.switch_as_wanted();
+    });
+}
+
+unsafe extern "C" fn thread(out: *mut Thread) {
+    let caller = hook::caller();
+    // SAFETY: by the other copy's promise.
+    unsafe { out.write(Thread { id: caller.thread(), home: caller.home() as u64 }) };
+}
+
+unsafe extern "C" fn announce(told: *const Told, make: Make, argument: *mut c_void) -> c_int {
+    // SAFETY: by the other copy's promise, for the time of this call.
+    let change = unsafe { (*told).change() };
+    let (Some(primary), Some(change)) = (hook::primary(), change) else { return -EINVAL };
+    // SAFETY: by the other copy's promise.
+    let made = primary.announce(change, || unsafe { make(argument) });
+    if made.is_ok() { 0 } else { -EAGAIN }
+}
+
+unsafe extern "C" fn quarantined(bytes: *mut usize) -> usize {
+    let (ranges, size) = hook::primary().map_or((0, 0), Primary::quarantined);
+    // SAFETY: by the other copy's promise.
+    unsafe { bytes.write(size) };
+    ranges
+}
+
+extern "C" fn call_site() -> usize {
+    hook::primary().and_then(Primary::call_site).unwrap_or(0)
+}
+
+unsafe extern "C" fn check(say: Say, context: *mut c_void) -> c_int {
+    let Some(primary) = hook::primary() else { return ENODEV };
+    let check = match primary.check() {
+        Ok(check) => check,
+        Err(crate::CheckError::Maps { errno }) => return errno,
+    };
+    let faults = check.faults.iter().map(|fault| (fault.to_string(), fault.address));
+    let calls = check.calls.iter().filter(|call| !call.is_right()).map(|call: &Outcome| (call.to_string(), 0));
+    for (text, address) in faults.chain(calls) {
+        // SAFETY: by the other copy's promise.
+        unsafe { say(text.as_ptr(), text.len(), address, context) };
+    }
+    0
+}
+
+impl Wanted {
+    /// In numbers, for another copy.
+    pub(crate) fn to_numbers(self) -> (u32, usize, usize) {
+        match self {
+            Wanted::Event(event) => (0, event as usize, 0),
+            Wanted::Call(call) => (1, call.number(), 0),
+            Wanted::Memory(range) => (2, range.start(), range.end()),
+            Wanted::MadeCode => (3, 0, 0),
+        }
+    }
+
+    fn from_numbers(kind: u32, value: usize, end: usize) -> Option<Wanted> {
+        match kind {
+            0 => Event::ALL.get(value).copied().map(Wanted::Event),
+            1 => Syscall::from_number(value).map(Wanted::Call),
+            2 => Range::new(value, end).ok().map(Wanted::Memory),
+            3 => Some(Wanted::MadeCode),
+            _ => None,
+        }
+    }
+}
+
+unsafe extern "C" fn can_deliver(
+    kind: u32,
+    value: usize,
+    end: usize,
+    say: Say,
+    context: *mut c_void,
+) -> c_int {
+    let Some(primary) = hook::primary() else { return -ENODEV };
+    let Some(wanted) = Wanted::from_numbers(kind, value, end) else { return -EINVAL };
+    let Err(why) = primary.can_deliver(&[wanted]) else { return 0 };
+    let why = why.to_string();
+    // SAFETY: by the other copy's promise.
+    unsafe { say(why.as_ptr(), why.len(), from_ref(primary).addr(), context) };
+    -EINVAL
+}
