@@ -339,7 +339,8 @@ global_asm!(
     "mov rdx, [rbp + 40]",
     "mov r10, [rbp + 32]",
     "mov r8, [rbp + 24]",
-    "mov r9, [rbp + 16]",
+    // mov r9, [rbp + 16], in the long form: as in `crate::gate`.
+    ".byte 0x4c, 0x8b, 0x8d, 16, 0, 0, 0",
     ".hidden mmu_notifier_enter_syscall",
     ".globl mmu_notifier_enter_syscall",
     "mmu_notifier_enter_syscall:",

@@ -26,7 +26,7 @@ pub(crate) struct Fed {
 
 const BUSY: *mut c_void = core::ptr::without_provenance_mut(1);
 
-static OPERATIONS: Operations = Operations { start, end, release, forked };
+static OPERATIONS: Operations = Operations { start, end, abandoned, release, forked };
 
 impl Fed {
     pub(crate) fn new(first: &'static First) -> Fed {
@@ -97,7 +97,8 @@ impl Fed {
             run::<F, R>
         }
         let mut job = Job { make: Some(make), result: None };
-        let (run, told) = (of(&job), Told::new(&change, Thread::default(), 0));
+        // Who calls, the other copy sees for itself.
+        let (run, told) = (of(&job), Told::new(&change, &self::of(Thread::default())));
         // SAFETY: calls `run` with what it takes, if at all.
         let _ = unsafe { (self.first.announce)(&raw const told, run, (&raw mut job).cast()) };
         job.result.ok_or(WouldBlock)
@@ -131,7 +132,8 @@ impl Fed {
         match unsafe { (self.first.can_deliver)(kind, value, end, note, (&raw mut why).cast()) } {
             0 => Ok(()),
             _ => {
-                let text = why.pop().map_or("the copy at work does not know it".into(), |finding| finding.text);
+                let text =
+                    why.pop().map_or("the copy at work does not know it".into(), |finding| finding.text);
                 Err(Undeliverable::Elsewhere { text })
             }
         }
@@ -174,10 +176,6 @@ unsafe extern "C" fn start(told: *const Told, ticket: *mut Ticket, context: *mut
     let everything = || Change::new(Range::EVERYTHING, Event::Unmap, Blocking::Forbidden);
     let change = told.change().unwrap_or_else(everything);
     let caller = of(told.thread).with_stack(told.stack);
-    // What this thread has jumped out of in a start, the copy at work knows nothing of.
-    if told.stack != 0 {
-        primary.end_abandoned(&caller);
-    }
     match primary.space.start(&caller, change) {
         Ok(open) => {
             // SAFETY: it has room there, by the assertions above.
@@ -196,8 +194,16 @@ unsafe extern "C" fn end(told: *const Told, ticket: *const Ticket, context: *mut
     let (told, primary) = unsafe { (&*told, &*context.cast::<Primary>()) };
     // SAFETY: written by `start`, and taken once.
     let open = unsafe { ticket.cast::<OpenChange>().read() };
-    // False: `start` of a later change has found it abandoned.
     primary.space.end(&of(told.thread), open);
+}
+
+/// # Safety
+///
+/// As [`start`], by a thread that is where it says.
+unsafe extern "C" fn abandoned(told: *const Told, context: *mut c_void) {
+    // SAFETY: as in `start`.
+    let (told, primary) = unsafe { (&*told, &*context.cast::<Primary>()) };
+    primary.end_abandoned(&of(told.thread).with_stack(told.stack));
 }
 
 /// # Safety

@@ -13,7 +13,7 @@ use core::ffi::{c_int, c_void};
 use core::ptr::{from_ref, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
-use mmu_notifier::{Blocking, Change, Event, Range, Subscription, Ticketed, WouldBlock};
+use mmu_notifier::{Blocking, Caller, Change, Event, Range, Subscription, Ticketed, WouldBlock};
 
 use crate::Syscall;
 use crate::deliver::Wanted;
@@ -42,7 +42,7 @@ pub(crate) struct Told {
     pub(crate) blocking: u32,
 }
 
-/// A [`Caller`](mmu_notifier::Caller).
+/// A [`Caller`].
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(crate) struct Thread {
@@ -50,17 +50,23 @@ pub(crate) struct Thread {
     pub(crate) home: u64,
 }
 
+impl Thread {
+    pub(crate) fn of(caller: &Caller) -> Thread {
+        Thread { id: caller.thread(), home: caller.home() as u64 }
+    }
+}
+
 /// What a start leaves for its end.
 pub(crate) type Ticket = [usize; 4];
 
 impl Told {
-    pub(crate) fn new(change: &Change, thread: Thread, stack: usize) -> Told {
+    pub(crate) fn new(change: &Change, caller: &Caller) -> Told {
         Told {
             start: change.range().start(),
             end: change.range().end(),
             owner: change.owner(),
-            thread,
-            stack,
+            thread: Thread::of(caller),
+            stack: caller.stack(),
             event: change.event() as u32,
             blocking: (change.blocking() == Blocking::Allowed).into(),
         }
@@ -81,6 +87,8 @@ pub(crate) struct Operations {
     pub(crate) start: unsafe extern "C" fn(*const Told, *mut Ticket, *mut c_void) -> c_int,
     /// With what that start has written.
     pub(crate) end: unsafe extern "C" fn(*const Told, *const Ticket, *mut c_void),
+    /// What the thread has begun below this place on its stack, it has jumped out of. Nothing else matters of the change.
+    pub(crate) abandoned: unsafe extern "C" fn(*const Told, *mut c_void),
     /// The process is about to exit.
     pub(crate) release: unsafe extern "C" fn(*mut c_void),
     /// In a forked child, before anything else: the relay is still there, and nobody else.
@@ -115,24 +123,17 @@ pub(crate) struct First {
 }
 
 /// Those of this copy.
-pub(crate) static FIRST: First = First {
-    subscribe,
-    unsubscribe,
-    thread,
-    announce,
-    quarantined,
-    call_site,
-    check,
-    can_deliver,
-};
+pub(crate) static FIRST: First =
+    First { subscribe, unsubscribe, thread, announce, quarantined, call_site, check, can_deliver };
 
-/// Copies that can be fed.
+/// Copies that can be told.
 const COPIES: usize = 16;
 
 /// Who wants announcements: the program of this copy, and other copies.
 #[derive(Debug)]
 pub(crate) struct Feeds {
-    copies: [AtomicPtr<Feed>; COPIES],
+    /// All that have ever been told, each for good, as the hook looks here.
+    copies: [AtomicPtr<Copy>; COPIES],
     /// Somebody is switching on or off.
     busy: AtomicBool,
     own: AtomicBool,
@@ -161,20 +162,49 @@ impl Feeds {
         result
     }
 
-    // Relaxed, in the next two: `one_at_a_time` orders them.
     fn is_wanted(&self) -> bool {
+        // Relaxed, both: `one_at_a_time` orders them.
         self.own.load(Ordering::Relaxed) || self.others.load(Ordering::Relaxed) > 0
+    }
+
+    fn copies(&self) -> impl Iterator<Item = &'static Copy> {
+        // Acquire pairs with the Release in `copy`. They are side by side, so the first that is not there is the last.
+        // SAFETY: null, or leaked there.
+        self.copies.iter().map_while(|copy| unsafe { copy.load(Ordering::Acquire).as_ref() })
+    }
+
+    /// The copy that says `context`; `None`: there are too many. One at a time.
+    fn copy(&self, operations: Operations, context: Context) -> Option<&'static Copy> {
+        if let Some(copy) = self.copies().find(|copy| copy.context == context) {
+            return Some(copy);
+        }
+        let place = self.copies.get(self.copies().count())?;
+        let copy = Box::leak(Box::new(Copy {
+            operations,
+            context,
+            closed: AtomicBool::new(true),
+            subscription: AtomicPtr::new(null_mut()),
+        }));
+        place.store(copy, Ordering::Release);
+        Some(copy)
     }
 
     /// In a forked child, by its only thread: tells the other copies.
     pub(crate) fn forked(&self) {
         self.busy.store(false, Ordering::Relaxed);
-        for copy in &self.copies {
-            // SAFETY: null, or a feed that is freed when it has been taken out of here.
-            if let Some(Feed { relay, .. }) = unsafe { copy.load(Ordering::Relaxed).as_ref() } {
-                // SAFETY: what the other copy has subscribed.
-                unsafe { (relay.operations.forked)(relay.context.0) };
-            }
+        for Copy { operations, context, .. } in self.copies() {
+            // SAFETY: what the other copy has subscribed; it stays.
+            unsafe { (operations.forked)(context.0) };
+        }
+    }
+
+    /// The calling thread has jumped out of what it had begun, as far as it lies below its place on the stack: the other
+    /// copies may have starts that have not returned, of which nobody knows here.
+    pub(crate) fn abandoned(&self, caller: &Caller) {
+        for Copy { operations, context, .. } in self.copies() {
+            let nothing = Change::new(Range::EVERYTHING, Event::Unmap, Blocking::Forbidden);
+            // SAFETY: as above.
+            unsafe { (operations.abandoned)(&Told::new(&nothing, caller), context.0) };
         }
     }
 }
@@ -199,23 +229,19 @@ impl Primary {
     }
 }
 
-/// Another copy that is fed.
+/// Another copy.
 #[derive(Debug)]
-struct Feed {
-    relay: std::sync::Arc<Relay>,
-    _subscription: Subscription,
-}
-
-#[derive(Debug)]
-struct Relay {
+struct Copy {
     operations: Operations,
     context: Context,
-    /// What begins is not passed on any more.
+    /// What begins is not passed on.
     closed: AtomicBool,
+    /// Null while it is uninstalled.
+    subscription: AtomicPtr<Subscription>,
 }
 
 /// A pointer of the other copy's, which only goes back to it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Context(*mut c_void);
 
 // SAFETY: never dereferenced here; the other copy has a primary MMU there, which any thread may use.
@@ -223,13 +249,16 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
+/// A change, as the other copies are told of it.
 fn told(change: &Change) -> Told {
     let here = 0u8;
-    let primary = hook::primary();
     let caller = hook::caller().with_stack((&raw const here).addr());
-    let stack = primary.and_then(|primary| primary.space.changes_at(&caller)).unwrap_or(0);
-    Told::new(change, Thread { id: caller.thread(), home: caller.home() as u64 }, stack)
+    let stack = hook::primary().and_then(|primary| primary.space.changes_at(&caller));
+    Told::new(change, &caller.with_stack(stack.unwrap_or(0)))
 }
+
+/// On the list of the address space.
+struct Relay(&'static Copy);
 
 impl Ticketed for Relay {
     /// `None`: it was not passed on.
@@ -241,30 +270,33 @@ impl Ticketed for Relay {
     }
 
     fn try_start(&self, change: &Change) -> Result<Option<Ticket>, WouldBlock> {
+        let Copy { operations, context, closed, .. } = self.0;
         // Relaxed: see `unsubscribe`.
-        if self.closed.load(Ordering::Relaxed) {
+        if closed.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let mut ticket = Ticket::default();
         // SAFETY: what the other copy has subscribed, with a change and room for a ticket.
-        match unsafe { (self.operations.start)(&told(change), &raw mut ticket, self.context.0) } {
+        match unsafe { (operations.start)(&told(change), &raw mut ticket, context.0) } {
             0 => Ok(Some(ticket)),
             _ => Err(WouldBlock),
         }
     }
 
     fn end(&self, change: &Change, ticket: Option<Ticket>) {
+        let Copy { operations, context, .. } = self.0;
         if let Some(ticket) = ticket {
             // SAFETY: as above, with the ticket of its start.
-            unsafe { (self.operations.end)(&told(change), &raw const ticket, self.context.0) };
+            unsafe { (operations.end)(&told(change), &raw const ticket, context.0) };
         }
     }
 
     fn release(&self) {
-        // Relaxed: as above. By who closes it, the address space of the other copy does not end.
-        if !self.closed.load(Ordering::Relaxed) {
+        let Copy { operations, context, closed, .. } = self.0;
+        // Relaxed: as above. Where it is closed, the subscription ends, and not the address space.
+        if !closed.load(Ordering::Relaxed) {
             // SAFETY: as above.
-            unsafe { (self.operations.release)(self.context.0) };
+            unsafe { (operations.release)(context.0) };
         }
     }
 }
@@ -280,50 +312,43 @@ unsafe extern "C" fn subscribe(
     // SAFETY: by the other copy's promise, for the time of this call.
     let operations = unsafe { *operations };
     primary.feeds.one_at_a_time(|| {
-        let copies = &primary.feeds.copies;
-        // Relaxed: one at a time.
-        let Some(place) = copies.iter().find(|copy| copy.load(Ordering::Relaxed).is_null()) else {
-            return -ENOMEM;
-        };
-        let closed = AtomicBool::new(false);
-        let relay = std::sync::Arc::new(Relay { operations, context: Context(context), closed });
-        let subscription = primary.space.subscribe_relay(relay.clone());
-        let feed = Box::into_raw(Box::new(Feed { relay, _subscription: subscription }));
-        place.store(feed, Ordering::Relaxed);
+        let Some(copy) = primary.feeds.copy(operations, Context(context)) else { return -ENOMEM };
+        // Relaxed: published with the list that the relay is on.
+        copy.closed.store(false, Ordering::Relaxed);
+        let subscription = Box::new(primary.space.subscribe_relay(Relay(copy)));
+        // Relaxed, both: one at a time.
+        copy.subscription.store(Box::into_raw(subscription), Ordering::Relaxed);
         primary.feeds.others.fetch_add(1, Ordering::Relaxed);
         primary.switch_as_wanted();
         // SAFETY: by the other copy's promise.
-        unsafe { out.write(feed.cast()) };
+        unsafe { out.write(from_ref(copy).cast_mut().cast()) };
         0
     })
 }
 
-unsafe extern "C" fn unsubscribe(feed: *mut c_void) {
+unsafe extern "C" fn unsubscribe(copy: *mut c_void) {
     let Some(primary) = hook::primary() else { return };
-    let feed: *mut Feed = feed.cast();
+    // SAFETY: what `subscribe` has given; it stays.
+    let copy = unsafe { &*copy.cast::<Copy>() };
     primary.feeds.one_at_a_time(|| {
-        // SAFETY: made by `subscribe`, and given back once.
-        let relay = unsafe { &(*feed).relay };
-        // What begins now is not passed on; what was passed on is over when the wait is. Relaxed: the list that the wait
-        // publishes is a Release, and its fence pairs with that of a change's claim. So a change that does not see this is seen
-        // by the wait.
-        relay.closed.store(true, Ordering::Relaxed);
+        // What begins now is not passed on; what was passed on is over when the wait is. Relaxed: the wait publishes a list, and
+        // then a full fence pairs with that of each change's claim. So a change that does not see this is seen by the wait.
+        copy.closed.store(true, Ordering::Relaxed);
         wait_for_changes(&primary.space);
-        // Relaxed: one at a time.
-        if let Some(place) = primary.feeds.copies.iter().find(|copy| copy.load(Ordering::Relaxed) == feed) {
-            place.store(null_mut(), Ordering::Relaxed);
+        // Relaxed, both: one at a time.
+        let subscription = copy.subscription.swap(null_mut(), Ordering::Relaxed);
+        if !subscription.is_null() {
+            primary.feeds.others.fetch_sub(1, Ordering::Relaxed);
+            // SAFETY: made by `subscribe`, and taken once.
+            drop(unsafe { Box::from_raw(subscription) });
         }
-        primary.feeds.others.fetch_sub(1, Ordering::Relaxed);
-        // SAFETY: as above.
-        drop(unsafe { Box::from_raw(feed) });
         primary.switch_as_wanted();
     });
 }
 
 unsafe extern "C" fn thread(out: *mut Thread) {
-    let caller = hook::caller();
     // SAFETY: by the other copy's promise.
-    unsafe { out.write(Thread { id: caller.thread(), home: caller.home() as u64 }) };
+    unsafe { out.write(Thread::of(&hook::caller())) };
 }
 
 unsafe extern "C" fn announce(told: *const Told, make: Make, argument: *mut c_void) -> c_int {
@@ -353,7 +378,8 @@ unsafe extern "C" fn check(say: Say, context: *mut c_void) -> c_int {
         Err(crate::CheckError::Maps { errno }) => return errno,
     };
     let faults = check.faults.iter().map(|fault| (fault.to_string(), fault.address));
-    let calls = check.calls.iter().filter(|call| !call.is_right()).map(|call: &Outcome| (call.to_string(), 0));
+    let calls =
+        check.calls.iter().filter(|call| !call.is_right()).map(|call: &Outcome| (call.to_string(), 0));
     for (text, address) in faults.chain(calls) {
         // SAFETY: by the other copy's promise.
         unsafe { say(text.as_ptr(), text.len(), address, context) };

@@ -2,7 +2,7 @@
 //!
 //! Everything that the hook asks of the kernel goes through here: no libc, no `errno`, no thread-local. So do an exec
 //! and an exit of the program; its other calls are made in [`crate::entry`]. These two instructions are never patched
-//! (they would call themselves), and as they lie at known places, whoever filters system calls by address can let
+//! (they would call themselves), but by another copy of this library that is at work instead of this one; and as they lie at known places, whoever filters system calls by address can let
 //! them through.
 
 // UNSAFETY: a system call is an instruction that only assembler has.
@@ -24,7 +24,8 @@ global_asm!(
     "mov r10, [rsi + 24]",
     "mov r8, [rsi + 32]",
     "mov r9, [rsi + 40]",
-    "mov rsi, [rsi + 8]",
+    // mov rsi, [rsi + 8], in the long form: another copy of this library can put a jump there.
+    ".byte 0x48, 0x8b, 0xb6, 8, 0, 0, 0",
     ".hidden mmu_notifier_gate_syscall",
     ".globl mmu_notifier_gate_syscall",
     "mmu_notifier_gate_syscall:",

@@ -17,9 +17,9 @@ use crate::children::Preload;
 use crate::context::Contexts;
 use crate::copy::{self, Place};
 use crate::entry;
+use crate::facts::Memory;
 use crate::fed::{self, Fed};
 use crate::feed::Feeds;
-use crate::facts::Memory;
 use crate::flow::Flow;
 use crate::gate::{self, safe};
 use crate::hook;
@@ -104,7 +104,9 @@ pub enum InstallError {
     #[error("this process has a primary MMU already")]
     Twice,
     /// Another copy of this library rewrote the call sites before, and cannot tell this one of changes.
-    #[error("another copy of this library is at work in this process, and this one cannot be told by it: {why}")]
+    #[error(
+        "another copy of this library is at work in this process, and this one cannot be told by it: {why}"
+    )]
     Copy {
         /// Why not.
         why: &'static str,
@@ -515,6 +517,7 @@ impl Primary {
         };
         // SAFETY: a frame below the stack pointer of the thread that runs has been left for good.
         let ended = unsafe { self.end_those(caller, gone) };
+        self.feeds.abandoned(caller);
         if ended.changes > 0
             && let Some(process) = self.log.process()
         {
