@@ -1,6 +1,7 @@
 //! Peace with what else is in a process: `docs/peace.md` has the table.
 
 mod copies;
+mod crates;
 mod fed;
 mod peers;
 
