@@ -292,7 +292,7 @@ impl Primary {
                 strict::stacks_are_small(range);
             }
             let mut flow = core::mem::take(&mut state.flow);
-            for part in without_own_calls(range) {
+            for part in without_own_stubs(range) {
                 let offset = part.start().wrapping_sub(base);
                 search(image, readable_code(part), offset, wanted, &mut flow, |site| {
                     if let Some(code) = bytes.bytes.get(site.from..site.offset + 2) {
@@ -324,7 +324,8 @@ impl Primary {
         path: &[u8],
     ) {
         let address = base.wrapping_add(site.offset);
-        if state.stubs.pool_around(address) {
+        // Ours may have been found in another copy of this library from the same file.
+        if state.stubs.pool_around(address) || tails::calls().contains(&address) {
             return;
         }
         let number = site.number.known();
@@ -453,11 +454,11 @@ impl Primary {
     }
 }
 
-/// What lies in `range` before and behind our own system calls: by now there may be hundreds.
-fn without_own_calls(range: Range) -> impl Iterator<Item = Range> {
-    let calls = tails::calls();
-    let before = Range::new(range.start(), range.end().min(calls.start));
-    let behind = Range::new(range.start().max(calls.end), range.end());
+/// What lies in `range` before and behind what we have written there: by now it may have hundreds of calls.
+fn without_own_stubs(range: Range) -> impl Iterator<Item = Range> {
+    let stubs = tails::stubs();
+    let before = Range::new(range.start(), range.end().min(stubs.start));
+    let behind = Range::new(range.start().max(stubs.end), range.end());
     [before, behind].into_iter().flatten()
 }
 

@@ -71,6 +71,12 @@ pub(crate) fn calls() -> core::ops::Range<usize> {
     &raw const __start_mmu_notifier_calls as usize..&raw const __stop_mmu_notifier_calls as usize
 }
 
+/// The part of it that is written at run time.
+pub(crate) fn stubs() -> core::ops::Range<usize> {
+    let start = &raw const mmu_notifier_tails as usize;
+    start..start + TAILS + TRAPS
+}
+
 /// Where the stubs of what was trapped are: [`TRAPS`] bytes.
 pub(crate) fn traps() -> core::ops::Range<usize> {
     let start = &raw const mmu_notifier_tails as usize + TAILS;
