@@ -6,6 +6,7 @@ use mmu_notifier::{Blocking, Caller, Change, Event, OpenChange, Range, WouldBloc
 
 use crate::Syscall;
 use crate::decode::Changes;
+use crate::hot;
 use crate::primary::Primary;
 use crate::refused::{Attempts, Refusals};
 use crate::session::Shard;
@@ -89,9 +90,12 @@ pub(crate) fn start(
         && primary.mode.is_off()
         && let Some(open) = primary.start_quietly(caller, change)
     {
+        hot::before(primary, range, event);
         return Ok(Opened::Quiet(open));
     }
-    Ok(Opened::Told(primary.space.start(caller, change)?))
+    let open = primary.space.start(caller, change)?;
+    hot::before(primary, range, event);
+    Ok(Opened::Told(open))
 }
 
 /// Ends it.
@@ -102,7 +106,10 @@ pub(crate) fn end(primary: &Primary, caller: &Caller, opened: Opened) {
             primary.space.end(caller, open);
         }
         Opened::Quiet(open) => primary.end_quietly(caller, open),
-        Opened::Later(range) => primary.tell_later(range),
+        Opened::Later(range) => {
+            hot::recorded();
+            primary.tell_later(range);
+        }
     }
 }
 

@@ -39,11 +39,13 @@ use crate::decode::{Changes, Common, decode, decode_common, needs};
 use crate::entry::{Frame, Site};
 use crate::facts::Ranges;
 use crate::gate::{self, safe};
+use crate::hot;
 use crate::log::{self, observe};
 use crate::masks::{self, Changed};
 use crate::primary::Primary;
 use crate::refused::{self, NotMade, Refusals};
 use crate::strict;
+use crate::trapped;
 use crate::written;
 
 /// This process's primary MMU; null until it is installed, never changed after.
@@ -217,10 +219,14 @@ pub(crate) unsafe extern "C" fn before(frame: *mut Frame, underway: *mut Underwa
         if !takes_frame(frame, look.range, look.event)
             && let Some(open) = primary.space.start_unheard(&look.caller, &change)
         {
-            frame.go = site.back;
-            underway.told = 0;
-            underway.unheard.write(open);
-            return Way::Call;
+            // Behind the claim.
+            if !primary.mode.is_hot() {
+                frame.go = site.back;
+                underway.told = 0;
+                underway.unheard.write(open);
+                return Way::Call;
+            }
+            primary.space.end_unheard(open);
         }
     }
     if leave(primary, frame, underway, look) { Way::Announce } else { Way::Out }
@@ -350,7 +356,10 @@ fn tell(primary: &Primary, frame: &mut Frame, seen: &mut Seen, news: &mut MaybeU
                 return announce_otherwise(primary, frame, seen, news, time, Some(blocking));
             }
             match primary.space.start(&seen.caller, Change::new(seen.range, seen.event, blocking)) {
-                Ok(started) => open = Some(started),
+                Ok(started) => {
+                    hot::before(primary, seen.range, seen.event);
+                    open = Some(started);
+                }
                 Err(WouldBlock) => return announce_otherwise(primary, frame, seen, news, time, None),
             }
         }
@@ -684,6 +693,6 @@ impl Primary {
         // tables of sites.
         let back = unsafe { (back as *const usize).read_unaligned() };
         let site = back.wrapping_sub(2);
-        (written::ending_at(back).is_some() || strict::was_trapped(site)).then_some(site)
+        (written::ending_at(back).is_some() || trapped::was_trapped(site)).then_some(site)
     }
 }

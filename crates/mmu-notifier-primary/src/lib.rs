@@ -32,6 +32,7 @@
 //! | `rewrite`, `patch`, `code`, `batch` | rewriting them: when and which; how; machine code; many at a time |
 //! | `entry`, `gate`, `tails` | the way into Rust and back; calls of our own; where all calls are made |
 //! | `strict`, `masks` | catching what cannot be rewritten; the signal that this takes |
+//! | `trapped`, `hot` | where that was; rewriting those places while they run |
 //! | `hook`, `bracket`, `light`, `children`, `thread` | what happens around a call; what it has open; where nobody is told; fork, exec and exit; who is calling |
 //! | `context`, `mode` | whether a call may wait; what makes it more than an ordinary one |
 //! | `refused`, `quarantine`, `worker` | what becomes of a call that somebody has refused; memory that is unmapped later, and the thread that does it |
@@ -65,6 +66,7 @@ mod flow;
 mod gate;
 mod health;
 mod hook;
+mod hot;
 mod light;
 mod log;
 mod maps;
@@ -85,6 +87,7 @@ mod sites;
 mod strict;
 mod tails;
 mod thread;
+mod trapped;
 pub mod userfault;
 mod valgrind;
 mod worker;
@@ -94,5 +97,6 @@ pub use call::Syscall;
 pub use deliver::{Undeliverable, Wanted};
 pub use gate::call as system_call;
 pub use health::{Check, CheckError, Fault, FaultKind, Finding, LeadsTo, Unseen};
+pub use hot::Traps;
 pub use primary::{InstallError, Options, Primary, own_program};
 pub use strict::Strict;

@@ -9,6 +9,7 @@ use crate::gate::safe::{Errno, File};
 pub(crate) struct Mapping<'a> {
     pub(crate) range: Range,
     pub(crate) readable: bool,
+    pub(crate) writable: bool,
     pub(crate) executable: bool,
     pub(crate) shared: bool,
     /// Offset of the first byte in the file.
@@ -21,10 +22,17 @@ pub(crate) struct Mapping<'a> {
 
 /// Calls `visit` for every mapping, in ascending order. Mappings that come and go meanwhile may be missed or
 /// seen twice.
-pub(crate) fn for_each(mut visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
+pub(crate) fn for_each(visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
+    // On the stack of whoever made the call, so not large.
+    for_each_in(&mut [0; 2048], visit)
+}
+
+/// The same with room for a part of the file: a line is 73 characters and a path.
+pub(crate) fn for_each_in(
+    buffer: &mut [u8],
+    mut visit: impl FnMut(&Mapping<'_>),
+) -> Result<(), Errno> {
     let file = File::open(c"/proc/self/maps", 0)?;
-    // On the stack of whoever made the call, so not large. A line is 73 characters and a path.
-    let mut buffer = [0u8; 2048];
     let mut filled = 0;
     loop {
         let read = file.read(&mut buffer[filled..])?;
@@ -65,6 +73,7 @@ pub(crate) fn parse(line: &[u8]) -> Option<Mapping<'_>> {
     Some(Mapping {
         range: Range::new(start, end).ok()?,
         readable: permissions[0] == b'r',
+        writable: permissions[1] == b'w',
         executable: permissions[2] == b'x',
         shared: permissions[3] == b's',
         offset,
@@ -100,12 +109,13 @@ mod tests {
             b"7f0a5a400000-7f0a5a600000 r-xp 0002a000 fe:01 1234567                   /lib/a b.so (deleted)";
         let mapping = parse(line).unwrap();
         assert_eq!(mapping.range, Range::new(0x7f0a_5a40_0000, 0x7f0a_5a60_0000).unwrap());
-        assert!(mapping.readable && mapping.executable && !mapping.shared);
+        assert!(mapping.readable && !mapping.writable && mapping.executable && !mapping.shared);
         assert_eq!((mapping.offset, mapping.inode), (0x2a000, 1_234_567));
         assert_eq!(mapping.device, 0xfe01);
         assert_eq!(mapping.path, b"/lib/a b.so (deleted)");
         let anonymous = parse(b"7ffd1000-7ffd2000 rw-p 00000000 00:00 0 ").unwrap();
         assert_eq!((anonymous.path, anonymous.executable), (&b""[..], false));
+        assert!(anonymous.readable && anonymous.writable);
         assert_eq!(parse(b"7f0a5a400000-7f0a"), None);
         assert_eq!(parse(b""), None);
     }

@@ -10,6 +10,8 @@ const OFF: u32 = 2;
 const QUARANTINE: u32 = 4;
 /// Switched on again, and calls may be under way that began before.
 const SETTLING: u32 = 8;
+/// Code was rewritten while it ran, or is being: who changes memory looks whether it is there.
+const HOT: u32 = 16;
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -32,7 +34,19 @@ impl Mode {
     #[inline(always)]
     pub(crate) fn is_special(&self) -> bool {
         // Relaxed: as above.
-        self.0.load(Ordering::Relaxed) & !WATCHED != 0
+        self.0.load(Ordering::Relaxed) & !(WATCHED | HOT) != 0
+    }
+
+    /// Whether some code was, or is being, rewritten while it ran ([`crate::hot`]).
+    #[inline(always)]
+    pub(crate) fn is_hot(&self) -> bool {
+        // SeqCst: behind the claim of a slot; the partner is `hot`, and then the look at the record, in `crate::hot`.
+        self.0.load(Ordering::SeqCst) & HOT != 0
+    }
+
+    /// SeqCst: see `is_hot`. By one thread at a time.
+    pub(crate) fn hot(&self, on: bool) {
+        self.set(HOT, on);
     }
 
     pub(crate) fn has_quarantine(&self) -> bool {

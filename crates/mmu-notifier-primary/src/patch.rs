@@ -118,6 +118,16 @@ impl Writer {
         })
     }
 
+    /// Replaces one byte of code, whether or not threads run it: they find the old one or the new one.
+    ///
+    /// # Safety
+    ///
+    /// Before and after, what is there is the code that is meant, whichever of its bytes a thread has fetched already.
+    pub(crate) unsafe fn byte(&mut self, address: usize, byte: u8) -> Result<(), UnseenReason> {
+        // SAFETY: of one byte there is no half; the caller answers for the rest.
+        unsafe { self.quiet(address, &[byte]) }
+    }
+
     /// Replaces the first bytes of an instruction by a jump, whether or not threads run it.
     ///
     /// # Safety

@@ -8,7 +8,7 @@ use std::ffi::CStr;
 use std::fmt;
 use std::sync::OnceLock;
 
-use mmu_notifier::{Abandoned, AddressSpace, Caller, Change, OpenChange, Subscriber, WouldBlock};
+use mmu_notifier::{Abandoned, AddressSpace, Caller, Change, OpenChange, Range, Subscriber, WouldBlock};
 
 use crate::Syscall;
 use crate::batch::Batch;
@@ -23,6 +23,7 @@ use crate::feed::Feeds;
 use crate::flow::Flow;
 use crate::gate::{self, safe};
 use crate::hook;
+use crate::hot;
 use crate::log::{Log, put_path, ticks};
 use crate::mode::Mode;
 use crate::oracle;
@@ -382,6 +383,11 @@ impl Primary {
         None
     }
 
+    /// Whether some thread is changing `range`, or may be.
+    pub(crate) fn may_be_changing(&self, range: Range) -> bool {
+        self.space.may_be_changing(range) || self.quiet.get().is_some_and(|quiet| quiet.may_be_changing(range))
+    }
+
     pub(crate) fn end_quietly(&self, caller: &Caller, open: OpenChange) {
         if let Some(quiet) = self.quiet.get() {
             quiet.end(caller, open);
@@ -459,6 +465,7 @@ impl Primary {
         self.pid.store(safe::getpid(), Ordering::Relaxed);
         self.threads.forked();
         self.patching.forked();
+        hot::forked(self);
         self.worker.forked();
         // Nobody is subscribed here yet.
         self.quarantine.forked(|range| self.unmap(range));

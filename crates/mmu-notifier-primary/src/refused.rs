@@ -26,6 +26,7 @@ use crate::entry::{Frame, Site};
 use crate::gate;
 use crate::gate::safe;
 use crate::hook::return_address;
+use crate::hot;
 use crate::log;
 use crate::primary::Primary;
 use crate::quarantine::Waiting;
@@ -109,6 +110,7 @@ pub(crate) fn one(
         return Err(NotMade { result: 0 });
     }
     if takes_nothing(call, args) {
+        hot::unrecorded(primary, range, event);
         return Ok(Opened::Later(range));
     }
     let mut attempts = Attempts::new(Blocking::Forbidden);
@@ -288,6 +290,7 @@ impl Primary {
                 Err(WouldBlock) => return Err(WouldBlock),
             }
         };
+        hot::before(self, waiting.range, waiting.event());
         // Not before: nobody may wait while he has it.
         if let Some(taken) = self.quarantine.take(waiting) {
             if !waiting.is_notice() {

@@ -30,6 +30,7 @@ use crate::session::{self, StrictState, UnseenReason};
 use crate::sites::{self, Draft};
 use crate::strict::{self, Strict};
 use crate::tails;
+use crate::trapped;
 use crate::written;
 
 /// What is needed to rewrite code, one thread at a time.
@@ -241,7 +242,7 @@ impl Primary {
                 let base = range.start().wrapping_sub(offset);
                 sites::for_each(known, |site, code| {
                     if site.shape == Err(Unfit::SmallStacks) {
-                        strict::stacks_are_small(range);
+                        trapped::stacks_are_small(range);
                     }
                     self.patch(state, writer, base, &site, code, path);
                 });
@@ -289,7 +290,7 @@ impl Primary {
         if let (Some(bytes), Some(image)) = (&bytes, &image) {
             let base = range.start().wrapping_sub(offset);
             if image.is_go() {
-                strict::stacks_are_small(range);
+                trapped::stacks_are_small(range);
             }
             let mut flow = core::mem::take(&mut state.flow);
             for part in without_own_stubs(range) {

@@ -31,7 +31,7 @@ pub mod check;
 /// First word of a session.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"mmun-ses");
 /// Layout version: both sides must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Processes that a session can hold at one time.
 pub const PROCESSES: usize = 4096;
 /// Sets of counters in a process; threads are spread over them.
@@ -242,6 +242,8 @@ pub struct Process {
     pub strict: AtomicU32,
     /// System calls that were caught by strict mode.
     pub trapped: AtomicU64,
+    /// Places where they were so again and again: rewritten while they ran, and those that could not be.
+    pub hot: [AtomicU64; 2],
     /// Brackets that were left open by a thread (cancelled, longjmp) and ended when that was found out.
     pub abandoned: AtomicU64,
     /// Callbacks that a thread has jumped out of: a start or an end that has not returned.

@@ -8,6 +8,8 @@
 //! with its registers, and children, exec and returns from signal handlers are what they are. A call that is nothing to us
 //! goes on at the stub's plain tail.
 //!
+//! A place that is trapped again and again is rewritten while it runs ([`crate::hot`]).
+//!
 //! The trap takes microseconds, and each call of an armed thread a tenth of one, as the kernel leaves its fast path. So
 //! everything that can be rewritten is: not only sites that make memory calls.
 //!
@@ -24,20 +26,18 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use mmu_notifier::Range;
-
 use crate::Syscall;
 use crate::children;
-use crate::code::Code;
 use crate::entry::{Frame, Site};
 use crate::gate::safe::Errno;
 use crate::gate::{self, safe};
 use crate::hook;
+use crate::hot;
 use crate::masks::{self, Action, MASK, PRCTL, RT_SIGACTION, RT_SIGPROCMASK, RT_SIGRETURN, SIGSYS};
-use crate::patch::{Live, Writer};
 use crate::primary::Primary;
 use crate::session::UnseenReason;
-use crate::tails::{self, Children};
+use crate::tails;
+use crate::trapped::{Place, is_small};
 
 /// Whether to catch what cannot be rewritten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,6 +91,9 @@ static ARMED: AtomicU32 = AtomicU32::new(0);
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 /// Threads that have armed themselves because they were told to.
 static TOLD: AtomicU32 = AtomicU32::new(0);
+
+/// System calls that were trapped in this process, or in those that it was forked from.
+static TRAPS: AtomicU64 = AtomicU64::new(0);
 
 /// What SIGSYS does.
 static ACTION: Handler =
@@ -225,6 +228,11 @@ pub(crate) struct Context {
 pub(crate) fn is_armed() -> bool {
     // Relaxed: whoever runs armed code was armed after this.
     ARMED.load(Ordering::Relaxed) != 0
+}
+
+/// System calls that were trapped so far.
+pub(crate) fn traps() -> u64 {
+    TRAPS.load(Ordering::Relaxed)
 }
 
 /// Arms all threads of this process.
@@ -362,14 +370,21 @@ unsafe extern "C" fn trapped(_: usize, info: *mut Info, context: *mut Context) {
         return sent(info, context);
     }
     let Some(primary) = hook::primary() else { return };
+    TRAPS.fetch_add(1, Ordering::Relaxed);
     if let Some(process) = primary.log.process() {
         process.trapped.fetch_add(1, Ordering::Relaxed);
     }
-    let address = context.rip - 2;
-    match trap_at(address) {
-        Some(stub) if hook::does_not_care(context.rax) => context.rip = plain_of(stub),
-        Some(stub) if is_small(address) => serve(primary, stub, context),
-        Some(stub) => context.rip = stub,
+    let address = hot::place_of(context.rip - 2);
+    let place = Place::of(address);
+    if let Some(place) = place
+        && place.count()
+    {
+        hot::rewrite(primary, address, place);
+    }
+    match place {
+        Some(place) if hook::does_not_care(context.rax) => context.rip = place.plain(),
+        Some(place) if is_small(address) => serve(primary, place.site(), context),
+        Some(place) => context.rip = place.stub(),
         None => {
             disarm_thread();
             primary.log.unseen(UnseenReason::ManyTraps, Some(context.rax), address, b"");
@@ -379,113 +394,9 @@ unsafe extern "C" fn trapped(_: usize, info: *mut Info, context: *mut Context) {
     }
 }
 
-/// Bytes of a stub: the way in, the tails, the `Site`.
-const STUB: usize = 128;
-const SITE_AT: usize = STUB - size_of::<Site>();
-const TAILS_AT: usize = 16;
-/// Instructions that can be trapped.
-const STUBS: usize = (64 << 10) / STUB;
-/// Places where one is looked for.
-const PROBES: usize = 64;
-
-/// By the place of their stub: the addresses of trapped instructions; bit 63: the stub is there.
-static ADDRESSES: [AtomicU64; STUBS] = [const { AtomicU64::new(0) }; STUBS];
-const THERE: u64 = 1 << 63;
-
-/// Whether the `syscall` instruction at `address` has been trapped.
-pub(crate) fn was_trapped(address: usize) -> bool {
-    // Relaxed: only whether. The probes end at the first place that was never taken.
-    let wanted = address as u64 | THERE;
-    let first = first_probe(address as u64);
-    let places = (0..PROBES).map(|probe| ADDRESSES[(first + probe) % STUBS].load(Ordering::Relaxed));
-    places.take_while(|&found| found != 0).any(|found| found == wanted)
-}
-
-/// Where to look first for the place of an address.
-fn first_probe(address: u64) -> usize {
-    const { assert!(STUBS == 1 << 9) };
-    (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55) as usize
-}
-
-/// The stub of the `syscall` instruction at `address`; `None`: there are too many.
-fn trap_at(address: usize) -> Option<usize> {
-    let wanted = address as u64;
-    let first = first_probe(wanted);
-    for probe in 0..PROBES {
-        let index = (first + probe) % STUBS;
-        let place = &ADDRESSES[index];
-        let stub = tails::traps().start + index * STUB;
-        // Acquire pairs with the Release below: the stub is written.
-        let mut found = place.load(Ordering::Acquire);
-        if found == 0 {
-            // Relaxed: the place is ours by it, nothing else.
-            found = match place.compare_exchange(0, wanted, Ordering::Relaxed, Ordering::Acquire) {
-                Ok(_) => wanted,
-                Err(now) => now,
-            };
-        }
-        if found == wanted | THERE {
-            return Some(stub);
-        }
-        if found == wanted {
-            // Whoever took the place may be at it still, or be the parent of this process. All write the same.
-            write(stub, address)?;
-            place.store(wanted | THERE, Ordering::Release);
-            return Some(stub);
-        }
-    }
-    None
-}
-
-fn plain_of(stub: usize) -> usize {
-    stub + TAILS_AT
-}
-
-/// Writes the stub of the instruction at `address`.
-fn write(stub: usize, address: usize) -> Option<()> {
-    let (site, back) = (stub + SITE_AT, address + 2);
-    let mut code = Code::<STUB>::at(stub);
-    tails::put_way_in(&mut code, site);
-    code.put(&[0xcc]);
-    debug_assert_eq!(code.here(), plain_of(stub));
-    let children = if is_small(address) { Children::Armed } else { Children::Told };
-    let tails = tails::make(code.here(), back, site, children);
-    code.put(tails.code.bytes());
-    while code.here() < site {
-        code.put(&[0xcc]);
-    }
-    for word in [back, tails.plain, tails.thread, tails.fork, usize::MAX, usize::MAX] {
-        code.put_word(word);
-    }
-    // SAFETY: the place is this stub's, and who writes there writes the same.
-    unsafe { Writer::new(Live::No).quiet(stub, code.bytes()).ok() }
-}
-
-/// Code that runs on stacks which are too small for the hook: mappings, first and behind the last address.
-static SMALL: [[AtomicUsize; 2]; 8] = [const { [const { AtomicUsize::new(0) }; 2] }; 8];
-
-/// The code in this mapping runs on small stacks.
-pub(crate) fn stacks_are_small(range: Range) {
-    for [start, end] in &SMALL {
-        // Relaxed: whoever runs the code was told of it after this.
-        match start.compare_exchange(0, range.start(), Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => return end.store(range.end(), Ordering::Relaxed),
-            Err(known) if known == range.start() => return end.store(range.end(), Ordering::Relaxed),
-            Err(_) => {}
-        }
-    }
-}
-
-fn is_small(address: usize) -> bool {
-    let load = |word: &AtomicUsize| word.load(Ordering::Relaxed);
-    SMALL.iter().any(|[start, end]| (load(start)..load(end)).contains(&address))
-}
-
 /// A call of code whose stack is too small for the hook: made here, in the handler, which is on the signal stack. What
 /// does not return as it went goes on at a tail.
-fn serve(primary: &Primary, stub: usize, context: &mut Context) {
-    // SAFETY: written with the stub.
-    let site = unsafe { &*((stub + SITE_AT) as *const Site) };
+fn serve(primary: &Primary, site: &Site, context: &mut Context) {
     if context.rax == RT_SIGRETURN {
         masks::unblock_in_frame(context.rsp);
         context.rip = site.plain;
@@ -584,21 +495,5 @@ mod tests {
         assert_eq!(core::mem::offset_of!(Context, rip), 40 + 16 * 8);
         assert_eq!(core::mem::offset_of!(Context, mask), 296);
         assert_eq!(size_of::<Handler>(), size_of::<Action>());
-    }
-
-    #[test]
-    fn an_instruction_has_one_stub() {
-        // Addresses at which there is nothing: nobody runs these stubs.
-        let one = trap_at(0x1000).unwrap();
-        assert_eq!(trap_at(0x1000), Some(one));
-        let other = trap_at(0x2000).unwrap();
-        assert_ne!(one, other);
-        assert!(tails::traps().contains(&other) && tails::calls().contains(&(other + STUB)));
-        // SAFETY: written just now.
-        let site = unsafe { &*((one + SITE_AT) as *const Site) };
-        assert_eq!((site.back, site.plain, site.number), (0x1002, plain_of(one), usize::MAX));
-        // SAFETY: as above.
-        let tail = unsafe { *(site.plain as *const [u8; 2]) };
-        assert_eq!(tail, [0x0f, 0x05]);
     }
 }

@@ -409,6 +409,21 @@ impl OpenChanges {
         self.scan(caller, patience, |phase, slot| phase.changes() && matters(slot, range, &ignored))
     }
 
+    /// Whether a change of any thread is open now that overlaps `range`, or whose range is not on record (yet, or as there
+    /// was nobody to tell).
+    pub(crate) fn is_any_of(&self, range: &Range) -> bool {
+        // Pairs with `fence_after_rmw` in `claim`: see the module documentation.
+        fence(Ordering::SeqCst);
+        // Acquire pairs with the Release in `changing` and `free`. A mixture with a later use of the slot: as in
+        // `wait_for_changes`, the use that was open is over, and the later one comes behind the fence.
+        let open = self.slots().any(|slot| {
+            State(slot.state.load(Ordering::Acquire)).phase().changes() && concerns(slot, range)
+        });
+        // What is not seen any more happened before.
+        fence(Ordering::Acquire);
+        open
+    }
+
     /// Waits until every change of other threads that does not walk the list at `list` is over.
     pub(crate) fn wait_for_strangers(&self, caller: &Caller, list: usize, patience: &mut Patience<'_>) {
         self.scan(caller, patience, |phase, slot| {

@@ -380,6 +380,26 @@ impl AddressSpace {
         self.shared.open.wait_for_changes(&caller, &range, |_| false, &mut patience)
     }
 
+    /// Whether some thread, the calling one too, has a change open that may overlap `range`. Never waits.
+    ///
+    /// For who touches memory by itself, and must not where somebody is changing it: write down, where whoever starts a change
+    /// looks for it, what is going to be touched; ask; and if nothing is open, touch it. A change that this does not see
+    /// begins later, and its maker sees whatever was written before. A change that began while nobody was subscribed may be
+    /// one of any range.
+    ///
+    /// ```
+    /// use mmu_notifier::{AddressSpace, Event, Range};
+    ///
+    /// let space = AddressSpace::new();
+    /// let pages = Range::new(0x1000, 0x2000)?;
+    /// space.invalidate(pages, Event::Unmap, || assert!(space.may_be_changing(pages)));
+    /// assert!(!space.may_be_changing(pages));
+    /// # Ok::<(), mmu_notifier::RangeError>(())
+    /// ```
+    pub fn may_be_changing(&self, range: Range) -> bool {
+        self.shared.open.is_any_of(&range)
+    }
+
     /// Whether the calling thread has begun a change that is not over, or is in a callback of one: to wait for
     /// its end would be for ever. Never waits.
     ///
