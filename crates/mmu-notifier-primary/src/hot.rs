@@ -54,6 +54,7 @@
 // UNSAFETY: writes code, and memory that one thread uses at a time.
 #![expect(unsafe_code)]
 
+use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -62,10 +63,11 @@ use mmu_notifier::{Event, PAGE_SIZE, Range};
 use crate::Syscall;
 use crate::code::Code;
 use crate::gate::{self, safe};
+use crate::hook;
 use crate::maps::{self, Mapping};
 use crate::patch::{Live, Writer};
 use crate::primary::Primary;
-use crate::trapped::{self, Place};
+use crate::trapped::{self, Place, is_small};
 
 /// Places that are, or were, rewritten: as many as can be trapped.
 const PLACES: usize = 512;
@@ -165,6 +167,11 @@ impl Entry {
         self.state.load(Ordering::SeqCst) != OUT
     }
 
+    fn forget(&self) {
+        self.address.store(0, Ordering::Relaxed);
+        self.target.store(0, Ordering::Relaxed);
+    }
+
     /// Whether it is rewritten, and a change of `range` is one of its code or of where its jump arrives.
     fn is_touched_by(&self, range: &Range) -> bool {
         let touches = |start: usize, len: usize| start < range.end() && range.start() < start + len;
@@ -193,20 +200,107 @@ fn target_of(address: usize, code: &[u8; JUMP]) -> Option<usize> {
     (address + JUMP).checked_add_signed(distance)
 }
 
-/// The landing of the place at `address`, at `target`.
-fn landing(place: Place, target: usize) -> Code<LANDING> {
+/// What is written at `target`, for the place whose `syscall` is at `address`.
+///
+/// ```text
+/// jmp  [stub]
+/// ```
+///
+/// Of code whose stacks are too small for the hook:
+///
+/// ```text
+/// lea  rcx, [trap]
+/// jmp  [mmu_notifier_landed]     ; which goes on at one of these two
+/// trap:  syscall                 ; is trapped: the call is made in the handler
+///        jmp [back]
+/// plain: (the address of the tail that makes the call)
+/// ```
+fn landing(place: Place, address: usize, target: usize) -> Code<LANDING> {
     let mut code = Code::at(target);
-    code.put_far_jump(place.stub());
+    if !is_small(address) {
+        code.put_far_jump(place.stub());
+        return code;
+    }
+    let landed: unsafe extern "C" fn() = mmu_notifier_landed;
+    code.put_relative(&[0x48, 0x8d, 0x0d], target + TRAP);
+    code.put_far_jump(landed as usize);
+    debug_assert_eq!(code.here(), target + TRAP);
+    code.put(&[0x0f, 0x05]);
+    code.put_far_jump(address + 2);
+    debug_assert_eq!(code.here(), target + TRAP + PLAIN);
+    code.put_word(place.plain());
     code
 }
 
-fn landing_len(_: usize) -> usize {
-    14
+/// Where the `syscall` is in a landing that has one, and, from there on, the address of the tail.
+const TRAP: usize = 7 + 14;
+const PLAIN: usize = 2 + 14;
+
+/// Bytes of the landing of the place at `address`.
+fn landing_len(address: usize) -> usize {
+    if is_small(address) { TRAP + PLAIN + 8 } else { 14 }
 }
 
-/// The place whose trapped instruction is at `address`.
+/// The system calls that are something to us, a bit for each, once there is a landing that asks.
+static CARED: [AtomicU64; NUMBERS / 64] = [const { AtomicU64::new(0) }; NUMBERS / 64];
+const NUMBERS: usize = 512;
+
+global_asm!(
+    ".pushsection mmu_notifier_calls, \"ax\", @progbits",
+    ".p2align 4",
+    ".hidden mmu_notifier_landed",
+    ".globl mmu_notifier_landed",
+    ".type mmu_notifier_landed, @function",
+    "mmu_notifier_landed:",
+    // Free are rcx, which has the address of the trap, and r11. There may be no room on the stack, and the flags are the
+    // program's: they come back as at the end of `crate::entry`.
+    "mov r11, rax",
+    "lahf",
+    "seto al",
+    "cmp r11, {numbers}",
+    "jae 2f",
+    "bt qword ptr [rip + {cared}], r11",
+    "jc 3f",
+    "2:",
+    "add al, 0x7f",
+    "sahf",
+    "mov rax, r11",
+    "jmp qword ptr [rcx + {plain}]",
+    "3:",
+    "add al, 0x7f",
+    "sahf",
+    "mov rax, r11",
+    "jmp rcx",
+    ".size mmu_notifier_landed, . - mmu_notifier_landed",
+    ".popsection",
+    numbers = const NUMBERS,
+    cared = sym CARED,
+    plain = const PLAIN,
+);
+
+unsafe extern "C" {
+    fn mmu_notifier_landed();
+}
+
+/// Fills [`CARED`]; the same each time.
+fn care() {
+    for (index, word) in CARED.iter().enumerate() {
+        let bits = (0..64).filter(|bit| !hook::does_not_care(index * 64 + bit));
+        // Relaxed: read by code that is written after this.
+        word.store(bits.fold(0, |word, bit| word | 1 << bit), Ordering::Relaxed);
+    }
+}
+
+/// The address of the place that is meant by a `syscall` at `address`: another one, if that is in a landing.
 pub(crate) fn place_of(address: usize) -> usize {
-    address
+    // Relaxed: who comes from a landing sees at least when it was made.
+    if CARED[0].load(Ordering::Relaxed) == 0 {
+        return address;
+    }
+    let is_it = |entry: &&Entry| {
+        entry.target() == address.wrapping_sub(TRAP) && entry.address() != 0 && is_small(entry.address())
+    };
+    entries().find(is_it).map_or(address, Entry::address)
 }
 
 /// Rewrites the place whose `syscall` is at `address`, if that can be done. In the handler of SIGSYS.
@@ -284,7 +378,7 @@ fn write(
     if UNRECORDED.load(Ordering::SeqCst) != 0 || primary.may_be_changing(here) {
         return Err(Not::Now);
     }
-    let landing = landing(place, target);
+    let landing = landing(place, address, target);
     let landing = landing.bytes();
     if !can_be_written(room, &here, target, landing.len()) {
         return Err(Not::Here);
@@ -294,6 +388,9 @@ fn write(
     let code = read(address).ok_or(Not::Here)?;
     if code[0] != SYSCALL || code[1..] != rest {
         return Err(Not::Here);
+    }
+    if is_small(address) {
+        care();
     }
     map_windows(writer, primary, target, landing.len())?;
     if read_landing(target)[..landing.len()] != *landing {
@@ -424,7 +521,7 @@ fn heat(primary: &Primary) {
 pub(crate) fn before(primary: &Primary, range: Range, event: Event) {
     // A copy of the memory, or its end, leaves code what it is.
     if primary.mode.is_hot() && !matches!(event, Event::ProtectionPage | Event::Release) {
-        put_back(primary, &range);
+        put_back(primary, &range, event);
     }
 }
 
@@ -443,13 +540,13 @@ pub(crate) fn recorded() {
 }
 
 #[inline(never)]
-fn put_back(primary: &Primary, range: &Range) {
+fn put_back(primary: &Primary, range: &Range, event: Event) {
     if !entries().any(|entry| entry.is_touched_by(range)) && ours_in(range).next().is_none() {
         return;
     }
     let mut writer = Writer::new(Live::No);
     safe::without_signals(|| {
-        while ONE.try_with(|_| put_back_alone(primary, &mut writer, range)).is_none() {
+        while ONE.try_with(|_| put_back_alone(primary, &mut writer, range, event)).is_none() {
             safe::yield_processor();
         }
     });
@@ -458,7 +555,7 @@ fn put_back(primary: &Primary, range: &Range) {
     }
 }
 
-fn put_back_alone(primary: &Primary, writer: &mut Writer, range: &Range) {
+fn put_back_alone(primary: &Primary, writer: &mut Writer, range: &Range, event: Event) {
     for entry in entries().filter(|entry| entry.is_touched_by(range)) {
         let address = entry.address();
         if read(address) == Some(entry.jump()) {
@@ -467,6 +564,10 @@ fn put_back_alone(primary: &Primary, writer: &mut Writer, range: &Range) {
         }
         entry.state.store(OUT, Ordering::Release);
         trapped::forget_traps(address);
+        // Whoever is on his way to the landing of code that goes has nowhere to come back to: others may land there.
+        if event == Event::Unmap {
+            entry.forget();
+        }
     }
     let _ = safe::synchronize_code();
     for ours in ours_in(range) {
@@ -477,8 +578,7 @@ fn put_back_alone(primary: &Primary, writer: &mut Writer, range: &Range) {
             target < page + PAGE_SIZE && page < target + landing_len(entry.address())
         };
         for entry in entries().filter(arrives_there) {
-            entry.address.store(0, Ordering::Relaxed);
-            entry.target.store(0, Ordering::Relaxed);
+            entry.forget();
         }
     }
     heat(primary);
@@ -530,7 +630,7 @@ impl Rewritten {
     pub(crate) fn has_landing(&self) -> bool {
         let now = read_landing(self.target);
         Place::of(self.address).is_some_and(|place| {
-            let landing = landing(place, self.target);
+            let landing = landing(place, self.address, self.target);
             now[..landing.bytes().len()] == *landing.bytes()
         })
     }

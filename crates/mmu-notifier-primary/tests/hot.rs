@@ -121,7 +121,7 @@ fn unmap(at: usize, len: usize) {
 }
 
 /// `call(a, b, number)`: its address is that of a function of code that was made here.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Place(usize);
 
 /// Behind the `syscall`: `ret`. With the two bytes that follow, a jump goes 819 MiB down.
@@ -194,6 +194,7 @@ fn a_hot_place_is_rewritten_and_nothing_is_missed() {
     place.call_many(HOT - 1);
     assert!(!place.is_rewritten());
     place.call_many(1);
+    if !place.is_rewritten() { let t=place.target(); for l in std::fs::read_to_string("/proc/self/maps").unwrap().lines() { let r=l.split(' ').next().unwrap(); let (a,b)=r.split_once('-').unwrap(); let a=usize::from_str_radix(a,16).unwrap_or(0); let b=usize::from_str_radix(b,16).unwrap_or(0); if a < t+(1<<26) && t < b+(1<<26) {eprintln!("NEAR {l}");} }  eprintln!("{:x} {:x} {}", place.address(), place.target(), std::fs::read_to_string("/proc/self/maps").unwrap());}
     assert!(place.is_rewritten());
     assert_eq!(place.bytes()[2..], RETURN);
     place.call_many(100_000 - HOT);
@@ -226,7 +227,7 @@ fn eight_threads_call_a_place_while_it_is_rewritten() {
         let threads: Vec<_> = (0..THREADS).map(|_| std::thread::spawn(thread)).collect();
         GO.store(true, SeqCst);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        assert!(place.is_rewritten());
+        assert!(place.is_rewritten(), "{place:?} {:x?} {:?}", place.target(), primary.traps());
         let traps = since.traps(primary);
         assert!((HOT..THREADS * EACH / 4).contains(&traps), "{traps} traps");
         assert_eq!(since.told(), THREADS * EACH);

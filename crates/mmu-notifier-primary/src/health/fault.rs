@@ -17,7 +17,7 @@ pub struct Fault {
     pub number: Option<usize>,
     /// The address of the `syscall` instruction.
     pub address: usize,
-    /// The file it is in, and at which byte.
+    /// The file it is in, and at which byte; empty, and the address: in none.
     pub file: PathBuf,
     /// See `file`.
     pub offset: usize,
@@ -71,7 +71,11 @@ impl fmt::Display for Fault {
             (None, Some(number)) => write!(f, "system call {number}")?,
             (None, None) => f.write_str("a system call of any number")?,
         }
-        write!(f, " at {}+{:#x}: ", self.file.display(), self.offset)?;
+        if self.file.as_os_str().is_empty() {
+            write!(f, " at {:#x}, in memory without a file: ", self.address)?;
+        } else {
+            write!(f, " at {}+{:#x}: ", self.file.display(), self.offset)?;
+        }
         match &self.kind {
             FaultKind::Overwritten { found, leads_to } => {
                 f.write_str("somebody has written over the jump to the hook")?;

@@ -12,6 +12,7 @@ use mmu_notifier::Range;
 use super::fault::{Fault, FaultKind, LeadsTo};
 use crate::Syscall;
 use crate::gate::safe::{self, Errno};
+use crate::hot::{self, Rewritten};
 use crate::maps;
 use crate::patch::pool_of;
 use crate::primary::Primary;
@@ -72,7 +73,42 @@ pub(super) fn look(primary: &Primary) -> Result<Looked, Errno> {
             }),
         }
     }
+    for place in hot::all() {
+        let kind = rewritten_while_it_ran(&place, &mappings);
+        // What the program has changed meanwhile was put back before.
+        if !place.is_still() {
+            continue;
+        }
+        match kind {
+            None => looked.intact += 1,
+            Some(kind) => {
+                let mapping = at(&mappings, place.address).filter(|mapping| mapping.inode != 0);
+                let base = mapping.map_or(0, |mapping| mapping.range.start().wrapping_sub(mapping.offset));
+                looked.faults.push(Fault {
+                    kind,
+                    call: None,
+                    number: None,
+                    address: place.address,
+                    file: mapping.map_or_else(PathBuf::new, |mapping| mapping.path.clone()),
+                    offset: place.address.wrapping_sub(base),
+                });
+            }
+        }
+    }
     Ok(looked)
+}
+
+/// What is wrong with a place that was rewritten while it ran.
+fn rewritten_while_it_ran(place: &Rewritten, mappings: &[Mapping]) -> Option<FaultKind> {
+    let (found, len) = read::<SHOWN>(place.address);
+    if found[..place.own.len()] == place.own {
+        return Some(FaultKind::Restored);
+    }
+    if found[..place.jump.len()] != place.jump {
+        let leads_to = leads_to(&found[..len], place.address, mappings);
+        return Some(FaultKind::Overwritten { found: found[..len].to_vec(), leads_to });
+    }
+    (!place.has_landing()).then_some(FaultKind::StubGone)
 }
 
 fn at(mappings: &[Mapping], address: usize) -> Option<&Mapping> {
