@@ -7,6 +7,9 @@
 //! * **exec** ends the address space if it succeeds, and nothing of ours runs after that: it is announced as
 //!   `Release` of everything, which a failed exec ends. A `vfork`ed child's exec leaves the parent's memory alone.
 //! * **exit_group** releases.
+//!
+//! Watched programs are followed through exec: what is preloaded into them is put back into the environment of each, and who is about
+//! to become a program that loads nothing asks to be traced meanwhile (`loadable.rs`, `traced.rs`).
 
 // UNSAFETY: makes the program's system calls, and passes on an environment built on the stack.
 #![expect(unsafe_code)]
@@ -23,11 +26,13 @@ use crate::entry::{Frame, Site};
 use crate::facts::Ranges;
 use crate::gate::{self, safe};
 use crate::hook::return_address;
+use crate::loadable::{self, Loading};
 use crate::log::{Entry, observe, ticks};
 use crate::primary::Primary;
 use crate::refused::{self, NotMade};
-use crate::session::{PATH, ProcessState, UnseenReason};
+use crate::session::{PATH, PROCESSES, ProcessState, UnseenReason};
 use crate::thread::Clone;
+use crate::traced::{self, Answer};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_VFORK: u64 = 0x4000;
@@ -195,15 +200,22 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
     let (path_at, environment_at) = if call == Syscall::Execve { (0, 2) } else { (1, 3) };
     let mut path = [0; PATH];
     let path = read_string(args[path_at], &mut path);
+    // Who may not read the object (other rights, another root) gets no complaint of the loader for it.
+    let preload = primary.preload.as_ref().filter(|preload| preload.readable());
+    let program = preload.map(|_| match call {
+        Syscall::Execve => loadable::look_from_here(args[0]),
+        _ => loadable::look(args[0], args[1], args[4]),
+    });
     let mut environment = Environment::new();
-    match &primary.preload {
-        // Who may not read the object (other rights, another root) gets no complaint of the loader for it.
-        Some(preload) if !preload.readable() => {}
-        None => {}
-        Some(preload) => match environment.build(args[environment_at], preload) {
+    let own_environment = args[environment_at];
+    if let (Some(preload), Some(program)) = (preload, program)
+        && program.loading != Loading::Fails
+    {
+        match environment.build(own_environment, preload) {
             Some(built) => args[environment_at] = built,
+            None if program.loading == Loading::Ignored => {}
             None => primary.log.unseen(UnseenReason::Exec, None, args[path_at], path),
-        },
+        }
     }
     let same_process = primary.is_caller();
     let changes = decode(call, &args, &Default::default());
@@ -260,6 +272,22 @@ pub(crate) fn exec(primary: &Primary, caller: &Caller, call: Syscall, frame: &mu
         }
         primary.log.ending(ProcessState::Exec);
     }
+    if let (Some(preload), Some(program)) = (preload, program)
+        && program.loading != Loading::Loaded
+    {
+        let process = claimed.or_else(|| primary.log.index()).unwrap_or(PROCESSES);
+        let answer = match program.gains_rights {
+            true => Err(UnseenReason::GainsRights),
+            false => Ok(traced::ask(&primary.log, preload.session_path(), process)),
+        };
+        match answer {
+            // It does not look at our variables, and must not see them.
+            Ok(Answer::Traced) => args[environment_at] = own_environment,
+            Ok(Answer::Nobody) => {}
+            Ok(Answer::Refused) => primary.log.unseen(UnseenReason::NotTraced, None, args[path_at], path),
+            Err(reason) => primary.log.unseen(reason, None, args[path_at], path),
+        }
+    }
     // SAFETY: the program's own call; `environment` lives through it.
     let result = unsafe { gate::call(call.number(), &args) };
     // Still here: it failed.
@@ -306,6 +334,11 @@ impl Preload {
     fn readable(&self) -> bool {
         let path = self.preload.get(Environment::NAME.len()..).unwrap_or(&[]);
         CStr::from_bytes_until_nul(path).is_ok_and(|path| safe::File::open(path, 0).is_ok())
+    }
+
+    fn session_path(&self) -> &CStr {
+        const NAME: &[u8] = b"MMUN_SESSION=";
+        CStr::from_bytes_until_nul(self.session.get(NAME.len()..).unwrap_or(&[])).unwrap_or(c"")
     }
 }
 

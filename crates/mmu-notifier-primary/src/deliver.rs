@@ -203,8 +203,9 @@ impl Primary {
         for &call in wanted.iter().flat_map(|wanted| wanted.calls()) {
             let may_make = |unseen: &&Unseen| {
                 let missed = match unseen.reason {
-                    UnseenReason::Anonymous | UnseenReason::Exec => false,
                     UnseenReason::ManyTraps => true,
+                    UnseenReason::Anonymous => false,
+                    reason if !reason.is_about_code() => false,
                     // In strict mode it is trapped.
                     _ => !strict::is_armed(),
                 };

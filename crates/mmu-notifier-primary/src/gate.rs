@@ -96,6 +96,13 @@ pub(crate) mod safe {
     const GETTID: usize = 186;
     const PPOLL: usize = 271;
     const EVENTFD2: usize = 290;
+    const PRCTL: usize = 157;
+    const FGETXATTR: usize = 193;
+    const FUTEX: usize = 202;
+    const OPENAT: usize = 257;
+    const NEWFSTATAT: usize = 262;
+    const GETUID: usize = 102;
+    const GETGID: usize = 104;
     const PROCESS_VM_READV: usize = 310;
     const MEMBARRIER: usize = 324;
 
@@ -162,6 +169,13 @@ pub(crate) mod safe {
         pub(crate) fn open(path: &CStr, flags: usize) -> Result<File, Errno> {
             // SAFETY: the path is a zero-ended string that lives through the call.
             let fd = unsafe { call(OPEN, &[path.as_ptr() as usize, flags | O_CLOEXEC, 0, 0, 0, 0]) };
+            result(fd).map(|descriptor| File { descriptor, ours: true })
+        }
+
+        /// As openat(2): `path` is an address that may be anything.
+        pub(crate) fn open_at(folder: usize, path: usize, flags: usize) -> Result<File, Errno> {
+            // SAFETY: a bad path is EFAULT.
+            let fd = unsafe { call(OPENAT, &[folder, path, flags | O_CLOEXEC, 0, 0, 0]) };
             result(fd).map(|descriptor| File { descriptor, ours: true })
         }
 
@@ -358,6 +372,59 @@ pub(crate) mod safe {
         file_id(ret, &stat)
     }
 
+    /// What kind of file it is, and whose.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct FileMode {
+        /// As `st_mode` of stat(2).
+        pub(crate) mode: u32,
+        pub(crate) user: u32,
+        pub(crate) group: u32,
+    }
+
+    /// As fstatat(2): `path` is an address that may be anything.
+    pub(crate) fn mode_at(folder: usize, path: usize, flags: usize) -> Result<FileMode, Errno> {
+        let mut stat = [0u64; 18];
+        // SAFETY: 144 bytes are what the kernel writes; a bad path is EFAULT.
+        result(unsafe { call(NEWFSTATAT, &[folder, path, stat.as_mut_ptr() as usize, flags, 0, 0]) })?;
+        // See `file_id`.
+        Ok(FileMode { mode: stat[3] as u32, user: (stat[3] >> 32) as u32, group: stat[4] as u32 })
+    }
+
+    /// Whether it has an attribute of that name.
+    pub(crate) fn has_attribute(file: &File, name: &CStr) -> bool {
+        // SAFETY: the name is zero-ended; with a size of 0 nothing is written.
+        unsafe { call(FGETXATTR, &[file.descriptor, name.as_ptr() as usize, 0, 0, 0, 0]) > 0 }
+    }
+
+    /// The real ids of user and group.
+    pub(crate) fn ids() -> (u32, u32) {
+        // SAFETY: these touch no memory.
+        unsafe { (call(GETUID, &[0; 6]) as u32, call(GETGID, &[0; 6]) as u32) }
+    }
+
+    /// Lets the process of this id trace the calling one, where only parents may otherwise.
+    pub(crate) fn let_trace(pid: u32) {
+        const PR_SET_PTRACER: usize = 0x5961_6d61;
+        // SAFETY: touches no memory.
+        unsafe { call(PRCTL, &[PR_SET_PTRACER, pid as usize, 0, 0, 0, 0]) };
+    }
+
+    /// Waits while a word that processes share is as it was `seen`, at most so long, or until a signal comes.
+    pub(crate) fn wait_shared(word: &core::sync::atomic::AtomicU32, seen: u32, nanoseconds: u64) {
+        const WAIT: usize = 0;
+        let time = [nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000];
+        let args = [word.as_ptr() as usize, WAIT, seen as usize, time.as_ptr() as usize, 0, 0];
+        // SAFETY: the kernel looks at the word, and reads a `struct timespec`.
+        unsafe { call(FUTEX, &args) };
+    }
+
+    /// Wakes who [waits](wait_shared) for a word.
+    pub(crate) fn wake_shared(word: &core::sync::atomic::AtomicU32) {
+        const WAKE: usize = 1;
+        // SAFETY: an address that is only looked up.
+        unsafe { call(FUTEX, &[word.as_ptr() as usize, WAKE, i32::MAX as usize, 0, 0, 0]) };
+    }
+
     /// How many names a file has, or how many folders a folder, with some more.
     pub(crate) fn links(path: &CStr) -> Result<u64, Errno> {
         let mut stat = [0u64; 18];
@@ -367,9 +434,9 @@ pub(crate) mod safe {
         Ok(stat[2])
     }
 
-    /// The path of an open file, as far as it fits; empty if it cannot be found out.
-    pub(crate) fn descriptor_path(descriptor: usize, buffer: &mut [u8]) -> &[u8] {
-        let mut link = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
+    /// The link to an open file in `/proc`.
+    pub(crate) fn descriptor_link(descriptor: usize, link: &mut [u8; 26]) -> &CStr {
+        *link = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
         let mut digits = [0u8; 10];
         let mut first = digits.len();
         let mut left = descriptor as u32;
@@ -383,10 +450,12 @@ pub(crate) mod safe {
         }
         let number = &digits[first..];
         link[14..14 + number.len()].copy_from_slice(number);
-        match CStr::from_bytes_until_nul(&link) {
-            Ok(link) => read_link(link, buffer),
-            Err(_) => &[],
-        }
+        CStr::from_bytes_until_nul(link).unwrap_or(c"")
+    }
+
+    /// The path of an open file, as far as it fits; empty if it cannot be found out.
+    pub(crate) fn descriptor_path(descriptor: usize, buffer: &mut [u8]) -> &[u8] {
+        read_link(descriptor_link(descriptor, &mut [0; 26]), buffer)
     }
 
     /// Where a symbolic link leads, as far as it fits; empty if it cannot be found out.

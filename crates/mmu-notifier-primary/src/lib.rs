@@ -34,6 +34,7 @@
 //! | `strict`, `masks` | catching what cannot be rewritten; the signal that this takes |
 //! | `trapped`, `hot` | where that was; rewriting those places while they run |
 //! | `hook`, `bracket`, `light`, `children`, `thread` | what happens around a call; what it has open; where nobody is told; fork, exec and exit; who is calling |
+//! | `loadable`, `traced` | programs that load nothing; asking to be traced, so that something is put into them |
 //! | `context`, `mode` | whether a call may wait; what makes it more than an ordinary one |
 //! | `refused`, `quarantine`, `worker` | what becomes of a call that somebody has refused; memory that is unmapped later, and the thread that does it |
 //! | [`userfault`] | changes that no system call of this process makes |
@@ -68,6 +69,7 @@ mod health;
 mod hook;
 mod hot;
 mod light;
+mod loadable;
 mod log;
 mod maps;
 mod masks;
@@ -87,6 +89,7 @@ mod sites;
 mod strict;
 mod tails;
 mod thread;
+mod traced;
 mod trapped;
 pub mod userfault;
 mod valgrind;

@@ -254,14 +254,8 @@ impl Log {
 
     /// Something that cannot be watched.
     pub(crate) fn unseen(&self, reason: UnseenReason, number: Option<usize>, address: usize, file: &[u8]) {
-        let Some(process) = self.process() else { return };
-        let index = process.unseen.fetch_add(1, Ordering::Relaxed) as usize;
-        if index < UNSEEN {
-            let unseen = &process.unseen_list[index];
-            unseen.number.store(number.map_or(u32::MAX, |number| number as u32), Ordering::Relaxed);
-            unseen.address.store(address as u64, Ordering::Relaxed);
-            put_path(&unseen.file, file);
-            unseen.reason.store(reason as u32, Ordering::Release);
+        if let Some(process) = self.process() {
+            process.note_unseen(reason, number, address, file);
         }
     }
 
@@ -440,6 +434,20 @@ pub(crate) fn observe(histogram: &Histogram, ticks: u64) {
     }
     let bucket = (63 - (ticks | 1).leading_zeros()) as usize;
     histogram.buckets[bucket.min(BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
+}
+
+impl Process {
+    /// Lists something that cannot be watched, if there is room in the list: `address` is where, `file` what.
+    pub fn note_unseen(&self, reason: UnseenReason, number: Option<usize>, address: usize, file: &[u8]) {
+        let index = self.unseen.fetch_add(1, Ordering::Relaxed) as usize;
+        if index < UNSEEN {
+            let unseen = &self.unseen_list[index];
+            unseen.number.store(number.map_or(u32::MAX, |number| number as u32), Ordering::Relaxed);
+            unseen.address.store(address as u64, Ordering::Relaxed);
+            put_path(&unseen.file, file);
+            unseen.reason.store(reason as u32, Ordering::Release);
+        }
+    }
 }
 
 /// Stores a path; of a long one the end.

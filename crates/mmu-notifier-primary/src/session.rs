@@ -44,6 +44,8 @@ pub const EVENTS: usize = 8;
 pub const MODULES: usize = 256;
 /// Things that could not be watched that a process lists by name.
 pub const UNSEEN: usize = 32;
+/// Programs that can wait to be traced at one time.
+pub const REQUESTS: usize = 64;
 /// Files whose call sites a session remembers.
 pub const FILES: usize = 512;
 /// Call sites of a file that a session remembers; files with more are searched again.
@@ -89,6 +91,56 @@ pub struct Header {
     /// Not 0: an audit is wanted. Every bracket goes on record as it opens and as it closes ([`OPENED`], [`CLOSED`]), and
     /// every process sends a virtual machine of its own to the socket of that [name](audit_socket).
     pub audit: AtomicU64,
+    /// The id of the process that puts the object into programs which cannot preload it, in its own pid namespace; 0: there is
+    /// none.
+    pub tracer: AtomicU32,
+    /// Raised with each request: what the tracer sleeps on.
+    pub asked: AtomicU32,
+    /// Who wants to be traced.
+    pub requests: [Request; REQUESTS],
+}
+
+/// A thread that is about to become a program into which nothing can be preloaded, and wants to be traced for that moment.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Request {
+    /// A [`RequestState`]; both sides sleep on it.
+    pub state: AtomicU32,
+    /// Why it was refused: the number of an error.
+    pub errno: AtomicU32,
+    /// The process, in its own pid namespace.
+    pub pid: AtomicU32,
+    /// The thread.
+    pub tid: AtomicU32,
+    /// The index of its process entry, for what cannot be watched after all.
+    pub process: AtomicU64,
+    /// The address of a word in its memory; whose memory it is must be found out, as ids mean something else in other namespaces.
+    pub place: AtomicU64,
+    /// What that word holds.
+    pub token: AtomicU64,
+}
+
+/// What became of a [`Request`].
+///
+/// Free -> Writing -> Asked -> Taken -> Going -> (tracer) Free; or from Taken to Refused, and then (who asked) Free. Who asked and
+/// does not wait any longer goes from Asked to Free, and from Taken to Withdrawn, from where the tracer goes to Free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RequestState {
+    /// Nobody's.
+    Free = 0,
+    /// Being written.
+    Writing = 1,
+    /// To be taken by the tracer.
+    Asked = 2,
+    /// The tracer has it.
+    Taken = 3,
+    /// The thread is traced: exec.
+    Going = 4,
+    /// It cannot be traced.
+    Refused = 5,
+    /// The thread has given up.
+    Withdrawn = 6,
 }
 
 /// The call sites of one executable mapping of a file: found by the first process that maps it, used by all.
@@ -420,6 +472,12 @@ pub enum UnseenReason {
     SmallStacks = 11,
     /// Strict mode ended in a thread: system calls were trapped at more places than there is room for.
     ManyTraps = 12,
+    /// `exec` of a program into which nothing can be preloaded, by somebody who cannot be traced: it runs unwatched.
+    NotTraced = 13,
+    /// `exec` of such a program, which gains rights: it would lose them if it were traced, and runs unwatched.
+    GainsRights = 14,
+    /// The object could not be put into such a program: it runs unwatched.
+    NotPutIn = 15,
 }
 
 impl UnseenReason {
@@ -438,6 +496,9 @@ impl UnseenReason {
             10 => UnseenReason::ForeignPatch,
             11 => UnseenReason::SmallStacks,
             12 => UnseenReason::ManyTraps,
+            13 => UnseenReason::NotTraced,
+            14 => UnseenReason::GainsRights,
+            15 => UnseenReason::NotPutIn,
             _ => UnseenReason::None,
         }
     }
@@ -446,7 +507,8 @@ impl UnseenReason {
 impl UnseenReason {
     /// Whether strict mode sees it all the same: the calls of code that was not rewritten.
     pub const fn is_about_code(self) -> bool {
-        !matches!(self, UnseenReason::None | UnseenReason::Exec | UnseenReason::ManyTraps)
+        use UnseenReason::{Exec, GainsRights, ManyTraps, None, NotPutIn, NotTraced};
+        !matches!(self, None | Exec | ManyTraps | NotTraced | GainsRights | NotPutIn)
     }
 }
 

@@ -4,24 +4,20 @@
 //!
 //! The object then runs before the program's first instruction.
 
-// UNSAFETY: ptrace.
-#![expect(unsafe_code)]
-
-use std::ffi::{CString, c_void};
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use object::LittleEndian as Le;
 use object::elf::{
-    FileHeader64, PF_X, PT_LOAD, ProgramHeader64, R_X86_64_DTPMOD64, R_X86_64_DTPOFF64, R_X86_64_GLOB_DAT,
+    FileHeader64, PF_W, PF_X, PT_LOAD, ProgramHeader64, R_X86_64_DTPMOD64, R_X86_64_DTPOFF64, R_X86_64_GLOB_DAT,
     R_X86_64_JUMP_SLOT, R_X86_64_RELATIVE, Rela64, SHN_UNDEF, SHT_DYNSYM, SHT_RELA, STB_WEAK, Sym64,
 };
 use object::read::StringTable;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
+
+use crate::tracee::Tracee;
 
 const PAGE: u64 = 4096;
 
@@ -34,26 +30,23 @@ pub struct Injection {
     pub session: String,
 }
 
-/// Makes the calling process, which is about to exec, one that its parent traces.
-pub fn be_traced() -> io::Result<()> {
-    // SAFETY: changes how this process is looked at, nothing else.
-    match unsafe { libc::ptrace(libc::PTRACE_TRACEME) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+/// What becomes of a program into which the object cannot be put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Otherwise {
+    /// It ends before its first instruction.
+    Kill,
+    /// It runs as if nothing had been tried.
+    Run,
 }
 
 impl Injection {
-    /// Puts the object into the process, which has asked to be traced and has exec'ed, and lets it run.
-    pub fn put_into(&self, pid: i32) -> Result<()> {
-        let mut tracee = Tracee::stopped(pid)?;
+    /// Puts the object into the program, which has just been exec'ed, and lets it run.
+    pub fn put_into(&self, mut tracee: Tracee, otherwise: Otherwise) -> Result<()> {
         let done = self.link_in(&mut tracee).with_context(|| {
             format!("cannot put {} into the program before it starts", self.object.display())
         });
-        if done.is_err() {
-            // Not half of it: nobody has seen the program yet.
-            // SAFETY: a process of ours.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
+        if done.is_err() && otherwise == Otherwise::Kill {
+            tracee.kill();
         }
         tracee.let_go()?;
         done
@@ -62,6 +55,7 @@ impl Injection {
     fn link_in(&self, tracee: &mut Tracee) -> Result<()> {
         let file = std::fs::read(&self.object).context("cannot read it")?;
         let image = Image::parse(&file).context("it is no shared object")?;
+        let start = image.symbol("mmu_notifier_alone_start").context("it has no start")?;
         let registers = tracee.registers()?;
         // Room for a few strings below the program's stack, and for the stack of the start.
         let strings = (registers.rsp - 2 * PAGE) & !(PAGE - 1);
@@ -75,10 +69,21 @@ impl Injection {
         tracee.write(object_at, object.as_bytes_with_nul())?;
         tracee.write(session_at, session.as_bytes_with_nul())?;
 
-        let base = image.map(tracee, object_at)?;
-        image.link(tracee, base)?;
-        let start = image.symbol("mmu_notifier_alone_start").context("it has no start")?;
-        tracee.call(base + start, strings, [registers.rsp, session_at, object_at])
+        let len = image.memory_len();
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let base =
+            tracee.system_call(libc::SYS_mmap, [0, len, libc::PROT_NONE as u64, flags, u64::MAX, 0])?;
+        let linked = image.map(tracee, base, object_at).and_then(|()| image.link(tracee, base));
+        if let Err(error) = linked {
+            tracee.system_call(libc::SYS_munmap, [base, len, 0, 0, 0, 0])?;
+            return Err(error);
+        }
+        let started = tracee.call(base + start, strings, [registers.rsp, session_at, object_at]);
+        if started.is_err() {
+            // Not half of it: nobody has seen the program yet.
+            tracee.kill();
+        }
+        started
     }
 }
 
@@ -125,13 +130,14 @@ impl<'a> Image<'a> {
         defined.map(|symbol| symbol.st_value(Le))
     }
 
-    /// Maps the segments; the address of the first byte.
-    fn map(&self, tracee: &mut Tracee, path_at: u64) -> Result<u64> {
+    /// How much memory it takes.
+    fn memory_len(&self) -> u64 {
         let end = self.segments.iter().map(|segment| segment.p_vaddr(Le) + segment.p_memsz(Le)).max();
-        let len = end.unwrap_or(0).next_multiple_of(PAGE);
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        let base =
-            tracee.system_call(libc::SYS_mmap, [0, len, libc::PROT_NONE as u64, flags, u64::MAX, 0])?;
+        end.unwrap_or(0).next_multiple_of(PAGE)
+    }
+
+    /// Maps the segments over what is reserved for them at `base`.
+    fn map(&self, tracee: &mut Tracee, base: u64, path_at: u64) -> Result<()> {
         let open = [libc::AT_FDCWD as u64, path_at, (libc::O_RDONLY | libc::O_CLOEXEC) as u64, 0, 0, 0];
         let descriptor = tracee.system_call(libc::SYS_openat, open).context("it cannot open the object")?;
         for segment in &self.segments {
@@ -158,12 +164,18 @@ impl<'a> Image<'a> {
             }
         }
         tracee.system_call(libc::SYS_close, [descriptor, 0, 0, 0, 0, 0])?;
-        Ok(base)
+        Ok(())
     }
 
     /// What a dynamic linker does with a C library.
     fn link(&self, tracee: &mut Tracee, base: u64) -> Result<()> {
         let (known, missing) = self.instead().context("it has no table of names")?;
+        // Each segment is written at once: there are thousands of places.
+        let mut written = Vec::new();
+        for segment in self.segments.iter().filter(|segment| segment.p_flags(Le).0 & PF_W.0 != 0) {
+            let bytes = segment.data(Le, self.bytes).ok().context("a segment is not in the file")?;
+            written.push((segment.p_vaddr(Le), bytes.to_vec()));
+        }
         for relocation in &self.relocations {
             let addend = relocation.r_addend.get(Le) as u64;
             let symbol =
@@ -186,7 +198,15 @@ impl<'a> Image<'a> {
                 R_X86_64_DTPOFF64 => symbol.st_value(Le) + addend,
                 kind => bail!("a relocation of type {kind:?}"),
             };
-            tracee.write(base + relocation.r_offset.get(Le), &value.to_le_bytes())?;
+            let at = relocation.r_offset.get(Le);
+            let place = written.iter_mut().find_map(|(start, bytes)| {
+                let within = usize::try_from(at.checked_sub(*start)?).ok()?;
+                bytes.get_mut(within..within.checked_add(8)?)
+            });
+            place.context("a relocation of what is not written")?.copy_from_slice(&value.to_le_bytes());
+        }
+        for (start, bytes) in written {
+            tracee.write(base + start, &bytes)?;
         }
         Ok(())
     }
@@ -213,133 +233,5 @@ impl<'a> Image<'a> {
             let within = address.checked_sub(segment.p_vaddr(Le))?;
             (within < segment.p_filesz(Le)).then_some((segment.p_offset(Le) + within) as usize)
         })
-    }
-}
-
-/// A process that is traced and stopped, at its first instruction.
-struct Tracee {
-    pid: i32,
-    memory: File,
-    /// Signals that came meanwhile, for later.
-    signals: Vec<i32>,
-}
-
-impl Tracee {
-    /// Waits until the process has exec'ed.
-    fn stopped(pid: i32) -> Result<Tracee> {
-        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"));
-        let mut tracee =
-            Tracee { pid, memory: memory.context("cannot open its memory")?, signals: Vec::new() };
-        tracee.wait()?;
-        Ok(tracee)
-    }
-
-    /// Waits until it traps.
-    fn wait(&mut self) -> Result<()> {
-        loop {
-            let mut status = 0;
-            // SAFETY: writes `status`.
-            let waited = unsafe { libc::waitpid(self.pid, &mut status, 0) };
-            if waited != self.pid {
-                let error = io::Error::last_os_error();
-                if error.kind() == io::ErrorKind::Interrupted {
-                    continue;
-                }
-                return Err(error).context("cannot wait for it");
-            }
-            ensure!(libc::WIFSTOPPED(status), "it has ended");
-            match libc::WSTOPSIG(status) {
-                libc::SIGTRAP => return Ok(()),
-                signal @ (libc::SIGSEGV | libc::SIGILL | libc::SIGBUS) => bail!("it got signal {signal}"),
-                signal => {
-                    self.signals.push(signal);
-                    self.request(libc::PTRACE_CONT, std::ptr::null_mut())?;
-                }
-            }
-        }
-    }
-
-    fn request(&self, request: libc::c_uint, data: *mut c_void) -> Result<()> {
-        // SAFETY: `data` is what the request takes, as every caller sees to.
-        let answer = unsafe { libc::ptrace(request, self.pid, std::ptr::null_mut::<c_void>(), data) };
-        if answer == -1 { Err(io::Error::last_os_error()).context("ptrace") } else { Ok(()) }
-    }
-
-    fn registers(&self) -> Result<libc::user_regs_struct> {
-        // SAFETY: a structure of integers, for which zeroes are valid.
-        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-        self.request(libc::PTRACE_GETREGS, (&raw mut registers).cast())?;
-        Ok(registers)
-    }
-
-    fn set_registers(&self, registers: &libc::user_regs_struct) -> Result<()> {
-        self.request(libc::PTRACE_SETREGS, std::ptr::from_ref(registers).cast_mut().cast())
-    }
-
-    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        self.memory.write_all_at(bytes, at).with_context(|| format!("cannot write its memory at {at:#x}"))
-    }
-
-    /// Runs the process from `change`d registers with two bytes of code, and puts both back. The registers it ends with.
-    fn run(
-        &mut self,
-        code: [u8; 2],
-        how: libc::c_uint,
-        change: impl FnOnce(&mut libc::user_regs_struct),
-    ) -> Result<libc::user_regs_struct> {
-        let before = self.registers()?;
-        let mut original = [0; 2];
-        self.memory.read_exact_at(&mut original, before.rip).context("cannot read its code")?;
-        self.write(before.rip, &code)?;
-        let mut registers = before;
-        // No system call that would be made again.
-        registers.orig_rax = u64::MAX;
-        change(&mut registers);
-        self.set_registers(&registers)?;
-        self.request(how, std::ptr::null_mut())?;
-        self.wait()?;
-        let after = self.registers()?;
-        self.write(before.rip, &original)?;
-        self.set_registers(&before)?;
-        Ok(after)
-    }
-
-    /// Has it make a system call.
-    fn system_call(&mut self, number: i64, args: [u64; 6]) -> Result<u64> {
-        const SYSCALL: [u8; 2] = [0x0f, 0x05];
-        let after = self.run(SYSCALL, libc::PTRACE_SINGLESTEP, |registers| {
-            registers.rax = number as u64;
-            [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = args;
-        })?;
-        let answer = after.rax.cast_signed();
-        if (-4095..0).contains(&answer) {
-            return Err(io::Error::from_raw_os_error(-answer as i32))
-                .with_context(|| format!("system call {number} failed in it"));
-        }
-        Ok(after.rax)
-    }
-
-    /// Has it call a function, with the stack below `stack`.
-    fn call(&mut self, function: u64, stack: u64, args: [u64; 3]) -> Result<()> {
-        const TRAP: [u8; 2] = [0xcc, 0xcc];
-        let back = self.registers()?.rip;
-        let stack = (stack & !63) - 8;
-        self.write(stack, &back.to_le_bytes())?;
-        let after = self.run(TRAP, libc::PTRACE_CONT, |registers| {
-            registers.rip = function;
-            registers.rsp = stack;
-            [registers.rdi, registers.rsi, registers.rdx] = args;
-        })?;
-        ensure!(after.rip == back + 1, "its start has not come back: it is at {:#x}", after.rip);
-        Ok(())
-    }
-
-    /// Lets it run, untraced.
-    fn let_go(self) -> Result<()> {
-        for signal in &self.signals {
-            // SAFETY: a process of ours.
-            unsafe { libc::kill(self.pid, *signal) };
-        }
-        self.request(libc::PTRACE_DETACH, std::ptr::null_mut())
     }
 }

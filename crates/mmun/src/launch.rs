@@ -15,9 +15,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::inject::{self, Injection};
+use crate::inject::{Injection, Otherwise};
 use crate::signals::{self, Arrived, Found};
 use crate::summary::Outcome;
+use crate::tracee::{self, Tracee};
 
 /// The running program.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ pub fn start(
         -1 => Err(io::Error::last_os_error()).context("cannot start a process (fork)"),
         0 => {
             found.restore();
-            let traced = injection.map_or(Ok(()), |_| inject::be_traced());
+            let traced = injection.map_or(Ok(()), |_| tracee::be_traced());
             if traced.is_ok() {
                 // SAFETY: terminated strings in terminated lists, made before.
                 unsafe { libc::execve(file.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
@@ -73,9 +74,10 @@ pub fn start(
             let mut error = [0; 4];
             if reader.read_exact(&mut error).is_err() {
                 // Closed without a word: it is another program now.
-                if let Some(injection) = injection
-                    && let Err(error) = injection.put_into(pid)
-                {
+                let put_in = injection.map(|injection| {
+                    Tracee::of_child(pid).and_then(|tracee| injection.put_into(tracee, Otherwise::Kill))
+                });
+                if let Some(Err(error)) = put_in {
                     child.reap();
                     return Err(error);
                 }

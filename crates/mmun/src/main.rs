@@ -33,6 +33,8 @@ mod signals;
 mod summary;
 mod symbols;
 mod totals;
+mod tracee;
+mod tracer;
 mod unwind;
 mod watch;
 

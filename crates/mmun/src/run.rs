@@ -20,6 +20,7 @@ use crate::reports::{self, Reports};
 use crate::session::{Session, Wanted};
 use crate::signals;
 use crate::summary::{self, Outcome};
+use crate::tracer::Tracer;
 use crate::watch::Watcher;
 
 /// Brackets of an audit take at least this, in bytes: none may be lost.
@@ -58,14 +59,16 @@ pub fn run(options: &Run) -> Result<Outcome> {
         ("MMUN_SESSION", session.path().into()),
         ("LD_PRELOAD", preload_list(&object, std::env::var_os("LD_PRELOAD"))),
     ];
+    let injection = Injection { object, session: session.path() };
+    let tracer = Tracer::start(&session, &injection)?;
     // Into which nothing is preloaded does not look at these variables, and must not see them.
     let (variables, injection) = match way {
         Way::Preload => (&variables[..], None),
-        Way::Inject => (&[][..], Some(Injection { object, session: session.path() })),
+        Way::Inject => (&[][..], Some(&injection)),
     };
 
     let clock = Clock::start();
-    let child = match launch::start(&file, &options.program, variables, injection.as_ref(), &found)? {
+    let child = match launch::start(&file, &options.program, variables, injection, &found)? {
         Ok(child) => child,
         Err(error) => return Err(program::exec_failed(&file, &error).into()),
     };
@@ -75,6 +78,7 @@ pub fn run(options: &Run) -> Result<Outcome> {
     let outcome = child.wait();
     let wall = clock.elapsed();
     let mut watched = watcher.finish()?;
+    tracer.end();
     found.give_back();
 
     watched.summary.command =

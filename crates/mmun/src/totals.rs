@@ -338,6 +338,11 @@ fn words(reason: UnseenReason) -> &'static str {
         UnseenReason::Exec => "program started with an environment that could not be prepared",
         UnseenReason::ForeignPatch => "code already patched by somebody else",
         UnseenReason::ManyTraps => "strict mode ended in a thread: system calls of too many places",
+        UnseenReason::NotTraced => {
+            "program into which nothing can be preloaded, started by a process that mmun cannot trace"
+        }
+        UnseenReason::GainsRights => "program that gains rights, which it would lose if it were watched",
+        UnseenReason::NotPutIn => "program that has no room for what mmun puts in",
         UnseenReason::SmallStacks => "Go code, whose stacks are too small for the hook",
     }
 }

@@ -21,6 +21,7 @@ use crate::rings::{Entry, Rings, Said};
 use crate::session::Session;
 use crate::summary::{Caller, Record, Summary};
 use crate::symbols::Symbols;
+use crate::tracer;
 
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(50);
@@ -159,6 +160,7 @@ impl Work {
     fn sum_up(mut self, records: bool) -> Watched {
         // Pairs with the Acquire of a program that starts: from here on it does not begin to watch.
         self.session.header().closed.store(1, Ordering::Release);
+        tracer::session_closed(&self.session);
         let now = Instant::now();
         if records {
             self.read_records(now, true);
