@@ -212,9 +212,12 @@ static void fail(void)
         many[i] = large;
     try("too long", program, many, environ);
     try("too many variables", program, words, many);
-    try("arguments nowhere", program, (char **)8, environ);
-    try("environment nowhere", program, words, (char **)8);
-    try("path nowhere", (char *)8, words, environ);
+    syscall(SYS_execve, program, 8, environ);
+    printf("arguments nowhere: %s\n", strerrorname_np(errno));
+    syscall(SYS_execve, program, words, 8);
+    printf("environment nowhere: %s\n", strerrorname_np(errno));
+    syscall(SYS_execve, 8, words, environ);
+    printf("path nowhere: %s\n", strerrorname_np(errno));
 
     // A script on a descriptor that is closed has nothing that its interpreter could open.
     size = snprintf(script, sizeof script, "#!%s\n", program);
