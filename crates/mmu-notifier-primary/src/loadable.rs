@@ -101,7 +101,8 @@ impl Head {
         let blank = |byte: &u8| matches!(*byte, b' ' | b'\t');
         let begin = line.iter().position(|byte| !blank(byte))?;
         let line = &line[begin..];
-        let end = line.iter().position(|byte| matches!(*byte, b' ' | b'\t' | b'\n' | 0)).unwrap_or(line.len());
+        let end =
+            line.iter().position(|byte| matches!(*byte, b' ' | b'\t' | b'\n' | 0)).unwrap_or(line.len());
         name[..end].copy_from_slice(&line[..end]);
         CStr::from_bytes_until_nul(name).ok()
     }

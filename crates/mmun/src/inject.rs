@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use object::LittleEndian as Le;
 use object::elf::{
-    FileHeader64, PF_W, PF_X, PT_LOAD, ProgramHeader64, R_X86_64_DTPMOD64, R_X86_64_DTPOFF64, R_X86_64_GLOB_DAT,
-    R_X86_64_JUMP_SLOT, R_X86_64_RELATIVE, Rela64, SHN_UNDEF, SHT_DYNSYM, SHT_RELA, STB_WEAK, Sym64,
+    FileHeader64, PF_W, PF_X, PT_LOAD, ProgramHeader64, R_X86_64_DTPMOD64, R_X86_64_DTPOFF64,
+    R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT, R_X86_64_RELATIVE, Rela64, SHN_UNDEF, SHT_DYNSYM, SHT_RELA,
+    STB_WEAK, Sym64,
 };
 use object::read::StringTable;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};

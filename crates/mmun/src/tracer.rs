@@ -339,8 +339,10 @@ fn detach(tid: i32, signal: usize) {
 }
 
 fn wait(word: &AtomicU32, seen: u32, nanoseconds: u64) {
-    let time =
-        libc::timespec { tv_sec: (nanoseconds / 1_000_000_000) as i64, tv_nsec: (nanoseconds % 1_000_000_000) as i64 };
+    let time = libc::timespec {
+        tv_sec: (nanoseconds / 1_000_000_000) as i64,
+        tv_nsec: (nanoseconds % 1_000_000_000) as i64,
+    };
     // SAFETY: waits while the word is as it was seen; reads the time.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, seen, &raw const time) };
 }

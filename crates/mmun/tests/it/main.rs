@@ -19,6 +19,7 @@ mod program;
 mod replay;
 mod shell;
 mod signals;
+mod started;
 mod strace;
 mod strict;
 mod truth;
