@@ -83,6 +83,12 @@ if have go; then
 fi
 audit 'C, 16 threads' clean ./torture 16 250
 audit 'new programs' clean ./vfork 100
+gcc -O2 -static -o started "$programs/started.c" && gcc -O2 -pthread -o starts "$programs/starts.c"
+audit 'static children' clean sh -c "./starts $work/started 7; ./starts $work/started"
+if have go; then
+    for name in starts goroutines; do CGO_ENABLED=0 GO111MODULE=off GOCACHE=$work/go go build -o "go-$name" "$programs/$name.go"; done
+    audit 'Go children' clean sh -c './go-starts ./go-goroutines'
+fi
 audit 'cancelled threads' clean ./cancel 200
 audit 'jumping handlers' clean ./signals 500
 audit 'jumps at the end' clean ./jumpexit 20

@@ -59,8 +59,8 @@ EXIT STATUS:
 ///
 /// Every system call of the program, and of the processes that it starts, that changes an address space
 /// (mmap, munmap, madvise, brk, fork and so on) is bracketed: subscribers are told before and after it.
-/// The program must be dynamically linked; it is not changed on disk, needs no symbols, and sees its
-/// terminal, signals and exit status as always.
+/// The program is not changed on disk, needs no symbols, and sees its terminal, signals and exit status as
+/// always. A setuid program is refused.
 #[derive(Debug, clap::Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub struct Run {

@@ -130,14 +130,41 @@ fn who_is_traced_already_starts_programs_unwatched_and_they_are_named() {
     let test = "who_is_traced_already_starts_programs_unwatched_and_they_are_named";
     let Some(strace) = find(test, "strace") else { return };
     let dir = workshop(test);
-    let program = build(&dir, "started", "static", &["-static"]);
+    let mut programs = vec![build(&dir, "started", "static", &["-static"])];
+    programs.extend(find(test, "musl-gcc").map(|compiler| with_musl(&dir, &compiler, "musl")));
     let strace = strace.display().to_string();
-    let command = [&strace[..], "-f", "-o", "/dev/null", "sh", "-c", "\"$0\" 7; exit $?", &program];
-    let (watched, report) = Mmun::new(&dir).run(&command);
+    for program in &programs {
+        let command = [&strace[..], "-f", "-o", "/dev/null", "sh", "-c", "\"$0\" 7; exit $?", program];
+        let (watched, report) = Mmun::new(&dir).run(&command);
+        assert_eq!(watched.status.code(), Some(7), "{watched:?}");
+        assert_unwatched(&report, program, "that mmun cannot trace");
+    }
+}
+
+fn assert_unwatched(report: &Report, program: &str, why: &str) {
+    let unseen = report.value("unseen").to_string();
+    assert!(unseen.contains(why), "{unseen}");
+    assert!(report.value("programs_unseen").to_string().contains(program), "{report:?}");
+}
+
+#[test]
+fn an_id_of_another_namespace_is_taken_for_nobody_elses() {
+    let test = "an_id_of_another_namespace_is_taken_for_nobody_elses";
+    let Some(unshare) = find(test, "unshare") else { return };
+    if !Command::new(&unshare)
+        .args(["--pid", "--fork", "true"])
+        .output()
+        .is_ok_and(|made| made.status.success())
+    {
+        return skipped(test, "cannot make a pid namespace");
+    }
+    let dir = workshop(test);
+    let program = build(&dir, "started", "static", &["-static"]);
+    let unshare = unshare.display().to_string();
+    let (watched, report) =
+        Mmun::new(&dir).run(&[&unshare[..], "--pid", "--fork", "sh", "-c", "\"$0\" 7; exit $?", &program]);
     assert_eq!(watched.status.code(), Some(7), "{watched:?}");
-    let unseen = format!("{}", report.value("unseen"));
-    assert!(unseen.contains("that mmun cannot trace"), "{unseen}");
-    assert!(format!("{}", report.value("programs_unseen")).contains("static"), "{report:?}");
+    assert_unwatched(&report, &program, "that mmun cannot trace");
 }
 
 #[test]
@@ -154,8 +181,7 @@ fn a_program_that_gains_rights_gains_them_and_is_named() {
     fs::set_permissions(&program, PermissionsExt::from_mode(0o4755)).unwrap();
     let (watched, report) = Mmun::new(&dir).run(&["sh", "-c", "\"$0\" 7; exit $?", &program]);
     assert_eq!(watched.status.code(), Some(7), "{watched:?}");
-    let unseen = format!("{}", report.value("unseen"));
-    assert!(unseen.contains("gains rights"), "{unseen}");
+    assert_unwatched(&report, &program, "gains rights");
 }
 
 #[test]
@@ -170,5 +196,5 @@ fn a_program_without_room_runs_unwatched_and_is_named() {
     }
     let (watched, report) = Mmun::new(&dir).run(&["sh", "-c", script, &program]);
     assert_same(&plain, &watched);
-    assert!(format!("{}", report.value("unseen")).contains("no room"), "{report:?}");
+    assert_unwatched(&report, &program, "no room");
 }
