@@ -175,8 +175,7 @@ impl Entry {
     /// Whether it is rewritten, and a change of `range` is one of its code or of where its jump arrives.
     fn is_touched_by(&self, range: &Range) -> bool {
         let touches = |start: usize, len: usize| start < range.end() && range.start() < start + len;
-        self.is_on()
-            && (touches(self.address(), JUMP) || touches(self.target(), landing_len(self.address())))
+        self.is_on() && (touches(self.address(), JUMP) || touches(self.target(), landing_len(self.address())))
     }
 }
 
@@ -447,11 +446,7 @@ fn can_be_written(room: &mut [u8], here: &Range, target: usize, len: usize) -> b
         let Mapping { range, path, .. } = mapping;
         if range.contains(here) {
             let ours = path.starts_with(b"[") && !path.starts_with(b"[anon");
-            code = mapping.readable
-                && mapping.executable
-                && !mapping.writable
-                && !mapping.shared
-                && !ours;
+            code = mapping.readable && mapping.executable && !mapping.writable && !mapping.shared && !ours;
         }
         // What grows must be able to.
         free &= match *path {

@@ -28,10 +28,7 @@ pub(crate) fn for_each(visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
 }
 
 /// The same with room for a part of the file: a line is 73 characters and a path.
-pub(crate) fn for_each_in(
-    buffer: &mut [u8],
-    mut visit: impl FnMut(&Mapping<'_>),
-) -> Result<(), Errno> {
+pub(crate) fn for_each_in(buffer: &mut [u8], mut visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
     let file = File::open(c"/proc/self/maps", 0)?;
     let mut filled = 0;
     loop {

@@ -385,7 +385,8 @@ impl Primary {
 
     /// Whether some thread is changing `range`, or may be.
     pub(crate) fn may_be_changing(&self, range: Range) -> bool {
-        self.space.may_be_changing(range) || self.quiet.get().is_some_and(|quiet| quiet.may_be_changing(range))
+        self.space.may_be_changing(range)
+            || self.quiet.get().is_some_and(|quiet| quiet.may_be_changing(range))
     }
 
     pub(crate) fn end_quietly(&self, caller: &Caller, open: OpenChange) {

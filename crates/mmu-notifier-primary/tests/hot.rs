@@ -194,7 +194,24 @@ fn a_hot_place_is_rewritten_and_nothing_is_missed() {
     place.call_many(HOT - 1);
     assert!(!place.is_rewritten());
     place.call_many(1);
-    if !place.is_rewritten() { let t=place.target(); for l in std::fs::read_to_string("/proc/self/maps").unwrap().lines() { let r=l.split(' ').next().unwrap(); let (a,b)=r.split_once('-').unwrap(); let a=usize::from_str_radix(a,16).unwrap_or(0); let b=usize::from_str_radix(b,16).unwrap_or(0); if a < t+(1<<26) && t < b+(1<<26) {eprintln!("NEAR {l}");} }  eprintln!("{:x} {:x} {}", place.address(), place.target(), std::fs::read_to_string("/proc/self/maps").unwrap());}
+    if !place.is_rewritten() {
+        let t = place.target();
+        for l in std::fs::read_to_string("/proc/self/maps").unwrap().lines() {
+            let r = l.split(' ').next().unwrap();
+            let (a, b) = r.split_once('-').unwrap();
+            let a = usize::from_str_radix(a, 16).unwrap_or(0);
+            let b = usize::from_str_radix(b, 16).unwrap_or(0);
+            if a < t + (1 << 26) && t < b + (1 << 26) {
+                eprintln!("NEAR {l}");
+            }
+        }
+        eprintln!(
+            "{:x} {:x} {}",
+            place.address(),
+            place.target(),
+            std::fs::read_to_string("/proc/self/maps").unwrap()
+        );
+    }
     assert!(place.is_rewritten());
     assert_eq!(place.bytes()[2..], RETURN);
     place.call_many(100_000 - HOT);

@@ -416,9 +416,9 @@ impl OpenChanges {
         fence(Ordering::SeqCst);
         // Acquire pairs with the Release in `changing` and `free`. A mixture with a later use of the slot: as in
         // `wait_for_changes`, the use that was open is over, and the later one comes behind the fence.
-        let open = self.slots().any(|slot| {
-            State(slot.state.load(Ordering::Acquire)).phase().changes() && concerns(slot, range)
-        });
+        let open = self
+            .slots()
+            .any(|slot| State(slot.state.load(Ordering::Acquire)).phase().changes() && concerns(slot, range));
         // What is not seen any more happened before.
         fence(Ordering::Acquire);
         open
