@@ -5,7 +5,7 @@
 #   ci/audit.sh [CHANGES]     of the random program, 1100000
 #
 # One line for each program, as in docs/coverage.md. Fails unless everything is explained and nothing is lost, and unless
-# what escapes is found. MMUN=file takes a build that is there.
+# what escapes is found. MMUN=file takes a build that is there. Where there is no such judge, it says so, and is skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 changes=${1:-1100000}
@@ -19,6 +19,12 @@ mmun=$(realpath "$mmun")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
+status=0
+"$mmun" run --quiet --audit -- true >out 2>err </dev/null || status=$?
+if [ "$status" = 125 ]; then
+    echo "SKIPPED: the audit: $(cat err)"
+    exit 0
+fi
 for program in torture vfork cancel signals jumpexit rawclone late random escape; do
     gcc -O2 -pthread -o "$program" "$programs/$program.c" -ldl
 done
@@ -78,7 +84,7 @@ if have redis-server && have redis-benchmark; then
 fi
 if have go; then
     printf 'package main\n// #include <stdlib.h>\nimport "C"\nfunc main() {\n\tfor i := 0; i < 2000; i++ {\n\t\tp := C.malloc(300000)\n\t\tC.free(p)\n\t\t_ = make([]byte, 1<<20)\n\t}\n}\n' >cgo.go
-    # Stacks of goroutines have no room for the hook: what the Go runtime does escapes, as docs/limits.md says.
+    # Stacks of goroutines have no room for the hook: what these do is caught by the kernel (strict mode, by itself).
     CGO_ENABLED=1 GOCACHE=$work/go go build -o cgo cgo.go 2>err && audit go clean ./cgo
 fi
 audit 'C, 16 threads' clean ./torture 16 250

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a change must pass: format, lints, tests, documentation. Ten to fifteen minutes on two cores.
+# Everything that a change must pass: format, lints, documentation, tests, audit. Ten to fifteen minutes on two cores.
 # On Debian and Ubuntu, as root, it first installs the programs that the tests watch; elsewhere the tests say
 # what they had to skip.
 set -euo pipefail
@@ -36,3 +36,5 @@ step "${defaults[@]}" cargo test --workspace
 for example in fixed_buffers hole subscriber; do
     step cargo run --quiet -p mmu-notifier-secondary --example "$example"
 done
+# The kernel as judge: nothing may escape, from no program of the tests and from none of a million random changes.
+step "${defaults[@]}" ci/audit.sh
