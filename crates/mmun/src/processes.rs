@@ -155,6 +155,11 @@ impl Processes {
                 ProcessState::Starting | ProcessState::Running | ProcessState::Exec => Fate::Running,
             };
             left += u64::from(fate == Fate::Running);
+            // Its next program has not reported, and cannot any more: the session is closed.
+            let is_counted = self.tracks.get(&index).is_some_and(|track| track.unseen.is_some());
+            if state == ProcessState::Exec && !is_counted {
+                *self.unseen.entry(totals::path(&process.exec)).or_default() += 1;
+            }
             self.totals.add(process, session.shards(index), fate);
         }
         left

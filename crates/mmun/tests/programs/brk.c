@@ -40,7 +40,7 @@ int main(void)
     say("one byte up", p - start, 0);
     p = sbrk(-1);
     say("one byte down", p - start, 0);
-    struct rlimit limit = {1 << 20, RLIM_INFINITY};
+    struct rlimit limit = {2 << 20, RLIM_INFINITY};
     setrlimit(RLIMIT_DATA, &limit);
     errno = 0;
     p = sbrk(1L << 30);
