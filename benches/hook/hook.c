@@ -1,14 +1,15 @@
 /* What a hook adds to a memory system call: the call through libc, hooked, against the same call made by code that no
  * hook has seen (written into anonymous memory), in turn, in one process.
  *
- *     hook none|ours|ucm SUBSCRIBERS THREADS
+ *     hook none|ours|ucm SUBSCRIBERS THREADS DEPTH
  *
- * prints, for each kind of call: name, plain ns, hooked ns, added ns. A window's time is the wall time of all threads
+ * (DEPTH: bytes on the first thread's stack between `main` and the calls, through which is looked for signal frames) prints, for each kind of call: name, plain ns, hooked ns, added ns. A window's time is the wall time of all threads
  * divided by the calls of one. Plain and hooked are medians over the windows, added is the median of the differences
  * of neighbours. `none` shows what is left of the method's own error.
  */
 #define _GNU_SOURCE
 #include "mmu_notifier.h"
+#include <alloca.h>
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -115,8 +116,8 @@ static void empty(const struct mmu_notifier_change *change, void *context) { (vo
 static void empty_ucm(int type, void *event, void *argument) { (void)type, (void)event, (void)argument; }
 
 int main(int count, char **words) {
-    if (count != 4)
-        return fprintf(stderr, "usage: hook none|ours|ucm SUBSCRIBERS THREADS\n"), 2;
+    if (count != 5)
+        return fprintf(stderr, "usage: hook none|ours|ucm SUBSCRIBERS THREADS DEPTH\n"), 2;
     int subscribers = atoi(words[2]);
     threads = atoi(words[3]);
     raw_mmap = make_raw(SYS_mmap), raw_munmap = make_raw(SYS_munmap), raw_madvise = make_raw(SYS_madvise);
@@ -149,6 +150,8 @@ int main(int count, char **words) {
     pthread_t others[64];
     for (long i = 1; i < threads; i++)
         pthread_create(&others[i], NULL, work, (void *)i);
+    volatile char *deep = alloca(atoi(words[4]) + 1);
+    deep[0] = 0;
     work(NULL);
     for (unsigned kind = 0; kind < KINDS; kind++) {
         static double added[WINDOWS];
