@@ -6,7 +6,8 @@
 // UNSAFETY: makes code, runs and changes it, and makes memory system calls.
 #![expect(unsafe_code)]
 
-use std::ptr::null_mut;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -26,7 +27,7 @@ const ALL: i32 = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
 
 static STARTS: AtomicU64 = AtomicU64::new(0);
 static ENDS: AtomicU64 = AtomicU64::new(0);
-/// A function to call in each start of a change that begins there.
+/// A place to call many times in each start of a change that begins at an address.
 static IN_START: AtomicUsize = AtomicUsize::new(0);
 static IN_START_OF: AtomicUsize = AtomicUsize::new(0);
 
@@ -36,10 +37,9 @@ impl Subscriber for Count {
     fn start(&self, change: &Change) {
         let range = change.range();
         STARTS.fetch_add(u64::from(change.event() == Event::Unmap && range.start() == NOWHERE), SeqCst);
-        if range.start() == IN_START_OF.load(SeqCst) {
-            let place = Place(IN_START.load(SeqCst));
-            // Not told of: the change is made in this callback.
-            place.call_many(4 * HOT);
+        if IN_START_OF.load(SeqCst) != 0 && range.start() == IN_START_OF.load(SeqCst) {
+            // Nobody is told of these: they are made in this callback.
+            Place(IN_START.load(SeqCst)).call_many(4 * HOT);
         }
     }
 
@@ -108,6 +108,12 @@ fn map(at: usize, len: usize, protection: i32, flags: i32) -> usize {
     got as usize
 }
 
+/// Where nothing is mapped, in reach of a jump: the C library's allocator reserves much where it may choose itself.
+fn new_page() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0x2000_0000_0000);
+    NEXT.fetch_add(1 << 20, SeqCst)
+}
+
 fn protect(at: usize, protection: i32) {
     let page = at & !(PAGE - 1);
     // SAFETY: memory of the test's.
@@ -143,7 +149,7 @@ impl Place {
 
     /// A new one, `offset` bytes into a page of its own, that can be executed and not written.
     fn made(offset: usize, behind: &[u8]) -> Place {
-        let page = map(0, PAGE, READ_WRITE, 0);
+        let page = map(new_page(), PAGE, READ_WRITE, libc::MAP_FIXED_NOREPLACE);
         let place = Place::write(page + offset, behind);
         protect(page, READ_EXECUTE);
         place
@@ -151,6 +157,16 @@ impl Place {
 
     fn address(self) -> usize {
         self.0 + Place::FRONT
+    }
+
+    fn page(self) -> usize {
+        self.address() & !(PAGE - 1)
+    }
+
+    /// Called until it is rewritten, which must happen.
+    fn heat(self) {
+        self.call_many(HOT);
+        assert!(self.is_rewritten());
     }
 
     fn call(self, a: usize, b: usize, number: i64) -> isize {
@@ -194,24 +210,6 @@ fn a_hot_place_is_rewritten_and_nothing_is_missed() {
     place.call_many(HOT - 1);
     assert!(!place.is_rewritten());
     place.call_many(1);
-    if !place.is_rewritten() {
-        let t = place.target();
-        for l in std::fs::read_to_string("/proc/self/maps").unwrap().lines() {
-            let r = l.split(' ').next().unwrap();
-            let (a, b) = r.split_once('-').unwrap();
-            let a = usize::from_str_radix(a, 16).unwrap_or(0);
-            let b = usize::from_str_radix(b, 16).unwrap_or(0);
-            if a < t + (1 << 26) && t < b + (1 << 26) {
-                eprintln!("NEAR {l}");
-            }
-        }
-        eprintln!(
-            "{:x} {:x} {}",
-            place.address(),
-            place.target(),
-            std::fs::read_to_string("/proc/self/maps").unwrap()
-        );
-    }
     assert!(place.is_rewritten());
     assert_eq!(place.bytes()[2..], RETURN);
     place.call_many(100_000 - HOT);
@@ -221,7 +219,7 @@ fn a_hot_place_is_rewritten_and_nothing_is_missed() {
     assert_eq!(place.call(0, 0, libc::SYS_getpid), std::process::id() as isize);
     assert_eq!(place.call(1, PAGE, libc::SYS_munmap), -(libc::EINVAL as isize));
     assert_eq!(since.traps(primary), HOT);
-    unmap(place.address() & !(PAGE - 1), PAGE);
+    unmap(place.page(), PAGE);
 }
 
 #[test]
@@ -248,6 +246,413 @@ fn eight_threads_call_a_place_while_it_is_rewritten() {
         let traps = since.traps(primary);
         assert!((HOT..THREADS * EACH / 4).contains(&traps), "{traps} traps");
         assert_eq!(since.told(), THREADS * EACH);
-        unmap(place.address() & !(PAGE - 1), PAGE);
+        unmap(place.page(), PAGE);
     }
+}
+
+#[test]
+fn code_that_is_made_writable_is_the_programs_own_before() {
+    let Some((_turn, primary)) = turn() else { return };
+    let place = Place::made(200, &RETURN);
+    let own = place.bytes();
+    for round in 0..20 {
+        let since = Since::now(primary);
+        place.heat();
+        place.call_many(100);
+        assert_eq!((since.traps(primary), since.told()), (HOT, HOT + 100), "round {round}");
+        // Other rights, whichever.
+        protect(place.page(), [READ_WRITE, ALL, READ][round % 3]);
+        assert_eq!(place.bytes(), own, "round {round}");
+        if round % 3 != 2 {
+            // Other code: the call's result and one more.
+            let other = Place::write(place.address(), &[0x48, 0xff, 0xc0, 0xc3]);
+            protect(place.page(), READ_EXECUTE);
+            let before = Since::now(primary);
+            for _ in 0..2 * HOT {
+                assert_eq!(other.call(NOWHERE, PAGE, libc::SYS_munmap), 1);
+            }
+            assert_eq!(before.told(), 2 * HOT);
+            protect(place.page(), READ_WRITE);
+            assert_eq!(other.bytes()[2..], [0x48, 0xff, 0xc0]);
+            Place::write(place.address(), &RETURN);
+        }
+        protect(place.page(), READ_EXECUTE);
+    }
+    assert_eq!(place.bytes(), own);
+    unmap(place.page(), PAGE);
+}
+
+#[test]
+fn other_code_where_a_place_was_is_not_touched() {
+    let Some((_turn, primary)) = turn() else { return };
+    let place = Place::made(300, &RETURN);
+    let page = place.page();
+    for round in 0..20 {
+        place.heat();
+        // Replaced, or unmapped and mapped again, or moved away and back.
+        match round % 3 {
+            0 => assert_eq!(map(page, PAGE, READ_WRITE, libc::MAP_FIXED), page),
+            1 => {
+                unmap(page, PAGE);
+                assert_eq!(map(page, PAGE, READ_WRITE, libc::MAP_FIXED_NOREPLACE), page);
+            }
+            _ => {
+                let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+                let (from, to) = (page as *mut libc::c_void, (page + 2 * PAGE) as *mut libc::c_void);
+                // SAFETY: memory of the test's.
+                let moved = unsafe { libc::mremap(from, PAGE, PAGE, flags, to) };
+                assert_eq!(moved, to);
+                let moved = Place(place.0 + 2 * PAGE);
+                assert!(!moved.is_rewritten(), "it has gone along");
+                let since = Since::now(primary);
+                moved.call_many(3 * HOT);
+                assert_eq!(since.told(), 3 * HOT);
+                unmap(to as usize, PAGE);
+                assert_eq!(map(page, PAGE, READ_WRITE, libc::MAP_FIXED_NOREPLACE), page);
+            }
+        }
+        // Bytes that a jump of ours would have, and others: data.
+        let data = if round % 2 == 0 { [0xe9, 5, 0xc3, 0xcc, 0xcc] } else { [1, 2, 3, 4, 5] };
+        // SAFETY: writable memory of the test's.
+        unsafe { (place.address() as *mut [u8; 5]).write(data) };
+        protect(page, READ);
+        assert_eq!(place.bytes(), data);
+        protect(page, READ_WRITE);
+        Place::write(place.address(), &RETURN);
+        protect(page, READ_EXECUTE);
+    }
+    unmap(page, PAGE);
+}
+
+#[test]
+fn what_is_discarded_was_put_back_before() {
+    let Some((_turn, _)) = turn() else { return };
+    let place = Place::made(400, &RETURN);
+    place.heat();
+    // SAFETY: memory of the test's.
+    let result = unsafe { libc::madvise(place.page() as *mut _, PAGE, libc::MADV_DONTNEED) };
+    assert_eq!((result, place.bytes()), (0, [0; 5]));
+    protect(place.page(), READ_WRITE);
+    Place::write(place.address(), &RETURN);
+    protect(place.page(), READ_EXECUTE);
+    place.heat();
+    unmap(place.page(), PAGE);
+}
+
+#[test]
+fn whoever_comes_behind_the_call_finds_what_was_there() {
+    let Some((_turn, primary)) = turn() else { return };
+    // mov %edi, %eax; ret: with the byte that follows, 1 GiB down.
+    let place = Place::made(500, &[0x89, 0xf8, 0xc3]);
+    for _ in 0..HOT {
+        assert_eq!(place.call(NOWHERE, PAGE, libc::SYS_munmap), NOWHERE as isize);
+    }
+    assert!(place.is_rewritten());
+    let since = Since::now(primary);
+    let behind = Place(place.address() + 2);
+    assert_eq!(behind.call(1234, 0, 0), 1234);
+    assert_eq!((since.traps(primary), since.told()), (0, 0));
+    // And who comes to the call itself.
+    assert_eq!(place.call(NOWHERE, PAGE, libc::SYS_munmap), NOWHERE as isize);
+    assert_eq!((since.traps(primary), since.told()), (0, 1));
+    unmap(place.page(), PAGE);
+}
+
+#[test]
+fn signals_in_the_middle_change_nothing() {
+    const CALLS: u64 = 30_000;
+    static PLACE: AtomicUsize = AtomicUsize::new(0);
+    static CAME: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn handler(_: i32) {
+        CAME.fetch_add(1, SeqCst);
+        Place(PLACE.load(SeqCst)).call_many(1);
+    }
+    let Some((_turn, primary)) = turn() else { return };
+    let place = Place::made(600, &RETURN);
+    PLACE.store(place.0, SeqCst);
+    let since = Since::now(primary);
+    // SAFETY: a handler that makes calls of the test's.
+    unsafe { libc::signal(libc::SIGUSR1, handler as *const () as usize) };
+    // SAFETY: the calling thread.
+    let target = unsafe { libc::pthread_self() } as usize;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(SeqCst) {
+                // SAFETY: a thread that waits for this one.
+                unsafe { libc::pthread_kill(target as libc::pthread_t, libc::SIGUSR1) };
+                std::thread::yield_now();
+            }
+        });
+        // Each time as if it had never been trapped.
+        for _ in 0..CALLS / 100 {
+            place.call_many(100);
+            assert!(place.is_rewritten());
+            // It stays executable, as the handler runs it.
+            protect(place.page(), ALL);
+            protect(place.page(), READ_EXECUTE);
+        }
+        done.store(true, SeqCst);
+    });
+    assert!(CAME.load(SeqCst) > 100);
+    assert_eq!(since.told(), CALLS + CAME.load(SeqCst));
+    unmap(place.page(), PAGE);
+}
+
+#[test]
+fn a_call_that_waits_is_started_again_by_the_jump() {
+    extern "C" fn handler(_: i32) {}
+    let Some((_turn, _)) = turn() else { return };
+    let place = Place::made(700, &RETURN);
+    place.heat();
+    // SAFETY: all zeroes are an action; the handler does nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGUSR2, &action, std::ptr::null_mut());
+    }
+    let mut pipe = [0; 2];
+    // SAFETY: room for two numbers.
+    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+    let waiting = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // SAFETY: the calling thread.
+            waiting.store(unsafe { libc::pthread_self() } as usize, SeqCst);
+            // read(fd, .., 1), whose third argument is the number: 0.
+            assert_eq!(place.call(pipe[0] as usize, 0, libc::SYS_read), 0);
+            let mut byte = 0u8;
+            // SAFETY: room for a byte.
+            assert_eq!(unsafe { libc::read(pipe[0], (&raw mut byte).cast(), 1) }, 1);
+        });
+        while waiting.load(SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        for _ in 0..100 {
+            // SAFETY: a thread that this one waits for.
+            unsafe { libc::pthread_kill(waiting.load(SeqCst) as libc::pthread_t, libc::SIGUSR2) };
+            std::thread::yield_now();
+        }
+        // SAFETY: a byte.
+        assert_eq!(unsafe { libc::write(pipe[1], [1u8].as_ptr().cast(), 1) }, 1);
+    });
+    unmap(place.page(), PAGE);
+}
+
+#[test]
+fn a_forked_child_has_a_copy_of_its_own() {
+    let Some((_turn, primary)) = turn() else { return };
+    let (old, new) = (Place::made(800, &RETURN), Place::made(900, &RETURN));
+    old.heat();
+    for _ in 0..20 {
+        // SAFETY: the child makes calls of the test's, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let since = primary.traps().calls;
+            // Rewritten already; put back here; another one.
+            old.call_many(100);
+            let quiet = primary.traps().calls == since;
+            protect(old.page(), READ_WRITE);
+            let back = !old.is_rewritten();
+            protect(old.page(), READ_EXECUTE);
+            new.call_many(100);
+            let few = primary.traps().calls - since <= HOT + 1;
+            let ok = quiet && back && few && new.is_rewritten();
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(i32::from(!ok)) };
+        }
+        let mut status = 0;
+        // SAFETY: the child of this process.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0);
+        assert!(old.is_rewritten() && !new.is_rewritten());
+    }
+    let since = Since::now(primary);
+    old.call_many(10);
+    assert_eq!((since.traps(primary), since.told()), (0, 10));
+    unmap(old.page(), PAGE);
+    unmap(new.page(), PAGE);
+}
+
+/// Stays trapped, and works.
+fn assert_kept(primary: &Primary, place: Place) {
+    let since = Since::now(primary);
+    let own = place.bytes();
+    place.call_many(10 * HOT);
+    assert_eq!(place.bytes(), own);
+    assert_eq!((since.traps(primary), since.told()), (10 * HOT, 10 * HOT));
+    assert_eq!((since.rewritten(primary), since.kept(primary)), (0, 1));
+}
+
+#[test]
+fn where_nothing_can_be_mapped_a_place_stays_trapped() {
+    let Some((_turn, primary)) = turn() else { return };
+    let place = Place::made(1000, &RETURN);
+    let window = place.target() & !(PAGE - 1);
+    map(window, PAGE, READ_WRITE, libc::MAP_FIXED_NOREPLACE);
+    assert_kept(primary, place);
+    // SAFETY: mapped above.
+    assert_eq!(unsafe { *(window as *const [u8; PAGE]) }, [0; PAGE]);
+    // And is rewritten once there is room.
+    unmap(window, PAGE);
+    place.call_many(20 * HOT);
+    assert!(place.is_rewritten());
+    // Then again, if somebody takes that.
+    assert_eq!(map(window, PAGE, READ_WRITE, libc::MAP_FIXED), window);
+    assert!(!place.is_rewritten());
+    let since = Since::now(primary);
+    place.call_many(3 * HOT);
+    assert_eq!((since.traps(primary), since.told()), (3 * HOT, 3 * HOT));
+    // SAFETY: mapped above.
+    assert_eq!(unsafe { *(window as *const [u8; PAGE]) }, [0; PAGE]);
+    unmap(window, PAGE);
+    unmap(place.page(), PAGE);
+    // Below the lowest address.
+    let page = map(0x7000_0000, PAGE, READ_WRITE, libc::MAP_FIXED_NOREPLACE);
+    let place = Place::write(page + 100, &[0xc3, 0, 0x80]);
+    protect(page, READ_EXECUTE);
+    assert_kept(primary, place);
+    unmap(page, PAGE);
+}
+
+#[test]
+fn code_that_can_change_by_itself_stays_trapped() {
+    let Some((_turn, primary)) = turn() else { return };
+    // Writable.
+    let page = map(new_page(), PAGE, ALL, libc::MAP_FIXED_NOREPLACE);
+    let place = Place::write(page + 100, &RETURN);
+    assert_kept(primary, place);
+    // And once it is not.
+    protect(page, READ_EXECUTE);
+    place.call_many(20 * HOT);
+    assert!(place.is_rewritten());
+    unmap(page, PAGE);
+    // Shared: somebody may have it writable elsewhere.
+    let page = new_page();
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: new memory.
+    let got = unsafe { libc::mmap(page as *mut _, PAGE, READ_WRITE, flags, -1, 0) };
+    assert_eq!(got as usize, page);
+    let place = Place::write(page + 100, &RETURN);
+    protect(page, READ_EXECUTE);
+    assert_kept(primary, place);
+    unmap(page, PAGE);
+    // Over two pages.
+    let page = map(new_page(), 2 * PAGE, READ_WRITE, libc::MAP_FIXED_NOREPLACE);
+    let place = Place::write(page + PAGE - 4, &RETURN);
+    protect(page, READ_EXECUTE);
+    protect(page + PAGE, READ_EXECUTE);
+    assert_kept(primary, place);
+    unmap(page, 2 * PAGE);
+}
+
+#[test]
+fn places_that_share_bytes_or_landings_are_not_rewritten_together() {
+    let Some((_turn, primary)) = turn() else { return };
+    let page = map(new_page(), PAGE, READ_WRITE, libc::MAP_FIXED_NOREPLACE);
+    // syscall; mov %esi, %eax; syscall; ret: the second one is what the first one's jump would consist of.
+    let first = Place::write(page + 100, &[0x90, 0x0f, 0x05, 0xc3, 0xcc, 0xcc]);
+    // And one whose jump leads close to where that of the second one does.
+    let near = Place::write(page + 110, &RETURN);
+    let second = Place(page + 103 - Place::FRONT);
+    protect(page, READ_EXECUTE);
+    let since = Since::now(primary);
+    for _ in 0..4 * HOT {
+        // The second call is read(2), of no descriptor.
+        assert!(first.call(NOWHERE, PAGE, libc::SYS_munmap) <= 0);
+    }
+    assert_eq!(since.told(), 4 * HOT);
+    assert!(!(first.is_rewritten() && second.is_rewritten()));
+    assert_eq!(second.bytes()[1..], [0x05, 0xc3, 0xcc, 0xcc]);
+    near.call_many(4 * HOT);
+    assert_eq!(since.told(), 8 * HOT);
+    unmap(page, PAGE);
+}
+
+#[test]
+fn while_its_memory_is_changing_a_place_is_not_rewritten() {
+    let Some((_turn, primary)) = turn() else { return };
+    let place = Place::made(1100, &RETURN);
+    let own = place.bytes();
+    IN_START.store(place.0, SeqCst);
+    IN_START_OF.store(place.page(), SeqCst);
+    let since = primary.traps();
+    // Becomes hot when a change of it has begun.
+    protect(place.page(), READ_WRITE);
+    IN_START_OF.store(0, SeqCst);
+    assert_eq!(place.bytes(), own);
+    let now = primary.traps();
+    assert_eq!((now.calls - since.calls, now.rewritten - since.rewritten), (4 * HOT, 0));
+    protect(place.page(), READ_EXECUTE);
+    place.call_many(HOT);
+    assert!(place.is_rewritten());
+    unmap(place.page(), PAGE);
+}
+
+#[test]
+fn code_that_threads_run_and_change_by_turns_is_never_mixed_up() {
+    const ROUNDS: u64 = 300;
+    let Some((_turn, primary)) = turn() else { return };
+    let place = Place::made(1200, &RETURN);
+    let own = place.bytes();
+    let since = Since::now(primary);
+    static RUN: AtomicBool = AtomicBool::new(true);
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let threads: Vec<_> = (0..3)
+        .map(|_| {
+            std::thread::spawn(move || {
+                while RUN.load(SeqCst) {
+                    place.call_many(10);
+                    CALLS.fetch_add(10, SeqCst);
+                }
+            })
+        })
+        .collect();
+    for _ in 0..ROUNDS {
+        // It stays executable, as others run it.
+        protect(place.page(), ALL);
+        assert_eq!(place.bytes(), own);
+        std::thread::yield_now();
+        assert_eq!(place.bytes(), own);
+        protect(place.page(), READ_EXECUTE);
+        std::thread::yield_now();
+    }
+    RUN.store(false, SeqCst);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(since.told(), CALLS.load(SeqCst));
+    unmap(place.page(), PAGE);
+}
+
+#[test]
+fn a_check_knows_what_was_rewritten_and_sees_who_writes_over_it() {
+    let Some((_turn, primary)) = turn() else { return };
+    let place = Place::made(1300, &RETURN);
+    let before = primary.check_code().expect("there is /proc");
+    place.heat();
+    let check = primary.check_code().expect("there is /proc");
+    assert_eq!((check.intact, &check.faults[..]), (before.intact + 1, &[][..]));
+    let memory = OpenOptions::new().read(true).write(true).open("/proc/self/mem").expect("there is /proc");
+    let [jump, own] = [place.bytes(), [0x0f, 5, 0xc3, 0xcc, 0xcc]];
+    let say = |bytes: &[u8], at: usize, was: &[u8]| {
+        memory.write_all_at(bytes, at as u64).expect("code can be written");
+        let check = primary.check_code().expect("there is /proc");
+        memory.write_all_at(was, at as u64).expect("code can be written");
+        assert_eq!(check.faults.len(), 1, "{check:#?}");
+        assert_eq!(check.faults[0].address, place.address());
+        check.faults[0].to_string()
+    };
+    let written = say(&[0xe9, 0, 0, 0, 0], place.address(), &jump);
+    assert!(written.contains("written over the jump") && written.contains("without a file"), "{written}");
+    let back = say(&own, place.address(), &jump);
+    assert!(back.contains("own code back"), "{back}");
+    // SAFETY: what was written there is readable.
+    let landing = unsafe { *(place.target() as *const [u8; 8]) };
+    let gone = say(&[0xcc; 8], place.target(), &landing);
+    assert!(gone.contains("the next such call crashes"), "{gone}");
+    // What the program changes is no fault.
+    protect(place.page(), READ_WRITE);
+    let check = primary.check_code().expect("there is /proc");
+    assert_eq!((check.intact, &check.faults[..]), (before.intact, &[][..]));
+    unmap(place.page(), PAGE);
 }
