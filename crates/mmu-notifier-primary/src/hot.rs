@@ -605,6 +605,14 @@ pub(crate) struct Rewritten {
     pub(crate) target: usize,
 }
 
+/// What is written, and instead of what.
+pub(crate) const WRITTEN: (u8, u8) = (JMP, SYSCALL);
+
+/// Whether the place at `address` is rewritten, is about to be, or was.
+pub(crate) fn knows(address: usize) -> bool {
+    entries().any(|entry| entry.address() == address)
+}
+
 /// Every place that is rewritten now.
 pub(crate) fn all() -> impl Iterator<Item = Rewritten> {
     // Acquire pairs with the Release in `rewrite_alone`: the code is written.

@@ -183,6 +183,11 @@ fn before(
             }
         }
     }
+    for (index, byte) in memory.iter_mut().enumerate() {
+        if (*byte, file[index]) == hot::WRITTEN && hot::knows(site.base + start + index) {
+            *byte = file[index];
+        }
+    }
     let differ: Vec<usize> = (0..len).filter(|&index| memory[index] != file[index]).collect();
     match differ[..] {
         [] => None,
