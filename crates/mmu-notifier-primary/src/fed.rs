@@ -5,8 +5,7 @@
 #![expect(unsafe_code)]
 
 use core::ffi::{c_int, c_void};
-use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use mmu_notifier::{Blocking, Caller, Change, Event, OpenChange, Range, WouldBlock};
 
@@ -20,67 +19,53 @@ use crate::primary::{InstallError, Primary};
 #[derive(Debug)]
 pub(crate) struct Fed {
     first: &'static First,
-    /// What it has given for that; null while this copy is uninstalled, `BUSY` while that changes.
-    feed: AtomicPtr<c_void>,
+    /// It is installed for the first time: until then nobody else switches it on.
+    begun: AtomicBool,
 }
 
-const BUSY: *mut c_void = core::ptr::without_provenance_mut(1);
+static OPERATIONS: Operations = Operations { start, end, abandoned, release, forked, after_fork };
 
-static OPERATIONS: Operations = Operations { start, end, abandoned, release, forked };
+/// As what the copy at work knows this one.
+fn context(primary: &Primary) -> *mut c_void {
+    core::ptr::from_ref(primary).cast_mut().cast()
+}
 
 impl Fed {
     pub(crate) fn new(first: &'static First) -> Fed {
-        Fed { first, feed: AtomicPtr::new(null_mut()) }
+        Fed { first, begun: AtomicBool::new(false) }
     }
 
-    /// Takes what is there, so that nobody else does anything with it; what was there.
-    fn take(&self) -> *mut c_void {
-        loop {
-            // Acquire pairs with the Release in `put`.
-            let feed = self.feed.swap(BUSY, Ordering::Acquire);
-            if feed != BUSY {
-                return feed;
-            }
-            crate::gate::safe::sched_yield();
-        }
+    /// Has changes passed on to `primary`, which is complete.
+    pub(crate) fn begin(&self, primary: &'static Primary) -> Result<(), InstallError> {
+        self.switch_on(primary)?;
+        // Release pairs with the Acquire in `begin_again`: what comes before the first change has been done.
+        self.begun.store(true, Ordering::Release);
+        Ok(())
     }
 
-    fn put(&self, feed: *mut c_void) {
-        // Release pairs with the Acquire in `take`.
-        self.feed.store(feed, Ordering::Release);
+    /// The same when it was installed before. Whether they were not passed on.
+    pub(crate) fn begin_again(&self, primary: &'static Primary) -> Result<bool, InstallError> {
+        // Acquire pairs with the Release in `begin`.
+        if self.begun.load(Ordering::Acquire) { self.switch_on(primary) } else { Ok(false) }
     }
 
-    /// Has changes passed on to `primary`. Whether they were not before.
-    pub(crate) fn begin(&self, primary: &'static Primary) -> Result<bool, InstallError> {
-        let mut feed = self.take();
-        if !feed.is_null() {
-            self.put(feed);
-            return Ok(false);
-        }
-        let context = core::ptr::from_ref(primary).cast_mut().cast();
+    fn switch_on(&self, primary: &'static Primary) -> Result<bool, InstallError> {
         // SAFETY: `start` and the others take a primary MMU that stays.
-        let result = unsafe { (self.first.subscribe)(&raw const OPERATIONS, context, &raw mut feed) };
-        self.put(feed);
-        match result {
-            0 => Ok(true),
+        match unsafe { (self.first.subscribe)(&raw const OPERATIONS, context(primary)) } {
+            switched @ 0.. => Ok(switched == 1),
             _ => Err(InstallError::Copy { why: "it feeds as many others as it can" }),
         }
     }
 
     /// Has nothing passed on any more. Whether it was before.
-    pub(crate) fn stop(&self) -> bool {
-        let feed = self.take();
-        if !feed.is_null() {
-            // SAFETY: what `subscribe` has given, once.
-            unsafe { (self.first.unsubscribe)(feed) };
-        }
-        self.put(null_mut());
-        !feed.is_null()
+    pub(crate) fn stop(&self, primary: &Primary) -> bool {
+        // SAFETY: as in `switch_on`.
+        unsafe { (self.first.unsubscribe)(context(primary)) == 1 }
     }
 
-    pub(crate) fn is_off(&self) -> bool {
-        // Relaxed: for who knows whether it was uninstalled.
-        self.feed.load(Ordering::Relaxed).is_null()
+    pub(crate) fn is_off(&self, primary: &Primary) -> bool {
+        // SAFETY: as in `switch_on`.
+        unsafe { (self.first.is_subscribed)(context(primary)) == 0 }
     }
 
     pub(crate) fn announce<R>(&self, change: Change, make: impl FnOnce() -> R) -> Result<R, WouldBlock> {
@@ -220,4 +205,12 @@ unsafe extern "C" fn release(context: *mut c_void) {
 unsafe extern "C" fn forked(context: *mut c_void) {
     // SAFETY: as in `start`.
     unsafe { &*context.cast::<Primary>() }.forked_elsewhere();
+}
+
+/// # Safety
+///
+/// As [`forked`], when all copies have been told.
+unsafe extern "C" fn after_fork(context: *mut c_void) {
+    // SAFETY: as in `start`.
+    unsafe { &*context.cast::<Primary>() }.after_fork();
 }

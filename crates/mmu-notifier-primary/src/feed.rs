@@ -10,10 +10,11 @@
 #![expect(unsafe_code)]
 
 use core::ffi::{c_int, c_void};
+use core::mem::forget;
 use core::ptr::{from_ref, null_mut};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-use mmu_notifier::{Blocking, Caller, Change, Event, Range, Subscription, Ticketed, WouldBlock};
+use mmu_notifier::{AddressSpace, Blocking, Caller, Change, Event, Range, Ticketed, WouldBlock};
 
 use crate::Syscall;
 use crate::deliver::Wanted;
@@ -93,6 +94,8 @@ pub(crate) struct Operations {
     pub(crate) release: unsafe extern "C" fn(*mut c_void),
     /// In a forked child, before anything else: the relay is still there, and nobody else.
     pub(crate) forked: unsafe extern "C" fn(*mut c_void),
+    /// The same, when all copies have forgotten their parent's: may change memory.
+    pub(crate) after_fork: unsafe extern "C" fn(*mut c_void),
 }
 
 /// A sentence, its length, what it is about, and the context.
@@ -103,11 +106,15 @@ pub(crate) type Make = unsafe extern "C" fn(*mut c_void);
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct First {
-    /// Passes every change on, from when it returns; the last argument is for `unsubscribe`. Allocates and waits, as
-    /// [`AddressSpace::subscribe`](mmu_notifier::AddressSpace::subscribe). `-ENOMEM`: too many copies.
-    pub(crate) subscribe: unsafe extern "C" fn(*const Operations, *mut c_void, *mut *mut c_void) -> c_int,
-    /// No more: when it returns, all that was started has been ended.
-    pub(crate) unsubscribe: unsafe extern "C" fn(*mut c_void),
+    /// Passes every change on to who says this context, from when it returns. Allocates and waits, as
+    /// [`AddressSpace::subscribe`](mmu_notifier::AddressSpace::subscribe). 1, or 0 if that was so before. `-ENOMEM`: too many
+    /// copies.
+    pub(crate) subscribe: unsafe extern "C" fn(*const Operations, *mut c_void) -> c_int,
+    /// No more: when it returns, all that was started has been ended, but for what the calling thread has open itself, which is
+    /// ended in its time. 1, or 0 if that was so before.
+    pub(crate) unsubscribe: unsafe extern "C" fn(*mut c_void) -> c_int,
+    /// 1: changes are passed on to who says this context.
+    pub(crate) is_subscribed: unsafe extern "C" fn(*mut c_void) -> c_int,
     /// Who is calling.
     pub(crate) thread: unsafe extern "C" fn(*mut Thread),
     /// Announces a change to all copies, and calls a function in it. `-EAGAIN`: it was refused, and nothing is called.
@@ -123,8 +130,17 @@ pub(crate) struct First {
 }
 
 /// Those of this copy.
-pub(crate) static FIRST: First =
-    First { subscribe, unsubscribe, thread, announce, quarantined, call_site, check, can_deliver };
+pub(crate) static FIRST: First = First {
+    subscribe,
+    unsubscribe,
+    is_subscribed,
+    thread,
+    announce,
+    quarantined,
+    call_site,
+    check,
+    can_deliver,
+};
 
 /// Copies that can be told.
 const COPIES: usize = 16;
@@ -137,7 +153,6 @@ pub(crate) struct Feeds {
     /// Somebody is switching on or off.
     busy: AtomicBool,
     own: AtomicBool,
-    others: AtomicU32,
 }
 
 impl Feeds {
@@ -147,7 +162,6 @@ impl Feeds {
             copies: [const { AtomicPtr::new(null_mut()) }; COPIES],
             busy: AtomicBool::new(false),
             own: AtomicBool::new(true),
-            others: AtomicU32::new(0),
         }
     }
 
@@ -164,7 +178,7 @@ impl Feeds {
 
     fn is_wanted(&self) -> bool {
         // Relaxed, both: `one_at_a_time` orders them.
-        self.own.load(Ordering::Relaxed) || self.others.load(Ordering::Relaxed) > 0
+        self.own.load(Ordering::Relaxed) || self.copies().any(|copy| !copy.closed.load(Ordering::Relaxed))
     }
 
     fn copies(&self) -> impl Iterator<Item = &'static Copy> {
@@ -173,28 +187,35 @@ impl Feeds {
         self.copies.iter().map_while(|copy| unsafe { copy.load(Ordering::Acquire).as_ref() })
     }
 
-    /// The copy that says `context`; `None`: there are too many. One at a time.
-    fn copy(&self, operations: Operations, context: Context) -> Option<&'static Copy> {
-        if let Some(copy) = self.copies().find(|copy| copy.context == context) {
-            return Some(copy);
-        }
+    fn find(&self, context: Context) -> Option<&'static Copy> {
+        self.copies().find(|copy| copy.context == context)
+    }
+
+    /// The copy that says `context`, on the list of `space` for good; `None`: there are too many. One at a time.
+    fn add(&self, space: &AddressSpace, operations: Operations, context: Context) -> Option<&'static Copy> {
         let place = self.copies.get(self.copies().count())?;
-        let copy = Box::leak(Box::new(Copy {
-            operations,
-            context,
-            closed: AtomicBool::new(true),
-            subscription: AtomicPtr::new(null_mut()),
-        }));
-        place.store(copy, Ordering::Release);
+        let copy: &'static Copy =
+            Box::leak(Box::new(Copy { operations, context, closed: AtomicBool::new(true) }));
+        // It stays, so that what is open when the other copy has enough gets its end.
+        forget(space.subscribe_relay(Relay(copy)));
+        place.store(from_ref(copy).cast_mut(), Ordering::Release);
         Some(copy)
     }
 
-    /// In a forked child, by its only thread: tells the other copies.
+    /// In a forked child, by its only thread, before anything changes: the other copies forget what was their parent's.
     pub(crate) fn forked(&self) {
         self.busy.store(false, Ordering::Relaxed);
         for Copy { operations, context, .. } in self.copies() {
             // SAFETY: what the other copy has subscribed; it stays.
             unsafe { (operations.forked)(context.0) };
+        }
+    }
+
+    /// When all have: they may begin anew.
+    pub(crate) fn after_fork(&self) {
+        for Copy { operations, context, .. } in self.copies() {
+            // SAFETY: as above.
+            unsafe { (operations.after_fork)(context.0) };
         }
     }
 
@@ -234,10 +255,20 @@ impl Primary {
 struct Copy {
     operations: Operations,
     context: Context,
-    /// What begins is not passed on.
+    /// What begins is not passed on: it is uninstalled.
     closed: AtomicBool,
-    /// Null while it is uninstalled.
-    subscription: AtomicPtr<Subscription>,
+}
+
+impl Copy {
+    /// From when this returns, what begins is passed on, or is not; and what began before is over, but for changes of this
+    /// thread. Whether that was otherwise before. One at a time.
+    fn close(&self, closed: bool, space: &AddressSpace) -> bool {
+        // Relaxed: the wait publishes a list, and then a full fence pairs with that of each change's claim. So a change that
+        // does not see this is seen by the wait.
+        let changed = self.closed.swap(closed, Ordering::Relaxed) != closed;
+        wait_for_changes(space);
+        changed
+    }
 }
 
 /// A pointer of the other copy's, which only goes back to it.
@@ -271,7 +302,7 @@ impl Ticketed for Relay {
 
     fn try_start(&self, change: &Change) -> Result<Option<Ticket>, WouldBlock> {
         let Copy { operations, context, closed, .. } = self.0;
-        // Relaxed: see `unsubscribe`.
+        // Relaxed: see `Copy::close`.
         if closed.load(Ordering::Relaxed) {
             return Ok(None);
         }
@@ -293,7 +324,7 @@ impl Ticketed for Relay {
 
     fn release(&self) {
         let Copy { operations, context, closed, .. } = self.0;
-        // Relaxed: as above. Where it is closed, the subscription ends, and not the address space.
+        // Relaxed: as above.
         if !closed.load(Ordering::Relaxed) {
             // SAFETY: as above.
             unsafe { (operations.release)(context.0) };
@@ -301,49 +332,37 @@ impl Ticketed for Relay {
     }
 }
 
-unsafe extern "C" fn subscribe(
-    operations: *const Operations,
-    context: *mut c_void,
-    out: *mut *mut c_void,
-) -> c_int {
+unsafe extern "C" fn subscribe(operations: *const Operations, context: *mut c_void) -> c_int {
     let Some(primary) = hook::primary() else { return -ENODEV };
     // Somebody there may refuse.
     primary.prepare_to_wait();
-    // SAFETY: by the other copy's promise, for the time of this call.
-    let operations = unsafe { *operations };
-    primary.feeds.one_at_a_time(|| {
-        let Some(copy) = primary.feeds.copy(operations, Context(context)) else { return -ENOMEM };
-        // Relaxed: published with the list that the relay is on.
-        copy.closed.store(false, Ordering::Relaxed);
-        let subscription = Box::new(primary.space.subscribe_relay(Relay(copy)));
-        // Relaxed, both: one at a time.
-        copy.subscription.store(Box::into_raw(subscription), Ordering::Relaxed);
-        primary.feeds.others.fetch_add(1, Ordering::Relaxed);
+    let (context, space, feeds) = (Context(context), &primary.space, &primary.feeds);
+    feeds.one_at_a_time(|| {
+        // SAFETY: by the other copy's promise, for the time of this call.
+        let operations = unsafe { *operations };
+        let Some(copy) = feeds.find(context).or_else(|| feeds.add(space, operations, context)) else {
+            return -ENOMEM;
+        };
+        let changed = copy.close(false, space);
         primary.switch_as_wanted();
-        // SAFETY: by the other copy's promise.
-        unsafe { out.write(from_ref(copy).cast_mut().cast()) };
-        0
+        changed.into()
     })
 }
 
-unsafe extern "C" fn unsubscribe(copy: *mut c_void) {
-    let Some(primary) = hook::primary() else { return };
-    // SAFETY: what `subscribe` has given; it stays.
-    let copy = unsafe { &*copy.cast::<Copy>() };
+unsafe extern "C" fn unsubscribe(context: *mut c_void) -> c_int {
+    let Some(primary) = hook::primary() else { return -ENODEV };
     primary.feeds.one_at_a_time(|| {
-        // What begins now is not passed on; what was passed on is over when the wait is. Relaxed: the wait publishes a list, and
-        // then a full fence pairs with that of each change's claim. So a change that does not see this is seen by the wait.
-        copy.closed.store(true, Ordering::Relaxed);
-        wait_for_changes(&primary.space);
-        // Relaxed, both: one at a time.
-        let subscription = copy.subscription.swap(null_mut(), Ordering::Relaxed);
-        if !subscription.is_null() {
-            primary.feeds.others.fetch_sub(1, Ordering::Relaxed);
-            // SAFETY: made by `subscribe`, and taken once.
-            drop(unsafe { Box::from_raw(subscription) });
-        }
+        let changed =
+            primary.feeds.find(Context(context)).is_some_and(|copy| copy.close(true, &primary.space));
         primary.switch_as_wanted();
-    });
+        changed.into()
+    })
+}
+
+unsafe extern "C" fn is_subscribed(context: *mut c_void) -> c_int {
+    let copy = hook::primary().and_then(|primary| primary.feeds.find(Context(context)));
+    // Relaxed: for who knows whether it was uninstalled.
+    copy.is_some_and(|copy| !copy.closed.load(Ordering::Relaxed)).into()
 }
 
 unsafe extern "C" fn thread(out: *mut Thread) {

@@ -51,10 +51,11 @@ use crate::written;
 /// This process's primary MMU; null until it is installed, never changed after.
 static PRIMARY: AtomicPtr<Primary> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Makes `primary` the one that the hook uses.
-pub(crate) fn set_primary(primary: &'static Primary) {
+/// Makes `primary` the one that the hook uses; false if there is one.
+pub(crate) fn set_primary(primary: &'static Primary) -> bool {
+    let new = core::ptr::from_ref(primary).cast_mut();
     // Release pairs with the Acquire in `primary`.
-    PRIMARY.store(core::ptr::from_ref(primary).cast_mut(), Ordering::Release);
+    PRIMARY.compare_exchange(core::ptr::null_mut(), new, Ordering::Release, Ordering::Relaxed).is_ok()
 }
 
 /// This process's primary MMU, if it is installed.

@@ -164,7 +164,7 @@ impl Primary {
     pub fn install(options: &Options<'_>) -> Result<&'static Primary, InstallError> {
         if let Some(primary) = hook::primary() {
             let switched = match &primary.fed {
-                Some(fed) => fed.begin(primary)?,
+                Some(fed) => fed.begin_again(primary)?,
                 None => primary.want(true),
             };
             return if switched { Ok(primary) } else { Err(InstallError::Twice) };
@@ -211,7 +211,9 @@ impl Primary {
         // SAFETY: `brk(0)` only asks.
         let program_break = unsafe { gate::call(Syscall::Brk.number(), &[0; 6]) };
         primary.memory.break_is(program_break as usize);
-        hook::set_primary(primary);
+        if !hook::set_primary(primary) {
+            return Err(InstallError::Twice);
+        }
         (options.before)(primary);
         primary.search_everything().map_err(|errno| InstallError::Maps { errno: errno.0 })?;
         // A program that is watched pays for a worker only if there will be somebody who refuses.
@@ -241,7 +243,9 @@ impl Primary {
         let primary = Primary::new(log, Stubs::new(), fed::caller, options.after_fork);
         let primary: &'static Primary =
             Box::leak(Box::new(Primary { strict: Strict::Never, fed: Some(fed), ..primary }));
-        hook::set_primary(primary);
+        if !hook::set_primary(primary) {
+            return Err(InstallError::Twice);
+        }
         (options.before)(primary);
         if let Some(fed) = &primary.fed {
             fed.begin(primary)?;
@@ -305,7 +309,7 @@ impl Primary {
     /// subscribers, as long as another one is told by it.
     pub fn uninstall(&self) -> bool {
         match &self.fed {
-            Some(fed) => fed.stop(),
+            Some(fed) => fed.stop(self),
             None => self.want(false),
         }
     }
@@ -331,7 +335,7 @@ impl Primary {
 
     /// Whether nobody is told.
     pub(crate) fn is_off(&self) -> bool {
-        self.fed.as_ref().map_or_else(|| self.mode.is_off(), Fed::is_off)
+        self.fed.as_ref().map_or_else(|| self.mode.is_off(), |fed| fed.is_off(self))
     }
 
     /// Announces a change that the program makes itself to the subscribers of all copies of this library in the process, makes
@@ -478,12 +482,14 @@ impl Primary {
             // SAFETY: as above.
             unsafe { quiet.forked() };
         }
+        self.feeds.forked();
         self.log.forked();
         if let Some(check) = &self.check {
             check.forked(&self.log);
         }
-        (self.after_fork)(self);
-        self.feeds.forked();
+        // From here on there may be changes: who is subscribed, is so in this child.
+        self.after_fork();
+        self.feeds.after_fork();
         oracle::set_up(&self.log);
     }
 
@@ -493,6 +499,10 @@ impl Primary {
         // SAFETY: the copy that tells this one is in its `forked`.
         unsafe { self.space.forked() };
         self.log.forked();
+    }
+
+    /// In a forked child, behind that: the program may subscribe again.
+    pub(crate) fn after_fork(&self) {
         (self.after_fork)(self);
     }
 

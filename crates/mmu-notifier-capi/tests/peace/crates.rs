@@ -141,7 +141,6 @@ impl Object {
 }
 
 /// What somebody is told of one address, or of all.
-#[derive(Default)]
 struct Counts {
     only: AtomicUsize,
     starts: AtomicU64,
@@ -151,7 +150,16 @@ struct Counts {
 
 impl Counts {
     fn new() -> &'static Counts {
-        Box::leak(Box::default())
+        Box::leak(Box::new(Counts::const_new()))
+    }
+
+    const fn const_new() -> Counts {
+        Counts {
+            only: AtomicUsize::new(0),
+            starts: AtomicU64::new(0),
+            ends: AtomicU64::new(0),
+            open: AtomicI64::new(0),
+        }
     }
 
     fn concerns(&self, start: usize) -> bool {
@@ -585,4 +593,149 @@ fn copies_that_come_at_the_same_time_agree() {
 
 fn install_again() -> &'static Primary {
     Primary::get().expect("it is installed")
+}
+
+/// What whoever does the work changes in a forked child, before the others have begun anew, is not told to their parent's
+/// subscribers.
+#[test]
+fn the_first_ones_child_begins_behind_all_copies() {
+    static OWN: Counts = Counts::const_new();
+    fn begin(primary: &Primary) {
+        std::mem::forget(subscribe(primary, &OWN));
+        unmap_one(&[&OWN]);
+    }
+    alone("the_first_ones_child_begins_behind_all_copies", |copy| {
+        let primary =
+            Primary::install(&Options { after_fork: begin, ..Options::default() }).expect("installed");
+        let (object, apart) = (Object::open(copy), Object::open_apart(copy));
+        let parents = [Counts::new(), Counts::new(), Counts::new()];
+        let _parents = subscribe(primary, parents[0]);
+        for (object, counts) in [(object, parents[1]), (apart, parents[2])] {
+            assert_eq!(object.install(), 0);
+            object.count(counts);
+        }
+        unmap_one(&parents);
+        assert_eq!(parents.map(Counts::take), [(1, 1); 3]);
+        for counts in parents {
+            counts.only.store(0, SeqCst);
+        }
+        in_a_child(|| {
+            let right = parents.map(|counts| counts.starts.load(SeqCst)) == [1; 3] && OWN.take() == (1, 1);
+            unmap(map());
+            right && parents.map(|counts| counts.starts.load(SeqCst)) == [1; 3]
+        });
+    });
+}
+
+/// Runs `works` in a forked child, and demands true of it.
+fn in_a_child(works: impl FnOnce() -> bool) {
+    // SAFETY: the child calls what may be called there: the C library makes its allocator ready.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: ends a child that hangs.
+        unsafe { libc::alarm(20) };
+        let code = c_int::from(!works());
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = -1;
+    // SAFETY: the child above.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
+}
+
+/// A fork while another thread installs and uninstalls: the child can do both, and is told.
+#[test]
+fn a_child_can_install_whatever_its_parent_was_doing() {
+    alone("a_child_can_install_whatever_its_parent_was_doing", |copy| {
+        let object = Object::open(copy);
+        assert_eq!(object.install(), 0);
+        let primary = install();
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                while !stop.load(SeqCst) {
+                    assert!(primary.uninstall());
+                    install();
+                }
+            })
+        };
+        for _ in 0..100 {
+            in_a_child(|| {
+                primary.uninstall();
+                let installed = Primary::install(&Options::default()).is_ok();
+                let own = Counts::new();
+                std::mem::forget(subscribe(primary, own));
+                unmap_one(&[own]);
+                installed && own.take() == (1, 1)
+            });
+        }
+        stop.store(true, SeqCst);
+        thread.join().expect("no panic");
+    });
+}
+
+/// Who is told by another copy switches himself off inside his own change, and on again: it has its end all the same.
+#[test]
+fn a_told_copy_may_be_uninstalled_inside_an_own_change() {
+    alone("a_told_copy_may_be_uninstalled_inside_an_own_change", |copy| {
+        let object = Object::open(copy);
+        assert_eq!(object.install(), 0);
+        let primary = install();
+        let told = [Counts::new(), Counts::new()];
+        let _here = subscribe(primary, told[0]);
+        object.count(told[1]);
+        for counts in told {
+            counts.only.store(16 * PAGE, SeqCst);
+        }
+        for again in [false, true] {
+            let pages = Range::with_len(16 * PAGE, PAGE).expect("a range");
+            let change = Change::new(pages, Event::Unmap, Blocking::Allowed);
+            let off = primary.announce(change, || {
+                let off = primary.uninstall() && !primary.uninstall();
+                // A change inside: nobody here is told of it.
+                assert!(try_announce(primary, 16 * PAGE));
+                if again {
+                    install();
+                }
+                off
+            });
+            assert_eq!(off, Ok(true));
+            assert_eq!(told.map(Counts::take), [(1, 1), (2, 2)]);
+            assert!(!primary.space().is_changing());
+            if !again {
+                install();
+            }
+        }
+        unmap_one(&told);
+        assert_eq!(told.map(Counts::take), [(1, 1); 2]);
+    });
+}
+
+/// Several threads install the same copy: it is installed once, and that is said to one of them.
+#[test]
+fn a_told_copy_is_installed_once() {
+    alone("a_told_copy_is_installed_once", |copy| {
+        let object = Object::open(copy);
+        assert_eq!(object.install(), 0);
+        let start = std::sync::Barrier::new(8);
+        let installed = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    start.wait();
+                    match Primary::install(&Options::default()) {
+                        Ok(_) => _ = installed.fetch_add(1, SeqCst),
+                        Err(error) => assert_eq!(error, InstallError::Twice),
+                    }
+                });
+            }
+        });
+        assert_eq!(installed.load(SeqCst), 1);
+        let counts = Counts::new();
+        let _here = subscribe(install_again(), counts);
+        unmap_one(&[counts]);
+        assert_eq!(counts.take(), (1, 1));
+    });
 }
