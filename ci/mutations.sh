@@ -89,6 +89,14 @@ rows=(
 'G7 a range on record is the one of the list on record: read|slot.rs|s/self\.list\.load\(Ordering::Acquire\)/self.list.load(Ordering::Relaxed)/|loom:used_again'
 'G7 a slot forgets its list|held.rs|s/slot\.list\.store\(0, Ordering::Release\);//|loom:used_again'
 'G7 who has not put his range on record is waited for|open.rs|s/slot\.list\(\)\.is_none\(\) \|\| (slot\.range\(\)\.overlaps\(range\) && !ignored)/slot.list().is_some() \&\& $1/|loom:nothing_stale_is_live_inside_a_change'
+# Relays, by which other copies of the library are told.
+'relay: changes in its callbacks are passed on|invalidation.rs|s/held\.skips\(entry\.address\(\)\) && !entry\.relays\(\)/held.skips(entry.address())/|it:relaying'
+'relay: and their ends|invalidation.rs|s/if is_skipped\(held, entry\) \{/if held.skips(entry.address()) {/|it:relaying'
+'relay: it stays in a forked child|list.rs|s/\.filter\(\|entry\| !entry\.relays\(\)\)//|it:relaying'
+'relay: wherever it was on the list|list.rs|s/self\.entries\.swap\(kept, at\);//|it:relaying'
+'relay: a list is given up if there is none|list.rs|s/list\.keep_relays\(\) == 0/list.keep_relays() > usize::MAX - 1/|it:subscribing'
+'relay: the others are released in the parent|list.rs|s/entry\.claim_release\(\);//|it:relaying'
+'relay: the others are told nothing in a child|list.rs|s/entry\.leave\(\);\n(\s+\/\/ Whoever drops)/$1/|it'
 # Memory.
 'lists: the slot is looked at before the list|open.rs|s/(Acquire pairs with the claim and, through it.*?Ordering::)Acquire/$1Relaxed/s|loom:a_walked_list'
 'lists: who replaces one is on record with none|space.rs|s/shared\.open\.free\(held\);\n(\s+\/\/ A place of its own[^\n]*\n)\s+let held = shared\.claim\(&caller, Phase::Editing\);/$1/|it'
@@ -139,8 +147,8 @@ rows=(
 'release: once|list.rs|s/!self\.released\.swap\(true, Ordering::Relaxed\)/true/|it'
 'release: who inserts looks again|interval.rs|s/if self\.is_released\(\) \{ Err\(Released\) \} else \{ Ok\(subscription\) \}/Ok(subscription)/|loom:who_inserts_meanwhile'
 # The rest.
-'nesting: nobody is called inside his own callback|invalidation.rs|s/\.filter\(\|entry\| !held\.skips\(entry\.address\(\)\)\)//|it'
-'nesting: nor has he an end there|invalidation.rs|s/if held\.skips\(entry\.address\(\)\) \{/if false {/|it'
+'nesting: nobody is called inside his own callback|invalidation.rs|s/\.filter\(\|entry\| !is_skipped\(held, entry\)\)//|it'
+'nesting: nor has he an end there|invalidation.rs|s/if is_skipped\(held, entry\) \{/if false {/|it'
 'nesting: no interval either|interval.rs|s/let is_own = held\.skips\(kept\.address\(\)\);/let is_own = false;/|it'
 'nesting: the next holder of a slot is not taken for oneself|held.rs|s/(Relaxed: published by the Release below\. Cleared[^\n]*\n\s+)slot\.thread\.store\(0, Ordering::Relaxed\);/$1/|loom:subscribing'
 'fork: a change of one frame is forgotten|held.rs|s/if !self\.is_changing\(\) \{/if false {/|it'

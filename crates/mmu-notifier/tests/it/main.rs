@@ -15,6 +15,7 @@ mod owner;
 mod panics;
 mod reading;
 mod refusal;
+mod relaying;
 mod releasing;
 mod sharing;
 mod stalls;
