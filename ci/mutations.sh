@@ -96,7 +96,6 @@ rows=(
 'relay: wherever it was on the list|list.rs|s/self\.entries\.swap\(kept, at\);//|it:relaying'
 'relay: a list is given up if there is none|list.rs|s/list\.keep_relays\(\) == 0/list.keep_relays() > usize::MAX - 1/|it:subscribing'
 'relay: the others are released in the parent|list.rs|s/entry\.claim_release\(\);//|it:relaying'
-'relay: the others are told nothing in a child|list.rs|s/entry\.leave\(\);\n(\s+\/\/ Whoever drops)/$1/|it'
 # Memory.
 'lists: the slot is looked at before the list|open.rs|s/(Acquire pairs with the claim and, through it.*?Ordering::)Acquire/$1Relaxed/s|loom:a_walked_list'
 'lists: who replaces one is on record with none|space.rs|s/shared\.open\.free\(held\);\n(\s+\/\/ A place of its own[^\n]*\n)\s+let held = shared\.claim\(&caller, Phase::Editing\);/$1/|it'

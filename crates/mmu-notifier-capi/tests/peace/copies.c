@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "mmu_notifier.h"
 #include <dlfcn.h>
+#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +35,48 @@ static void subscribe_to(void *copy) {
 static void unmap_one(void) {
     void *at = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(at != MAP_FAILED && munmap(at, PAGE) == 0);
+}
+
+/* Told of one address; may jump out of its callbacks. */
+struct witness {
+    int starts, ends, jumps_in_start, jumps_in_end;
+};
+static size_t watched;
+static jmp_buf back;
+static void witness_start(const struct mmu_notifier_change *change, void *context) {
+    struct witness *witness = context;
+    if (change->start != watched)
+        return;
+    witness->starts++;
+    if (witness->jumps_in_start)
+        longjmp(back, 1);
+}
+static void witness_end(const struct mmu_notifier_change *change, void *context) {
+    struct witness *witness = context;
+    if (change->start != watched)
+        return;
+    witness->ends++;
+    if (witness->jumps_in_end)
+        longjmp(back, 1);
+}
+static void watch(void *copy, struct witness *witness) {
+    static const struct mmu_notifier_ops ops = {witness_start, witness_end, NULL};
+    struct mmu_notifier_subscription *subscription;
+    __typeof__(mmu_notifier_subscribe) *subscribe = dlsym(copy, "mmu_notifier_subscribe");
+    CHECK(subscribe(&ops, sizeof ops, witness, &subscription) == 0);
+}
+/* Unmaps a page, perhaps with a jump out of it, and another one. */
+static void unmap_jumping(void) {
+    void *at = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(at != MAP_FAILED);
+    watched = (size_t)at;
+    if (!setjmp(back))
+        munmap(at, PAGE);
+    /* Not the same address: these are others' changes. */
+    void *other = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    while (other == at)
+        other = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(other, PAGE);
 }
 
 int main(int count, char **words) {
@@ -78,6 +121,31 @@ int main(int count, char **words) {
         for (int i = 2; i < 10; i++) {
             unmap_one();
             CHECK(*told == i);
+        }
+    } else if (!strcmp(words[1], "jumped")) {
+        /* A callback of the second copy is left by a jump: whose start had returned, in both, has an end, and one. */
+        void *first = open_copy(words[2]), *second = open_copy(words[3]);
+        struct witness last = {0}, behind = {0}, jumping = {0}, before = {0}, foremost = {0};
+        CHECK(install(first) == 0);
+        watch(first, &last);
+        CHECK(install(second) == 0);
+        watch(first, &foremost);
+        watch(second, &behind);
+        watch(second, &jumping);
+        watch(second, &before);
+        for (int round = 1; round <= 3; round++) {
+            struct witness none = {.jumps_in_start = 1};
+            foremost = before = behind = last = (struct witness){0}, jumping = none;
+            unmap_jumping();
+            CHECK(foremost.starts == 1 && foremost.ends == 1 && before.starts == 1 && before.ends == 1);
+            CHECK(jumping.starts == 1 && jumping.ends == 0);
+            CHECK(behind.starts == 0 && behind.ends == 0 && last.starts == 0 && last.ends == 0);
+            struct witness in_end = {.jumps_in_end = 1};
+            foremost = before = behind = last = (struct witness){0}, jumping = in_end;
+            unmap_jumping();
+            struct witness *all[] = {&foremost, &before, &jumping, &behind, &last};
+            for (int i = 0; i < 5; i++)
+                CHECK(all[i]->starts == 1 && all[i]->ends == 1);
         }
     } else
         return 2;

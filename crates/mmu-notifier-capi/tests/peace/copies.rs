@@ -39,3 +39,8 @@ fn closing_the_object_leaves_it_at_work() {
 fn closing_a_library_that_has_subscribed_leaves_it_there() {
     assert_ok("plugin");
 }
+
+#[test]
+fn what_is_jumped_out_of_in_a_second_copy_is_ended_in_both() {
+    assert_ok("jumped");
+}
