@@ -66,14 +66,16 @@ struct mmu_notifier_subscription;
 
 /* Rewrites the memory system calls of this process, so that its changes are announced. At start-up, best before there
  * are threads. 0 also if it was done before (by mmun run, say).
- * If another copy of this object was loaded before, this one stands down: it passes this call and all later ones on.
- * -EACCES: /proc/self/maps cannot be read. -ENOMEM: no memory. -EOPNOTSUPP: valgrind runs this process, whose code
- * cannot be rewritten under it. */
+ * If another copy of this library, in C or Rust, has done it before, this one rewrites nothing and is told by that one:
+ * subscribers here are told of the same changes, once, and may refuse them. Each copy is installed for itself.
+ * -EACCES: /proc/self/maps cannot be read. -EBUSY: another copy is at work that cannot tell this one: it has another
+ * version, or tells 16 others. -ENOMEM: no memory. -EOPNOTSUPP: valgrind runs this process, whose code cannot be
+ * rewritten under it. */
 int mmu_notifier_install(void);
 
 /* The reverse: as many as there were of mmu_notifier_install. The last one switches the announcements off: no change
- * that begins when it has returned is told to anybody, until mmu_notifier_install switches them on again, from when none
- * is missed. Subscriptions stay. Waits for announced changes that are not done: not inside a callback, and not while
+ * that begins when it has returned is told to anybody here, until mmu_notifier_install switches them on again, from when
+ * none is missed. (To subscribers of the copy that does the work they go on while another copy wants them.) Subscriptions stay. Waits for announced changes that are not done: not inside a callback, and not while
  * holding a lock that a callback takes. Under mmun run announcements stay on. The object must not be unloaded: calls go
  * on to come by.
  * -ENODEV: not installed. */

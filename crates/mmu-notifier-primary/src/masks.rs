@@ -14,6 +14,7 @@ use crate::entry::{Frame, Site};
 use crate::gate::{self, safe};
 use crate::hook::Way;
 use crate::primary::Primary;
+use crate::strict;
 use crate::strict::Context;
 
 pub(crate) const SIGSYS: usize = 31;
@@ -27,6 +28,7 @@ pub(crate) const RT_SIGPROCMASK: usize = 14;
 pub(crate) const RT_SIGRETURN: usize = 15;
 const RT_SIGSUSPEND: usize = 130;
 pub(crate) const PRCTL: usize = 157;
+const SECCOMP: usize = 317;
 const PSELECT6: usize = 270;
 const PPOLL: usize = 271;
 const EPOLL_PWAIT: usize = 281;
@@ -77,7 +79,7 @@ enum Where {
     Action,
     /// In the frame that a signal handler returns to.
     Frame,
-    /// Nowhere: a `prctl`, which may want to have its own traps.
+    /// Nowhere: a `prctl`, which may want to have its own traps, or a filter that sends the signal; `seccomp`, which may, too.
     Nowhere,
 }
 
@@ -87,7 +89,7 @@ fn place(number: usize) -> Option<Where> {
         RT_SIGPROCMASK => Where::Argument(1),
         RT_SIGRETURN => Where::Frame,
         RT_SIGSUSPEND => Where::Argument(0),
-        PRCTL => Where::Nowhere,
+        PRCTL | SECCOMP => Where::Nowhere,
         PSELECT6 | IO_PGETEVENTS => Where::Behind(5),
         PPOLL => Where::Argument(3),
         EPOLL_PWAIT | EPOLL_PWAIT2 => Where::Argument(4),
@@ -106,6 +108,7 @@ pub(crate) const fn concern(number: usize) -> bool {
             | RT_SIGRETURN
             | RT_SIGSUSPEND
             | PRCTL
+            | SECCOMP
             | PSELECT6
             | PPOLL
             | EPOLL_PWAIT
@@ -177,7 +180,10 @@ pub(crate) fn before(primary: &Primary, frame: &mut Frame, site: &Site, changed:
             return Way::Out;
         }
         Where::Nowhere => {
-            if args[0] == crate::strict::SET_SYSCALL_USER_DISPATCH {
+            const PR_SET_SECCOMP: usize = 22;
+            if frame.rax == SECCOMP || args[0] == PR_SET_SECCOMP {
+                strict::confined();
+            } else if args[0] == strict::SET_SYSCALL_USER_DISPATCH {
                 // As a kernel that does not have it.
                 frame.go = site.back;
                 frame.rax = -EINVAL as usize;

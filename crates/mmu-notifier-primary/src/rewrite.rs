@@ -427,7 +427,9 @@ impl Primary {
     fn new_mapping(&self, range: Range, descriptor: usize, offset: usize) {
         let began = ticks();
         // A mapping may reach beyond the end of its file, where reading is a bus error.
-        let Ok(id) = safe::fstat(descriptor) else { return };
+        let Ok(id) = safe::fstat(descriptor) else {
+            return self.note_unseen(UnseenReason::NoFile, None, range.start(), b"");
+        };
         let behind = (id.size as usize).saturating_sub(offset).next_multiple_of(PAGE_SIZE);
         let Ok(range) = Range::with_len(range.start(), range.len().min(behind)) else { return };
         let mut path = [0; session::PATH];

@@ -96,8 +96,12 @@ static TOLD: AtomicU32 = AtomicU32::new(0);
 static TRAPS: AtomicU64 = AtomicU64::new(0);
 
 /// What SIGSYS does.
-static ACTION: Handler =
-    Handler { handler: trapped, flags: FLAGS, restorer: mmu_notifier_trap_return, mask: !0 };
+static ACTION: Handler = Handler {
+    handler: trapped,
+    flags: AtomicUsize::new(FLAGS),
+    restorer: mmu_notifier_trap_return,
+    mask: AtomicUsize::new(!0),
+};
 
 const FLAGS: usize = {
     const SA_SIGINFO: usize = 4;
@@ -112,10 +116,29 @@ const FLAGS: usize = {
 #[repr(C)]
 struct Handler {
     handler: unsafe extern "C" fn(usize, *mut Info, *mut Context),
-    flags: usize,
+    flags: AtomicUsize,
     restorer: unsafe extern "C" fn(),
-    /// Everything: a handler of the program's on top of ours would be trapped in the middle of us.
-    mask: usize,
+    /// Everything: a handler of the program's on top of ours would be trapped in the middle of us. But see [`confined`].
+    mask: AtomicUsize,
+}
+
+/// The program confines itself by a filter of seccomp. That may answer a call of our own in the handler of SIGSYS by SIGSYS,
+/// which must not be blocked then: it would end the process. So a handler of the program's for it comes on top of ours,
+/// and has an answer.
+pub(crate) fn confined() {
+    const SA_NODEFER: usize = 0x4000_0000;
+    // Relaxed, both: read by the kernel, in the calls that set it; whoever sees the old one has asked for no filter.
+    ACTION.flags.store(FLAGS | SA_NODEFER, Ordering::Relaxed);
+    ACTION.mask.store(!(1 << (SIGSYS - 1)), Ordering::Relaxed);
+    if is_armed() {
+        set_action();
+    }
+}
+
+fn set_action() {
+    let action = &raw const ACTION as usize;
+    // SAFETY: a handler that does what it should with every SIGSYS.
+    unsafe { gate::call(RT_SIGACTION, &[SIGSYS, action, 0, MASK, 0, 0]) };
 }
 
 global_asm!(
@@ -182,7 +205,7 @@ unsafe extern "C" {
 }
 
 /// The kernel's `siginfo_t`, as far as it matters.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Info {
     signal: i32,
@@ -196,7 +219,7 @@ pub(crate) struct Info {
 }
 
 /// The kernel's `struct ucontext`.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Context {
     flags: u64,
@@ -238,6 +261,12 @@ pub(crate) fn traps() -> u64 {
 /// Arms all threads of this process.
 pub(crate) fn arm() -> Result<(), Errno> {
     masks::take_over();
+    // It may have been confined before it was armed. (Who may not ask, is.)
+    const PR_GET_SECCOMP: usize = 21;
+    // SAFETY: only asks.
+    if unsafe { gate::call(PRCTL, &[PR_GET_SECCOMP, 0, 0, 0, 0, 0]) } != 0 {
+        confined();
+    }
     let calls = tails::calls();
     CALLS.store(calls.len(), Ordering::Relaxed);
     // Those that do not arm themselves, whatever happens: each is told once. A second signal could be on its way when the
@@ -299,9 +328,7 @@ impl Known {
 
 /// Arms the calling thread.
 fn arm_thread() -> Result<(), Errno> {
-    let action = &raw const ACTION as usize;
-    // SAFETY: a handler that does what it should with every SIGSYS.
-    unsafe { gate::call(RT_SIGACTION, &[SIGSYS, action, 0, MASK, 0, 0]) };
+    set_action();
     let calls = tails::calls();
     // SAFETY: what is trapped by this comes to that handler.
     match unsafe { gate::call(PRCTL, &[SET_SYSCALL_USER_DISPATCH, ON, calls.start, calls.len(), 0, 0]) } {
@@ -458,16 +485,43 @@ fn sent(info: &mut Info, context: &mut Context) {
             }
             // As the kernel does, but for this signal.
             let mask = (context.mask | action.mask) & !(1 << (SIGSYS - 1));
-            // What is blocked when this handler returns is in the frame.
-            masks::set(mask);
-            // SAFETY: the program has given this function to the kernel for that. One that wants the signal only does
-            // not look at the other arguments.
-            let handler: unsafe extern "C" fn(usize, *mut Info, *mut Context) =
-                unsafe { core::mem::transmute(handler) };
-            // SAFETY: as above.
-            unsafe { handler(SIGSYS, info, context) };
+            enter(handler, mask, info, context);
         }
     }
+}
+
+/// A frame of a signal, as the kernel makes it.
+#[repr(C, align(16))]
+struct Entered {
+    unused: usize,
+    /// A return address: the handler finds its stack as behind a call.
+    back: unsafe extern "C" fn(),
+    context: Context,
+    info: Info,
+}
+
+/// Enters a handler of the program's when ours returns: with a frame of its own below ours, which it returns by. Its mask is set
+/// by the return from ours, as a filter of seccomp may have no call left that sets one, and would send SIGSYS again
+/// while it is blocked, which ends the process.
+// Not inlined: the frame lies below all that our handler still does.
+#[inline(never)]
+fn enter(handler: usize, mask: usize, info: &Info, context: &mut Context) {
+    // Direction, single step, and resume.
+    const CLEARED: usize = 0x400 | 0x100 | 0x1_0000;
+    let mut entered = Entered { unused: 0, back: mmu_notifier_trap_return, context: *context, info: *info };
+    context.rip = handler;
+    context.rdi = SIGSYS;
+    context.rsi = (&raw mut entered.info).expose_provenance();
+    context.rdx = (&raw mut entered.context).expose_provenance();
+    context.rax = 0;
+    context.rsp = (&raw mut entered.back).expose_provenance();
+    context.eflags &= !CLEARED;
+    context.mask = mask;
+    // The state at the start of a process; what there was stays in our frame, where the handler's return finds it.
+    context.vectors = 0;
+    // SAFETY: says that the frame is read behind this, though not by whom. Until the return everything is blocked, the
+    // handlers and their callers write nothing below their own frames, and then the stack begins at this frame.
+    unsafe { core::arch::asm!("/* {} */", in(reg) &raw mut entered, options(nostack, preserves_flags)) };
 }
 
 /// What the kernel does with a SIGSYS that nobody handles.

@@ -235,7 +235,12 @@ impl<W: Write> Text<'_, W> {
                 0 | 1 => String::new(),
                 many => format!(", in {} processes", count(many)),
             };
-            let file = keep_back(&printable(&entry.file), 40);
+            // Without a name: a sandbox may keep it from the process.
+            let file = if entry.file.is_empty() {
+                format!("at {:#x}", entry.address)
+            } else {
+                keep_back(&printable(&entry.file), 40)
+            };
             say(self, &format!("{file}{call}: {}{processes}", entry.reason))?;
         }
         let more = unseen.len().saturating_sub(NAMED) as u64 + summary.unseen_more;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::command::{self, Mmun, Report, assert_same, run_plain};
-use crate::program::{compile, compile_with, find, skipped, workshop};
+use crate::program::{compile, compile_shared, compile_with, find, skipped, workshop};
 
 /// Runs it without and with `mmun`; fails unless the two look the same and all brackets are whole.
 fn assert_same_watched(dir: &Path, program: &[&str], last_line: &str) -> Report {
@@ -114,6 +114,44 @@ fn a_program_with_a_list_of_calls_is_watched() {
     let program = compile(&dir, "confined").display().to_string();
     let report = assert_same_watched(&dir, &[&program, "filter"], "confined ok");
     assert!(report.bracketed("munmap") >= 300, "{}", report.line());
+}
+
+/// A list on which is nothing that only the hook calls: what is not on it fails, or is answered by the program's handler, as in a
+/// sandbox. What cannot be seen then is named; the program lives.
+#[test]
+fn a_program_whose_list_has_answers_is_watched() {
+    let dir = workshop("a_program_whose_list_has_answers_is_watched");
+    let program = compile(&dir, "confined").display().to_string();
+    let fits = compile_shared(&dir, "by_itself").display().to_string();
+    let flags = ["-shared", "-fPIC", "-DUNFIT"];
+    let unfit = compile_with(&dir, "by_itself", "unfit.so", &flags).display().to_string();
+    for mode in ["errno", "trap"] {
+        for (library, strict, unmaps, unseen) in [
+            ("", "auto", 300, 0),
+            ("", "always", 300, 0),
+            (&fits, "auto", 600, 0),
+            (&fits, "always", 600, 0),
+            (&unfit, "always", 600, 0),
+            // It cannot be armed any more.
+            (&unfit, "auto", 300, 1),
+            (&unfit, "never", 300, 1),
+        ] {
+            let what = format!("{mode} {library} {strict}");
+            let words: Vec<&str> =
+                [&program, mode, library].into_iter().filter(|word| !word.is_empty()).collect();
+            let plain = run_plain(&dir, &words);
+            plain.assert_success();
+            let mmun = Mmun::new(&dir);
+            let mmun = if strict == "auto" { mmun } else { mmun.option(format!("--strict={strict}")) };
+            let (watched, report) = mmun.run(&words);
+            assert_same(&plain, &watched);
+            report.assert_balanced();
+            let seen = report.bracketed("munmap");
+            assert!((unmaps..unmaps + 100).contains(&seen), "{what}: {seen} munmap");
+            let named = report.value("unseen").as_array().map(Vec::len);
+            assert_eq!(named, Some(unseen), "{what}: {}", report.line());
+        }
+    }
 }
 
 #[test]
