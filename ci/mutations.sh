@@ -67,7 +67,7 @@ run_tests() {
         subscribers | kvm) package=mmu-notifier-secondary target=(--test "$suite") ;;
         reaper) package=mmu-notifier-primary target=(--test reaper) ;;
         reaper-unit | primary-unit) package=mmu-notifier-primary target=(--lib) ;;
-        primary-*) package=mmu-notifier-primary target=(--test "${suite#primary-}") ;;
+        primary-*) package=mmu-notifier-primary target=(--test "${suite#primary-}") limit=40 ;;
         capi) package=mmu-notifier-capi target=(--test c) ;;
         mmun) package=mmun target=(--test it) ;;
         mmun-unit) package=mmun target=(--bin mmun) ;;
@@ -124,7 +124,7 @@ mutate() {
         fail "SURVIVED  $promise ($file), so far: loom was not done"
     else
         by=$(grep -oE "^---- [a-z0-9_:]+|^thread '[a-z0-9_:]+|^test [a-z0-9_:]+ .* FAILED|[a-z0-9_:]+ --- FAILED|SIGSEGV|SIGABRT" "$log" |
-            grep -oE '[a-z0-9_]+(::[a-z0-9_]+)+|^---- [a-z0-9_]+|^test [a-z0-9_]+|SIG[A-Z]+' | head -n 1 || true)
+            sed -E 's/^---- |^test //' | grep -oE '[a-z0-9_]+(::[a-z0-9_]+)+|^[a-z0-9_]+|SIG[A-Z]+' | head -n 1 || true)
         if [ "$status" = 124 ]; then by=${by:-it hangs}; fi
         echo "noticed   $promise: ${by:-it fails}"
     fi

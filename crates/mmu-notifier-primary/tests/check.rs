@@ -44,15 +44,19 @@ unsafe extern "C" fn elsewhere(at: usize, len: usize) -> libc::c_long {
     unsafe { libc::syscall(libc::SYS_munmap, at, len) }
 }
 
-/// The same by an instruction that nobody has looked at: it is in memory without a file.
+/// The same by an instruction that nobody has looked at.
 fn unseen() -> usize {
     // mov $11, %eax; syscall; ret
-    const CODE: [u8; 8] = [0xb8, 11, 0, 0, 0, 0x0f, 0x05, 0xc3];
+    made(&[0xb8, 11, 0, 0, 0, 0x0f, 0x05, 0xc3])
+}
+
+/// Code in memory without a file.
+fn made(code: &[u8]) -> usize {
     // SAFETY: new memory, written to before it is code.
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let at = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
-        at.cast::<[u8; 8]>().write(CODE);
+        at.cast::<u8>().copy_from_nonoverlapping(code.as_ptr(), code.len());
         assert_eq!(libc::mprotect(at, 4096, libc::PROT_READ | libc::PROT_EXEC), 0);
         at as usize
     }
@@ -244,4 +248,16 @@ fn what_is_unmapped_is_gone(primary: &Primary, intact: usize, file: &Path) {
         let after = check(primary);
         assert_eq!((after.intact, after.gone, after.is_sound()), (intact, twice.intact - intact, true));
     }
+    // And another part of the file, by somebody whom the hook does not see.
+    type Mmap = unsafe extern "C" fn(usize, usize, i32, i32, i32, usize) -> usize;
+    // mov %rcx, %r10; mov $9, %eax; syscall; ret
+    let mmap = made(&[0x49, 0x89, 0xca, 0xb8, 9, 0, 0, 0, 0x0f, 0x05, 0xc3]);
+    // SAFETY: that code.
+    let mmap = unsafe { std::mem::transmute::<usize, Mmap>(mmap) };
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_FIXED);
+    // SAFETY: as above.
+    assert_eq!(unsafe { mmap(at, len, protection, flags, file.as_raw_fd(), offset + 4096) }, at);
+    let after = check(primary);
+    assert_eq!((after.intact, after.gone), (intact, twice.intact - intact));
+    assert!(after.is_sound(), "{after:#?}");
 }
