@@ -5,6 +5,7 @@ mod peace;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The folder of the shared object, built as it is shipped: cargo builds no `cdylib` for the tests of its package.
 fn object_folder() -> PathBuf {
@@ -27,9 +28,12 @@ fn object() -> &'static Path {
 fn compile(name: &str) -> Option<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // Renamed when it is there: another test may be running the same program.
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let made = program.with_extension(MADE.fetch_add(1, Ordering::Relaxed).to_string());
     let mut compiler = Command::new("gcc");
     compiler.args(["-O2", "-Wall", "-Werror", "-pthread", "-I"]).arg(here.join("include"));
-    compiler.arg(here.join("tests").join(name).with_extension("c")).arg("-o").arg(&program);
+    compiler.arg(here.join("tests").join(name).with_extension("c")).arg("-o").arg(&made);
     compiler.arg("-L").arg(object()).arg("-lmmu_notifier_capi");
     // Before what cargo puts into LD_LIBRARY_PATH, where an older build may lie.
     compiler.arg(format!("-Wl,--disable-new-dtags,-rpath,{}", object().display()));
@@ -40,6 +44,7 @@ fn compile(name: &str) -> Option<PathBuf> {
         }
         Ok(output) => {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            std::fs::rename(&made, &program).expect("a program");
             Some(program)
         }
     }

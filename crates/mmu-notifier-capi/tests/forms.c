@@ -21,20 +21,26 @@
 #include <unistd.h>
 
 #define PAGE 4096UL
-#define CHECK(what) ((what) ? (void)0 : (printf("line %d: not so: %s (errno %d)\n", __LINE__, #what, errno), _exit(1)))
+#define CHECK(what) ((what) ? (void)0 : (dprintf(1, "line %d: not so: %s (errno %d)\n", __LINE__, #what, errno), _exit(1)))
 #define ADD(x) __atomic_add_fetch(&(x), 1, __ATOMIC_SEQ_CST)
 #define GET(x) __atomic_load_n(&(x), __ATOMIC_SEQ_CST)
 
 static int stop;
-static long starts, ends, asked, refused;
+static long starts, ends, asked, refused, released;
 
 static void start(const struct mmu_notifier_change *change, void *unused) {
-    (void)change, (void)unused;
+    (void)unused;
     ADD(starts);
+    if (change->event == MMU_NOTIFIER_RELEASE)
+        ADD(released);
 }
 static void end(const struct mmu_notifier_change *change, void *unused) {
     (void)change, (void)unused;
     ADD(ends);
+}
+static void release(void *unused) {
+    (void)unused;
+    ADD(released);
 }
 static void may_wait(const struct mmu_notifier_change *change, void *unused) { (void)change, (void)unused; }
 static int asks(const struct mmu_notifier_change *change, void *unused) {
@@ -140,7 +146,7 @@ int main(int argc, char **argv) {
     int threads = argc > 2 ? atoi(argv[2]) : 8;
     pthread_t made[256];
     CHECK(mmu_notifier_install() == 0);
-    struct mmu_notifier_ops ops = {start, end, NULL};
+    struct mmu_notifier_ops ops = {start, end, release};
     struct mmu_notifier_refuser_ops refuser = {may_wait, asks, NULL};
     struct mmu_notifier_subscription *paired, *refusing;
     CHECK(mmu_notifier_subscribe(&ops, sizeof ops, NULL, &paired) == 0);
@@ -169,6 +175,8 @@ int main(int argc, char **argv) {
         CHECK(pthread_join(made[at], NULL) == 0);
     while (mmu_notifier_quarantined(NULL) != 0)
         usleep(1000);
+    /* Children that borrow the memory become programs, and exit. */
+    CHECK(released == 0);
     mmu_notifier_unsubscribe(paired);
     mmu_notifier_unsubscribe(refusing);
     CHECK(starts == ends && starts > times / 2);
