@@ -51,6 +51,8 @@ fi
 tree=$root/target/mutations-tree
 log=$tree.log
 mkdir -p "$tree"
+exec 9>"$tree.lock"
+flock -n 9 || { echo "another one is running in this tree"; exit 1; }
 rm -rf "$tree/crates"
 cp -r Cargo.toml Cargo.lock crates docs "$tree/"
 sed -i '/^mmu-notifier-primary/d' "$tree/crates/mmu-notifier-secondary/Cargo.toml"
@@ -79,11 +81,11 @@ run_tests() {
             cargo test -q --release --offline -p "$package" "${target[@]}" --target-dir "$root/target/mutations-loom")
         limit=300 shown=(--nocapture)
     fi
-    "${run[@]}" --no-run >"$log" 2>&1 || return 200
+    "${run[@]}" --no-run >"$log" 2>&1 9>&- || return 200
     rm -rf "$XDG_CACHE_HOME"
     # What a test under loom has found, it may find again without an end.
     # shellcheck disable=SC2086
-    timeout -k 5 "$limit" "${run[@]}" -- $filter "${shown[@]}" 2>&1 | head -c 1000000 >"$log" || status=$?
+    timeout -k 5 "$limit" "${run[@]}" -- $filter "${shown[@]}" 2>&1 9>&- | head -c 1000000 >"$log" || status=$?
     # What was killed for hanging has left its programs.
     if [ "$status" = 124 ] || [ "$status" = 137 ]; then
         status=124
@@ -132,5 +134,6 @@ mutate() {
 
 each_row pass
 each_row mutate
+[ "$((tried + failed))" -gt 0 ] || fail "there is no row of ${tests:-any test} with ${word:-any word}"
 echo "$tried mutations, $failed not noticed"
 exit $((failed > 0))
