@@ -165,6 +165,32 @@ fn an_id_of_another_namespace_is_taken_for_nobody_elses() {
         Mmun::new(&dir).run(&[&unshare[..], "--pid", "--fork", "sh", "-c", "\"$0\" 7; exit $?", &program]);
     assert_eq!(watched.status.code(), Some(7), "{watched:?}");
     assert_unwatched(&report, &program, "that mmun cannot trace");
+    // The id of somebody outside who has memory at the same addresses.
+    const NEXT: &str = "/proc/sys/kernel/ns_last_pid";
+    let Some(setarch) = find(test, "setarch") else { return };
+    if !Path::new(NEXT).exists() {
+        return skipped(test, &format!("no {NEXT} to choose an id with"));
+    }
+    let setarch = setarch.display().to_string();
+    let mut other = Command::new(&setarch).args(["-R", "sleep", "1000"]).spawn().expect("it runs");
+    let script = format!("echo $(($1 - 1)) >{NEXT}; \"$0\" 7; exit $?");
+    let id = other.id().to_string();
+    let (watched, report) = Mmun::new(&dir).label("taken").run(&[
+        &setarch[..],
+        "-R",
+        &unshare,
+        "--pid",
+        "--fork",
+        "sh",
+        "-c",
+        &script,
+        &program,
+        &id,
+    ]);
+    other.kill().expect("it is there");
+    other.wait().expect("it ends");
+    assert_eq!(watched.status.code(), Some(7), "{watched:?}");
+    assert_unwatched(&report, &program, "that mmun cannot trace");
 }
 
 #[test]
