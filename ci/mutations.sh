@@ -57,7 +57,8 @@ rm -rf "$tree/crates"
 cp -r Cargo.toml Cargo.lock crates docs "$tree/"
 sed -i '/^mmu-notifier-primary/d' "$tree/crates/mmu-notifier-secondary/Cargo.toml"
 sed -i 's/^lto = "fat"/lto = "off"\nincremental = true/; s/^codegen-units = 1$/codegen-units = 16/' "$tree/Cargo.toml"
-export XDG_CACHE_HOME=$tree/cache MUTATIONS=$$
+# Who looks for names of a backtrace maps and unmaps.
+export XDG_CACHE_HOME=$tree/cache MUTATIONS=$$ RUST_BACKTRACE=0
 cd "$tree"
 
 # Builds and runs the tests of a suite that a filter names, and leaves what they say in the log. Gives 200 if they do not compile.
