@@ -9,9 +9,9 @@ gcc -O2 -o "$out/cost" crates/mmun/tests/programs/cost.c
 "$out/cost" >"$out/plain"
 target/release/mmun run --quiet --strict=never -- "$out/cost" >"$out/never"
 target/release/mmun run --quiet --strict -- "$out/cost" >"$out/strict"
-printf '%-44s %9s %9s %9s\n' 'nanoseconds each' unwatched watched strict
+printf '%-46s %9s %9s %9s\n' 'nanoseconds each' unwatched watched strict
 paste "$out/plain" "$out/never" "$out/strict" |
-    sed -E 's/^(.{44}) +([0-9]+)\t.* ([0-9]+)\t.* ([0-9]+)$/\1\t\2\t\3\t\4/' |
+    sed -E 's/^(.{46}) +([0-9]+)\t.* ([0-9]+)\t.* ([0-9]+)$/\1\t\2\t\3\t\4/' |
     while IFS=$'\t' read -r what plain never strict; do
-        printf '%-44s %9s %9s %9s\n' "$what" "$plain" "$never" "$strict"
+        printf '%-46s %9s %9s %9s\n' "$what" "$plain" "$never" "$strict"
     done

@@ -195,6 +195,10 @@ pub struct Strict {
     pub places: u64,
     /// System calls that were caught there.
     pub trapped: u64,
+    /// Places where that was so again and again, which were rewritten while they ran.
+    pub rewritten: u64,
+    /// Such places that could not be when that was tried first.
+    pub kept: u64,
 }
 
 /// How a program ended.

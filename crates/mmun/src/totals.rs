@@ -196,6 +196,9 @@ impl Totals {
             StrictState::Refused => self.strict.refused += 1,
         }
         add(&mut self.strict.trapped, &process.trapped);
+        let [rewritten, kept] = &process.hot;
+        add(&mut self.strict.rewritten, rewritten);
+        add(&mut self.strict.kept, kept);
         let armed = matches!(strict, StrictState::Asked | StrictState::Needed);
         let more_of = if armed { &mut self.strict.places } else { &mut self.unseen_more };
         *more_of = more_of.saturating_add(more);

@@ -115,6 +115,8 @@ struct Strict {
     refused: u64,
     places: u64,
     trapped: u64,
+    rewritten: u64,
+    kept: u64,
 }
 
 #[derive(Serialize)]
@@ -198,6 +200,8 @@ impl<'a> From<&'a Summary> for Run<'a> {
                 refused: summary.strict.refused,
                 places: summary.strict.places,
                 trapped: summary.strict.trapped,
+                rewritten: summary.strict.rewritten,
+                kept: summary.strict.kept,
             },
             unseen: summary
                 .unseen

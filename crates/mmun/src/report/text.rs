@@ -217,7 +217,16 @@ impl<W: Write> Text<'_, W> {
             counted(strict.trapped, "system call", "system calls"),
             counted(strict.asked + strict.needed, "process", "processes"),
         );
-        self.say("strict", Tone::Plain, &line)
+        self.say("strict", Tone::Plain, &line)?;
+        if strict.rewritten + strict.kept == 0 {
+            return Ok(());
+        }
+        let line = format!(
+            "{} rewritten while they ran, {} could not be",
+            counted(strict.rewritten, "hot place", "hot places"),
+            strict.kept,
+        );
+        self.say("", Tone::Plain, &line)
     }
 
     fn unseen(&mut self, summary: &Summary) -> io::Result<()> {
