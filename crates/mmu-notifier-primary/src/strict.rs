@@ -403,7 +403,9 @@ unsafe extern "C" fn trapped(_: usize, info: *mut Info, context: *mut Context) {
     }
     let address = hot::place_of(context.rip - 2);
     let place = Place::of(address);
+    // What signal handlers return by stays: debuggers and unwinders know it by its bytes.
     if let Some(place) = place
+        && context.rax != RT_SIGRETURN
         && place.count()
     {
         hot::rewrite(primary, address, place);

@@ -81,12 +81,20 @@ fn main() -> ExitCode {
         }
         Err(error) => panic!("{error}"),
     };
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    let is_wanted = |(name, _): &&(&str, Test)| name.contains(&wanted);
+    println!("running {} tests", ALONE.iter().chain(TESTS).filter(is_wanted).count());
+    let failed = run(primary, ALONE.iter().filter(is_wanted));
     for count in &COUNTS {
         core::mem::forget(primary.space().subscribe(Counts(count)));
     }
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let tests = TESTS.iter().filter(|(name, _)| name.contains(&wanted));
-    println!("running {} tests", tests.clone().count());
+    ExitCode::from(failed + run(primary, TESTS.iter().filter(is_wanted)))
+}
+
+type Test = fn(&'static Primary);
+
+/// Runs them; how many have failed.
+fn run<'a>(primary: &'static Primary, tests: impl Iterator<Item = &'a (&'a str, Test)>) -> u8 {
     let mut failed = 0;
     for (name, test) in tests {
         let result = catch_unwind(AssertUnwindSafe(|| test(primary)));
@@ -94,14 +102,15 @@ fn main() -> ExitCode {
         println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
         failed += u8::from(result.is_err());
     }
-    ExitCode::from(failed)
+    failed
 }
-
-type Test = fn(&'static Primary);
 
 macro_rules! tests {
     ($($name:ident,)*) => { &[$((stringify!($name), $name as Test)),*] };
 }
+
+/// Those before anybody is subscribed.
+const ALONE: &[(&str, Test)] = tests![also_where_nobody_is_subscribed_code_is_the_programs_own,];
 
 const TESTS: &[(&str, Test)] = tests![
     a_hot_place_is_rewritten_and_nothing_is_missed,
@@ -111,6 +120,7 @@ const TESTS: &[(&str, Test)] = tests![
     what_is_discarded_was_put_back_before,
     whoever_comes_behind_the_call_finds_what_was_there,
     signals_in_the_middle_change_nothing,
+    what_handlers_return_by_stays_what_debuggers_know,
     a_call_that_waits_is_started_again_by_the_jump,
     a_forked_child_has_a_copy_of_its_own,
     where_nothing_can_be_mapped_a_place_stays_trapped,
@@ -333,6 +343,21 @@ fn code_that_is_made_writable_is_the_programs_own_before(primary: &'static Prima
     unmap(place.page(), PAGE);
 }
 
+fn also_where_nobody_is_subscribed_code_is_the_programs_own(primary: &'static Primary) {
+    let place = Place::made(1400, &RETURN);
+    let own = place.bytes();
+    for _ in 0..3 {
+        let since = Since::now(primary);
+        place.heat();
+        place.call_many(100);
+        assert_eq!(since.traps(primary), HOT);
+        protect(place.page(), READ_WRITE);
+        assert_eq!(place.bytes(), own);
+        protect(place.page(), READ_EXECUTE);
+    }
+    unmap(place.page(), PAGE);
+}
+
 fn other_code_where_a_place_was_is_not_touched(primary: &'static Primary) {
     let place = Place::made(300, &RETURN);
     let page = place.page();
@@ -457,6 +482,24 @@ fn signals_in_the_middle_change_nothing(primary: &'static Primary) {
     assert_eq!(MISSED.load(SeqCst), 0);
     assert_eq!(since.each_told(), HEARD.each_ref().map(|heard| CALLS + heard.load(SeqCst)));
     unmap(place.page(), PAGE);
+}
+
+fn what_handlers_return_by_stays_what_debuggers_know(_: &'static Primary) {
+    extern "C" fn handler(_: i32) {}
+    // SAFETY: a handler that does nothing.
+    unsafe { libc::signal(libc::SIGUSR1, handler as *const () as usize) };
+    for _ in 0..4 * HOT {
+        // SAFETY: it has a handler.
+        assert_eq!(unsafe { libc::raise(libc::SIGUSR1) }, 0);
+    }
+    // As the kernel has it: handler, flags, restorer, mask.
+    let mut action = [0usize; 4];
+    let (number, signal, none) = (libc::SYS_rt_sigaction, libc::SIGUSR1, std::ptr::null::<usize>());
+    // SAFETY: room for the kernel's structure.
+    assert_eq!(unsafe { libc::syscall(number, signal, none, action.as_mut_ptr(), 8usize) }, 0);
+    // SAFETY: code of the C library: mov $15, %rax; syscall.
+    let code = unsafe { (action[2] as *const [u8; 9]).read_volatile() };
+    assert_eq!(code, [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05]);
 }
 
 fn a_call_that_waits_is_started_again_by_the_jump(_: &'static Primary) {
