@@ -740,3 +740,49 @@ fn a_told_copy_is_installed_once() {
         assert_eq!(counts.take(), (1, 1));
     });
 }
+
+/// A sandbox forbids to make what copies find each other by: the later one finds the first all the same.
+#[test]
+fn a_copy_in_a_sandbox_finds_the_first_one() {
+    alone("a_copy_in_a_sandbox_finds_the_first_one", |copy| {
+        let object = Object::open(copy);
+        assert_eq!(object.install(), 0);
+        forbid(libc::SYS_memfd_create);
+        // SAFETY: only makes a file, if at all.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_memfd_create, c"no".as_ptr(), 0) }, -1);
+        let primary = install();
+        let told = [Counts::new(), Counts::new()];
+        let _here = subscribe(primary, told[0]);
+        object.count(told[1]);
+        unmap_one(&told);
+        assert_eq!(told.map(Counts::take), [(1, 1); 2]);
+        assert!(primary.check().expect("looked").elsewhere.is_empty());
+        assert_eq!(object.uninstall(), 0);
+        unmap_one(&told);
+        assert_eq!(told.map(Counts::take), [(1, 1); 2], "one does the work, for both");
+        assert!(primary.uninstall());
+        unmap_one(&told);
+        assert_eq!(told.map(Counts::take), [(0, 0); 2], "and it is off");
+    });
+}
+
+/// Lets a system call fail with `EPERM` from now on.
+fn forbid(call: libc::c_long) {
+    const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let line = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut lines = [
+        line(LOAD_NUMBER, 0, 0, 0),
+        line(JUMP_IF_EQUAL, 0, 1, call as u32),
+        line(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        line(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: lines.len() as u16, filter: lines.as_mut_ptr() };
+    // SAFETY: a filter of four lines, copied by the kernel.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    };
+    assert!(set, "{}", std::io::Error::last_os_error());
+}
