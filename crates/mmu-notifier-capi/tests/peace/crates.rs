@@ -18,12 +18,13 @@ use mmu_notifier_primary::{InstallError, Options, Primary, Undeliverable, Wanted
 const PAGE: usize = 4096;
 const EAGAIN: c_int = 11;
 
-/// Runs `case` in another process, in which this same test comes here again.
+/// Runs `case` in another process, in which this same test comes here again. Each wait for a change of another thread may take
+/// as long as that is kept from running: few rounds, and a generous end.
 fn alone(name: &str, case: fn(&Path)) {
     const CASE: &str = "MMU_NOTIFIER_CASE";
     if let Some(copy) = std::env::var_os(CASE) {
         // SAFETY: nobody waits for this signal; a case that hangs ends.
-        unsafe { libc::alarm(60) };
+        unsafe { libc::alarm(300) };
         return case(Path::new(&copy));
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peace");
@@ -477,7 +478,7 @@ fn a_told_copy_comes_and_goes_while_changes_are_open() {
                 })
             })
             .collect();
-        for round in 0..300 {
+        for round in 0..60 {
             let subscription = subscribe(primary, comes);
             while round % 3 == 0 && comes.starts.load(SeqCst) == 0 {
                 std::thread::yield_now();
@@ -633,7 +634,7 @@ fn in_a_child(works: impl FnOnce() -> bool) {
     let child = unsafe { libc::fork() };
     if child == 0 {
         // SAFETY: ends a child that hangs.
-        unsafe { libc::alarm(20) };
+        unsafe { libc::alarm(100) };
         let code = c_int::from(!works());
         // SAFETY: ends the child.
         unsafe { libc::_exit(code) };
@@ -662,7 +663,7 @@ fn a_child_can_install_whatever_its_parent_was_doing() {
                 }
             })
         };
-        for _ in 0..40 {
+        for _ in 0..20 {
             in_a_child(|| {
                 primary.uninstall();
                 let installed = Primary::install(&Options::default()).is_ok();
