@@ -40,12 +40,13 @@ static void unmap_one(void) {
 /* Told of one address; may jump out of its callbacks. */
 struct witness {
     int starts, ends, jumps_in_start, jumps_in_end;
+    size_t only; /* instead of what all watch */
 };
 static size_t watched;
 static jmp_buf back;
 static void witness_start(const struct mmu_notifier_change *change, void *context) {
     struct witness *witness = context;
-    if (change->start != watched)
+    if (change->start != (witness->only ? witness->only : watched))
         return;
     witness->starts++;
     if (witness->jumps_in_start)
@@ -53,7 +54,7 @@ static void witness_start(const struct mmu_notifier_change *change, void *contex
 }
 static void witness_end(const struct mmu_notifier_change *change, void *context) {
     struct witness *witness = context;
-    if (change->start != watched)
+    if (change->start != (witness->only ? witness->only : watched))
         return;
     witness->ends++;
     if (witness->jumps_in_end)
@@ -77,6 +78,14 @@ static void unmap_jumping(void) {
     while (other == at)
         other = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     munmap(other, PAGE);
+}
+
+/* What is jumped out of lies in a change that goes on. */
+static struct witness outer = {.only = 16 * PAGE};
+static int unmap_inside(void *unused) {
+    unmap_jumping();
+    CHECK(outer.starts == 1 && outer.ends == 0);
+    return 7;
 }
 
 int main(int count, char **words) {
@@ -147,6 +156,11 @@ int main(int count, char **words) {
             for (int i = 0; i < 5; i++)
                 CHECK(all[i]->starts == 1 && all[i]->ends == 1);
         }
+        __typeof__(mmu_notifier_invalidate) *invalidate = dlsym(second, "mmu_notifier_invalidate");
+        watch(second, &outer);
+        jumping.jumps_in_end = 0, jumping.jumps_in_start = 1;
+        CHECK(invalidate(16 * PAGE, PAGE, MMU_NOTIFIER_UNMAP, 1, unmap_inside, NULL) == 7);
+        CHECK(outer.starts == 1 && outer.ends == 1);
     } else
         return 2;
     puts("ok");

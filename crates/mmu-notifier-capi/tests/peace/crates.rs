@@ -600,11 +600,6 @@ fn install_again() -> &'static Primary {
 /// subscribers.
 #[test]
 fn the_first_ones_child_begins_behind_all_copies() {
-    static OWN: Counts = Counts::const_new();
-    fn begin(primary: &Primary) {
-        std::mem::forget(subscribe(primary, &OWN));
-        unmap_one(&[&OWN]);
-    }
     alone("the_first_ones_child_begins_behind_all_copies", |copy| {
         let primary =
             Primary::install(&Options { after_fork: begin, ..Options::default() }).expect("installed");
@@ -625,6 +620,25 @@ fn the_first_ones_child_begins_behind_all_copies() {
             unmap(map());
             right && parents.map(|counts| counts.starts.load(SeqCst)) == [1; 3]
         });
+    });
+}
+
+static OWN: Counts = Counts::const_new();
+
+/// In a child: subscribes again, and changes something.
+fn begin(primary: &Primary) {
+    std::mem::forget(subscribe(primary, &OWN));
+    unmap_one(&[&OWN]);
+}
+
+/// A copy that is told begins anew in a child as well.
+#[test]
+fn a_told_copy_begins_anew_in_a_child() {
+    alone("a_told_copy_begins_anew_in_a_child", |copy| {
+        let object = Object::open(copy);
+        assert_eq!(object.install(), 0);
+        Primary::install(&Options { after_fork: begin, ..Options::default() }).expect("installed");
+        in_a_child(|| OWN.take() == (1, 1));
     });
 }
 
