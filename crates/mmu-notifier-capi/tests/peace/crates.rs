@@ -4,6 +4,8 @@
 // UNSAFETY: loads objects, calls their functions, and maps memory.
 #![expect(unsafe_code)]
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::UnsafeCell;
 use std::ffi::{CString, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -627,8 +629,47 @@ static OWN: Counts = Counts::const_new();
 
 /// In a child: subscribes again, and changes something.
 fn begin(primary: &Primary) {
+    IN_BEGIN.store(true, SeqCst);
     std::mem::forget(subscribe(primary, &OWN));
+    IN_BEGIN.store(false, SeqCst);
     unmap_one(&[&OWN]);
+}
+
+/// The C library's allocator, which is locked while a child begins; then some memory of our own, for good.
+struct Allocator;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+static IN_BEGIN: AtomicBool = AtomicBool::new(false);
+static ROOM_USED: AtomicUsize = AtomicUsize::new(0);
+static ROOM: Room = Room(UnsafeCell::new([0; ROOM_SIZE]));
+const ROOM_SIZE: usize = 64 << 10;
+
+#[repr(align(4096))]
+struct Room(UnsafeCell<[u8; ROOM_SIZE]>);
+
+// SAFETY: each byte is given out once.
+unsafe impl Sync for Room {}
+
+// SAFETY: passed on; or memory that is given out once, of the size and alignment asked for.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if !IN_BEGIN.load(SeqCst) {
+            // SAFETY: by the caller's promise.
+            return unsafe { System.alloc(layout) };
+        }
+        let align = layout.align();
+        let at = ROOM_USED.fetch_add(layout.size() + align, SeqCst).next_multiple_of(align);
+        if at + layout.size() > ROOM_SIZE { null_mut() } else { ROOM.0.get().cast::<u8>().wrapping_add(at) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        let room = ROOM.0.get().addr();
+        if !(room..room + ROOM_SIZE).contains(&pointer.addr()) && !IN_BEGIN.load(SeqCst) {
+            // SAFETY: by the caller's promise.
+            unsafe { System.dealloc(pointer, layout) };
+        }
+    }
 }
 
 /// A copy that is told begins anew in a child as well.
