@@ -171,7 +171,7 @@ impl Changes {
     /// A call makes no more changes than this; more pieces are announced as one range around them.
     pub const MAX: usize = 4;
 
-    const NONE: Changes = Changes { len: 0, items: [(Range::EVERYTHING, Event::Unmap); Changes::MAX] };
+    pub(crate) const NONE: Changes = Changes { len: 0, items: [(Range::EVERYTHING, Event::Unmap); Changes::MAX] };
 
     /// The changes as a slice; empty if the call changes nothing that was there.
     pub fn as_slice(&self) -> &[(Range, Event)] {
@@ -230,6 +230,36 @@ pub fn needs(call: Syscall, args: &[usize; 6]) -> Needs {
         Syscall::Fallocate => file_ranges(File::Descriptor(int(a)), reallocated(int(b), c, d)),
         Syscall::Clone3 => Needs::CloneFlags(a),
         _ => Needs::Nothing,
+    }
+}
+
+/// Which file a call maps that was not mapped there before, in a process where others may change that file meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Maps {
+    /// The file that is open at a descriptor.
+    File(i32),
+    /// One that the process maps already, if any.
+    Mapped,
+    /// Nobody can say.
+    Unknown,
+}
+
+/// Says what `call` with `args` maps; `None`: no file.
+///
+/// Memory of nobody but this mapping (`MAP_ANONYMOUS`) is a file, too, if it is shared; but one that no call changes
+/// which was not told of the mapping.
+pub(crate) fn maps(call: Syscall, args: &[usize; 6]) -> Option<Maps> {
+    let &[_, old_size, new_size, flags, descriptor, _] = args;
+    match call {
+        Syscall::Mmap => (flags & MAP_ANONYMOUS == 0).then_some(Maps::File(int(descriptor))),
+        // What only shrinks is nowhere else afterwards. Without a size the mapping is doubled.
+        Syscall::Mremap => {
+            let stays = flags & !MREMAP_MAYMOVE == 0 && old_size != 0 && page_ceil(new_size) <= page_ceil(old_size);
+            (!stays).then_some(Maps::Mapped)
+        }
+        Syscall::RemapFilePages => Some(Maps::Mapped),
+        Syscall::Shmat => Some(Maps::Unknown),
+        _ => None,
     }
 }
 

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use mmu_notifier::Range;
 
 use crate::Syscall;
-use crate::decode::{Facts, File, Needs};
+use crate::decode::{Facts, Needs};
 use crate::gate::safe::{self, FileId};
 use crate::maps::{self, Mapping};
 
@@ -100,23 +100,7 @@ impl Memory {
             Needs::Vector { pointer, count } => {
                 facts.ranges = read_vector(pointer, count, ranges).then_some(ranges.as_slice());
             }
-            Needs::FileRanges { file, from, to } => {
-                let id = match file {
-                    File::Descriptor(descriptor) => safe::fstat(descriptor as usize),
-                    File::Path(path) => safe::stat(path),
-                };
-                match id {
-                    Ok(id) if self.was_mapped(&id) => {
-                        if file_ranges(&id, from..to, ranges) {
-                            facts.ranges = Some(ranges.as_slice());
-                        }
-                    }
-                    // Not mapped; or no such file, and the call will fail.
-                    // A sandbox does not let us ask.
-                    Err(safe::Errno(EPERM | ENOSYS)) => {}
-                    Ok(_) | Err(_) => facts.ranges = Some(&[]),
-                }
-            }
+            Needs::FileRanges { .. } => {}
             Needs::Aliases(range) => {
                 if aliases(range, ranges) {
                     facts.ranges = Some(ranges.as_slice());
@@ -130,6 +114,18 @@ impl Memory {
             }
         }
         facts
+    }
+
+    /// The same where it is known already which file a call changes.
+    #[inline(never)]
+    pub(crate) fn find_in<'a>(
+        &self,
+        file: &FileId,
+        part: core::ops::Range<usize>,
+        ranges: &'a mut Ranges,
+    ) -> Facts<'a> {
+        let is_complete = file_ranges(file, part, ranges);
+        Facts { ranges: is_complete.then_some(ranges.as_slice()), ..Facts::default() }
     }
 
     /// Remembers what a call that succeeded has told.
@@ -187,7 +183,8 @@ impl Memory {
         self.mapped_files[word].fetch_or(bit, Ordering::Relaxed);
     }
 
-    fn was_mapped(&self, file: &FileId) -> bool {
+    /// Whether this process may have mapped a file.
+    pub(crate) fn was_mapped(&self, file: &FileId) -> bool {
         let (word, bit) = Memory::bit(file);
         self.mapped_files[word].load(Ordering::Relaxed) & bit != 0
     }

@@ -35,9 +35,9 @@ use crate::Syscall;
 use crate::bracket::{Bracket, Opened, count, count_changes, end, start};
 use crate::check;
 use crate::children;
-use crate::decode::{Changes, Common, decode, decode_common, needs};
+use crate::decode::{Changes, Common, decode_common};
 use crate::entry::{Frame, Site};
-use crate::facts::Ranges;
+use crate::files::Entered;
 use crate::gate::{self, safe};
 use crate::hot;
 use crate::log::{self, observe};
@@ -140,6 +140,8 @@ struct News {
 struct Rare {
     changes: Changes,
     bracket: Bracket,
+    /// It maps a file, or changes one.
+    entered: Option<Entered>,
 }
 
 /// The site that an entry has come from.
@@ -486,17 +488,25 @@ fn announce_rare(primary: &Primary, frame: &mut Frame, seen: &Seen, news: &mut M
             Way::Out
         }
         _ => {
-            let changes = rare_changes(primary, call, &frame.args());
-            let rare = Some(Rare { changes, bracket: Bracket::NONE });
+            // Before it is on record itself, at the same place of the stack.
+            primary.end_abandoned(caller);
+            let (changes, entered) = primary.rare_changes(caller, call, &frame.args());
+            let rare = Some(Rare { changes, bracket: Bracket::NONE, entered });
             let time = primary.log.now();
             let refusals = Refusals::default();
             let news = news.write(News { time, started: 0, refusals, open: None, opened: None, rare });
-            if let Some(Rare { changes, bracket }) = &mut news.rare {
-                primary.end_abandoned(caller);
+            if let Some(Rare { changes, bracket, entered }) = &mut news.rare {
                 let blocking = primary.contexts.of(primary, caller, frame, site);
-                let started = bracket.start(primary, caller, changes, blocking);
+                let mut started = bracket.start(primary, caller, changes, blocking);
+                if started.is_ok()
+                    && let Some(entered) = entered
+                {
+                    started = primary.announced_of_file(caller, call, *entered, changes, blocking);
+                }
                 news.refusals = bracket.refusals;
                 if started.is_err() {
+                    bracket.end(primary, caller);
+                    primary.leave_file(caller, entered.take());
                     let not_made = NotMade { result: refused::error(call) };
                     let told = (news.refusals, time);
                     refused::answer(primary, caller, frame, (call, site), changes.as_slice(), told, not_made);
@@ -512,13 +522,6 @@ fn announce_rare(primary: &Primary, frame: &mut Frame, seen: &Seen, news: &mut M
             Way::Call
         }
     }
-}
-
-// Kept out of the frame in which subscribers are called: it may be large.
-#[inline(never)]
-fn rare_changes(primary: &Primary, call: Syscall, args: &[usize; 6]) -> Changes {
-    let mut ranges = Ranges::new();
-    decode(call, args, &primary.memory.find(needs(call, args), &mut ranges))
 }
 
 /// Behind a system call that was announced, its result in the frame.
@@ -578,6 +581,9 @@ fn finish_more(primary: &Primary, frame: &Frame, seen: &Seen, news: &mut News, c
     };
     if !failed || call == Syscall::Brk {
         primary.memory.learn(call, &args, result);
+    }
+    if let Some(rare) = &mut news.rare {
+        primary.leave_file(&seen.caller, rare.entered.take());
     }
     if let Some(check) = &primary.check
         && !failed

@@ -28,6 +28,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `call`, `decode`, `facts` | which calls there are, what they change, what their arguments do not say |
+//! | `files`, `file_calls` | calls that map files and calls that change them, so that neither misses the other |
 //! | `search`, `flow`, `sites` | finding call sites in files |
 //! | `rewrite`, `patch`, `code`, `batch` | rewriting them: when and which; how; machine code; many at a time |
 //! | `entry`, `gate`, `tails` | the way into Rust and back; calls of our own; where all calls are made |
@@ -63,6 +64,8 @@ mod entry;
 mod facts;
 mod fed;
 mod feed;
+mod file_calls;
+mod files;
 mod flow;
 mod gate;
 mod health;

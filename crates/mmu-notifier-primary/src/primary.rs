@@ -20,6 +20,7 @@ use crate::entry;
 use crate::facts::Memory;
 use crate::fed::{self, Fed};
 use crate::feed::Feeds;
+use crate::files::Files;
 use crate::flow::Flow;
 use crate::gate::{self, safe};
 use crate::hook;
@@ -50,6 +51,7 @@ pub struct Primary {
     pub(crate) mode: Mode,
     pub(crate) log: Log,
     pub(crate) memory: Memory,
+    pub(crate) files: Files,
     pub(crate) preload: Option<Preload>,
     pub(crate) contexts: Contexts,
     pub(crate) quarantine: Quarantine,
@@ -263,6 +265,7 @@ impl Primary {
             threads: Threads::new(rdfsbase_works()),
             mode: Mode::new(log.is_watched()),
             memory: Memory::new(),
+            files: Files::new(),
             check: Check::new(&log),
             log,
             preload: None,
@@ -329,6 +332,8 @@ impl Primary {
             if let Some(quiet) = self.quiet.get() {
                 wait_for_changes(quiet);
             }
+            // Those of files may have nothing open.
+            self.files.wait_for_changes(&hook::caller(), safe::yield_processor);
             self.mode.settled();
         }
     }
@@ -469,6 +474,7 @@ impl Primary {
         strict::forked();
         self.pid.store(safe::getpid(), Ordering::Relaxed);
         self.threads.forked();
+        self.files.forked();
         self.patching.forked();
         hot::forked(self);
         self.worker.forked();
@@ -511,7 +517,7 @@ impl Primary {
     pub(crate) fn end_abandoned(&self, caller: &Caller) {
         let quiet =
             self.mode.is_special() && self.quiet.get().is_some_and(|quiet| quiet.may_have_open(caller));
-        if self.space.may_have_open(caller) || quiet {
+        if self.space.may_have_open(caller) || quiet || self.files.is_changing() {
             self.end_what_is_gone(caller);
         }
     }
@@ -519,7 +525,7 @@ impl Primary {
     #[inline(never)]
     fn end_what_is_gone(&self, caller: &Caller) {
         let mut signal_stack = None;
-        let gone = |stack| {
+        let mut gone = |stack| {
             // Asked only if this thread has something open.
             let signal_stack = signal_stack.get_or_insert_with(safe::on_signal_stack);
             let gone = match signal_stack {
@@ -533,6 +539,7 @@ impl Primary {
             }
             gone
         };
+        self.files.leave_gone(caller, &mut gone);
         // SAFETY: a frame below the stack pointer of the thread that runs has been left for good.
         let ended = unsafe { self.end_those(caller, gone) };
         self.feeds.abandoned(caller);

@@ -314,6 +314,32 @@ impl AddressSpace {
         true
     }
 
+    /// Gives an open change to another thread: it is one of those that `to` [has open](AddressSpace::end_abandoned) at its
+    /// stack position, and the calling thread waits for it as others do. Either may still [`end`](AddressSpace::end) it; who
+    /// is first does. False if it was over.
+    ///
+    /// For a change that must last until another thread, which does not know of it, is done with something else. Nothing
+    /// may jump out of this (it is a few stores): what is half handed over nobody finds.
+    ///
+    /// ```
+    /// use mmu_notifier::{AddressSpace, Blocking, Caller, Change, Event, Range};
+    ///
+    /// let space = AddressSpace::new();
+    /// let change = Change::new(Range::new(0x1000, 0x2000)?, Event::Clear, Blocking::Allowed);
+    /// let open = space.start(&space.caller(), change).expect("nobody refuses");
+    /// // SAFETY: nobody else has that number.
+    /// let other = unsafe { Caller::new(1000, 0) }.with_stack(0x7000);
+    /// assert!(space.hand_to(&open, &other));
+    /// // SAFETY: nothing of that thread goes on in the change.
+    /// let ended = unsafe { space.end_abandoned(&other, |stack| stack == 0x7000) };
+    /// assert_eq!(ended.changes, 1);
+    /// assert!(!space.end(&space.caller(), open), "it is over");
+    /// # Ok::<(), mmu_notifier::RangeError>(())
+    /// ```
+    pub fn hand_to(&self, open: &OpenChange, to: &Caller) -> bool {
+        self.shared.open.hand_to(open, to)
+    }
+
     /// Tells everybody that a change is done of which everybody was told that it starts.
     #[inline(always)]
     fn end_all(&self, started: Started<'_>, change: &Change) {

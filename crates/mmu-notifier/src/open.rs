@@ -191,21 +191,29 @@ impl OpenChanges {
         if slot.list().unwrap_or(0) == 0 {
             return held.is_changing().then_some(held);
         }
-        // Release pairs with the Acquire in `scan`: who waited for the change sees what it did.
-        let [changing, ending] = [Phase::Changing, Phase::Ending].map(|phase| held.in_phase(phase));
-        slot.state.compare_exchange(changing, ending, Ordering::Release, Ordering::Relaxed).ok()?;
+        Self::take(held, Phase::Ending).then_some(held)
+    }
+
+    /// Takes a change out of phase `Changing`, unless somebody else is faster.
+    #[inline(always)]
+    fn take(held: Held<'_>, to: Phase) -> bool {
+        // Acquire pairs with the Release in `changing`, and in `hand_to`; Release with the Acquire in `scan`: who waited for
+        // the change sees what it did.
+        let [changing, next] = [Phase::Changing, to].map(|phase| held.in_phase(phase));
+        let taken =
+            held.slot.state.compare_exchange(changing, next, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
-        Some(held)
+        taken
     }
 
     /// The same for a change that bears the name of another thread.
     #[cold]
     fn finish_of_another<'a>(&self, caller: Caller, held: Held<'a>) -> Option<Held<'a>> {
         let slot = held.slot;
-        let [changing, taken] = [Phase::Changing, Phase::Taken].map(|phase| held.in_phase(phase));
-        // Acquire pairs with the Release in `changing`; Release as above.
-        slot.state.compare_exchange(changing, taken, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        if !Self::take(held, Phase::Taken) {
+            return None;
+        }
         self.hand_over(slot, caller.home() % HOMES);
         // Relaxed: published by the exchange below.
         slot.thread.store(caller.thread(), Ordering::Relaxed);
@@ -214,6 +222,22 @@ impl OpenChanges {
         // Pairs with the fence in `scan`: see the module documentation.
         fence_after_rmw();
         Some(held)
+    }
+
+    /// Gives an open change to another thread, that goes on with it as with its own; false if it is over.
+    #[cold]
+    pub(crate) fn hand_to(&self, open: &OpenChange, to: &Caller) -> bool {
+        let Some(held) = self.held(open.0) else { return false };
+        // While it is taken, neither thread finds it abandoned.
+        if !Self::take(held, Phase::Taken) {
+            return false;
+        }
+        self.hand_over(held.slot, to.home() % HOMES);
+        // Relaxed: published by the Release below, which pairs with the Acquire in `of`.
+        held.slot.stack.store(to.stack(), Ordering::Relaxed);
+        held.slot.thread.store(to.thread(), Ordering::Release);
+        held.changing();
+        true
     }
 
     /// Lets a thread of `home`, that ends a change that another thread has started, find it among those it has open.
@@ -283,8 +307,8 @@ impl OpenChanges {
             let slot = &self.slots[index];
             // Acquire: a slot that somebody else has claimed does not bear the name of its last holder any more.
             let state = State(slot.state.load(Ordering::Acquire));
-            // Relaxed: see above.
-            let mine = !state.is_free() && slot.thread.load(Ordering::Relaxed) == thread;
+            // Acquire pairs with the Release in `hand_to`: who sees his name sees his stack position.
+            let mine = !state.is_free() && slot.thread.load(Ordering::Acquire) == thread;
             mine.then_some((
                 Token { slot: slot.address(), state: state.in_phase(Phase::Free) },
                 state.phase(),
@@ -333,7 +357,8 @@ impl OpenChanges {
             return None;
         }
         match state.phase() {
-            Phase::Changing => self.finish_token(caller, token).map(|held| (held, false)),
+            // Not as in `finish_token`: whom the change was handed by may be taking it back, also if there is nobody to tell.
+            Phase::Changing => Self::take(held, Phase::Ending).then_some((held, false)),
             Phase::Starting | Phase::Ending => Some((held, held.slot.calling(state.phase()).is_some())),
             Phase::Calling | Phase::Editing => {
                 held.set_calling(0);

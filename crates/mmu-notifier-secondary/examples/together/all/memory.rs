@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mmu_notifier::{PAGE_SIZE, Range};
@@ -37,9 +37,8 @@ pub(crate) struct Memory {
     pagemap: File,
     /// Whether page frames are told: to root.
     has_frames: bool,
-    /// What is mapped in places. A lock, since the mappings of a file are looked up before a hole is punched into it: one that
-    /// another thread makes meanwhile is not seen (`docs/limits.md`).
-    file: Mutex<File>,
+    /// What is mapped in places.
+    file: File,
     parkings: AtomicUsize,
     counts: Arc<Counts>,
 }
@@ -97,7 +96,7 @@ impl Memory {
         let mut memory = Memory {
             pagemap,
             has_frames: false,
-            file: Mutex::new(file),
+            file,
             parkings: AtomicUsize::new(0),
             counts,
         };
@@ -162,9 +161,8 @@ impl Memory {
             0 => check(unsafe { libc::munmap(at as *mut _, pages * PAGE_SIZE) }),
             1..=3 => map(at, pages, READ_WRITE, OWN | libc::MAP_FIXED, -1, 0),
             4 => {
-                let (file, shared) =
-                    (self.file.lock().expect("nobody panics with it"), libc::MAP_SHARED | libc::MAP_FIXED);
-                map(at, pages, READ_WRITE, shared, file.as_raw_fd(), page * PAGE_SIZE)
+                let shared = libc::MAP_SHARED | libc::MAP_FIXED;
+                map(at, pages, READ_WRITE, shared, self.file.as_raw_fd(), page * PAGE_SIZE)
             }
             5 => map(parking, pages, READ_WRITE, OWN | libc::MAP_FIXED, -1, 0)
                 .and_then(|()| advise(parking, pages, libc::MADV_POPULATE_WRITE))
@@ -178,9 +176,8 @@ impl Memory {
             12 => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                 let (offset, len) = ((page * PAGE_SIZE) as libc::off_t, (pages * PAGE_SIZE) as libc::off_t);
-                let file = self.file.lock().expect("nobody panics with it");
                 // SAFETY: a file of ours.
-                check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) })
+                check(unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) })
             }
             _ => advise(self.address(PAGES + random.below(EVICTABLE - PARKED)), PARKED, libc::MADV_DONTNEED),
         };
