@@ -171,7 +171,8 @@ impl Changes {
     /// A call makes no more changes than this; more pieces are announced as one range around them.
     pub const MAX: usize = 4;
 
-    pub(crate) const NONE: Changes = Changes { len: 0, items: [(Range::EVERYTHING, Event::Unmap); Changes::MAX] };
+    pub(crate) const NONE: Changes =
+        Changes { len: 0, items: [(Range::EVERYTHING, Event::Unmap); Changes::MAX] };
 
     /// The changes as a slice; empty if the call changes nothing that was there.
     pub fn as_slice(&self) -> &[(Range, Event)] {
@@ -254,7 +255,8 @@ pub(crate) fn maps(call: Syscall, args: &[usize; 6]) -> Option<Maps> {
         Syscall::Mmap => (flags & MAP_ANONYMOUS == 0).then_some(Maps::File(int(descriptor))),
         // What only shrinks is nowhere else afterwards. Without a size the mapping is doubled.
         Syscall::Mremap => {
-            let stays = flags & !MREMAP_MAYMOVE == 0 && old_size != 0 && page_ceil(new_size) <= page_ceil(old_size);
+            let stays =
+                flags & !MREMAP_MAYMOVE == 0 && old_size != 0 && page_ceil(new_size) <= page_ceil(old_size);
             (!stays).then_some(Maps::Mapped)
         }
         Syscall::RemapFilePages => Some(Maps::Mapped),
