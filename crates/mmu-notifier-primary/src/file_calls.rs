@@ -68,12 +68,9 @@ impl Primary {
             Changed::Any => Key::ANY,
             Changed::None => return (Changes::NONE, None),
         };
-        let entered = loop {
-            match self.files.enter_change(caller, key) {
-                Some(entered) => break entered,
-                // So many are in system calls of their own.
-                None => safe::yield_processor(),
-            }
+        let Some(entered) = self.files.enter_change(caller, key) else {
+            // What everybody is told of nobody has to be shown.
+            return (decode(call, args, &Default::default()), None);
         };
         // In this order: who is not seen any more has left behind what he has mapped.
         let mapping = self.files.who_maps(entered);
@@ -159,8 +156,12 @@ impl Primary {
             self.log.opened(&to, call, &change, self.log.now());
         }
         // Nothing may jump out in the middle.
-        without_signals(|| _ = self.space.hand_to(&open, &to));
-        if !self.files.join(other) {
+        let mut is_his = false;
+        without_signals(|| {
+            self.space.hand_to(&open, &to);
+            is_his = self.files.join(other);
+        });
+        if !is_his {
             self.space.end(caller, open);
         }
         Ok(())

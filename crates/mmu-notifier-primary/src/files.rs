@@ -32,7 +32,8 @@
 //! # Who jumps out of a call
 //!
 //! leaves it on record, with its thread and stack position. A changing call is found by the thread's next change, as open
-//! changes are; a mapping call as well, if it stands in anybody's way by then. In between more is announced than need be.
+//! changes are; a mapping call as well, by the thread's next call that maps a file. In between more is announced than need be,
+//! as it is for good if the jump was out of the few instructions in which a call goes on record or off it without a name.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
@@ -104,6 +105,11 @@ impl State {
     /// Nothing but the number.
     fn over(self) -> State {
         State(self.0 >> USE << USE)
+    }
+
+    /// Whether it is still that use.
+    fn is_of(self, entered: Entered) -> bool {
+        self.kind() == entered.state.kind() && self.over() == entered.state.over()
     }
 
     /// Whether a mapping call with that key may map what this change is of.
@@ -243,7 +249,7 @@ impl Files {
         entered
     }
 
-    /// Puts a call on record that changes what `key` says. `None`: there is no room.
+    /// Puts a call on record that changes what `key` says. `None`: there is no room, and it has to announce everything itself.
     pub(crate) fn enter_change(&self, caller: &Caller, key: Key) -> Option<Entered> {
         // Relaxed, both: as they are read. The second comes before the fence in `who_maps`.
         self.ever_changed.store(true, Ordering::Relaxed);
@@ -339,10 +345,15 @@ impl Files {
     /// A call is over. Whether others have announced something for it, which it has to end.
     pub(crate) fn leave(&self, entered: Entered) -> bool {
         match self.records.get(entered.place) {
-            Some(record) => self.off(record),
+            Some(record) => {
+                // Relaxed: the caller's own, unless it was taken for gone or is in a forked child, and is over.
+                let state = State(record.state.load(Ordering::Relaxed));
+                state.is_of(entered) && self.off(record)
+            }
             None => {
-                // Release: as in `off`.
-                self.crowd.fetch_sub(1, Ordering::Release);
+                // Release: as in `off`. In a forked child it is over.
+                let left = |crowd: usize| crowd.checked_sub(1);
+                _ = self.crowd.fetch_update(Ordering::Release, Ordering::Relaxed, left);
                 false
             }
         }
@@ -375,20 +386,28 @@ impl Files {
 
     /// Calls `wait` as long as a change is under way that was at the call of this, but those of the calling thread.
     pub(crate) fn wait_for_changes(&self, caller: &Caller, mut wait: impl FnMut()) {
-        // Pairs with the fence in `who_maps`: who is not seen here comes later.
+        // Pairs with the fence in `who_maps`: who is not seen here as one that changes comes later.
         fence(Ordering::SeqCst);
         for record in &self.records {
             // Acquire pairs with the Release in `off`: what it has changed is changed.
             let state = || State(record.state.load(Ordering::Acquire));
-            let first = state();
-            while matches!(state().kind(), CLAIMED | CHANGES)
-                && state().over() == first.over()
-                // Relaxed: the calling thread's own.
-                && record.thread.load(Ordering::Relaxed) != caller.thread()
-            {
+            let first = state().over();
+            let is_made = || {
+                // Relaxed: the calling thread's own. Without a name its call has been made.
+                let thread = record.thread.load(Ordering::Relaxed);
+                thread == 0 || thread == caller.thread()
+            };
+            while state().kind() == CHANGES && state().over() == first && !is_made() {
                 wait();
             }
         }
+    }
+
+    /// Whether the calling thread may have left something on record.
+    pub(crate) fn may_have_left(&self, caller: &Caller) -> bool {
+        // Relaxed: the calling thread's own. Its first one is at home, if nobody else was there.
+        let home = &self.records[caller.home() % RECORDS];
+        self.is_changing() || home.thread.load(Ordering::Relaxed) == caller.thread()
     }
 
     /// In the only thread of a forked child: nothing is under way.

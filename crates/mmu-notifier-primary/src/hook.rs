@@ -489,7 +489,7 @@ fn announce_rare(primary: &Primary, frame: &mut Frame, seen: &Seen, news: &mut M
         }
         _ => {
             // Before it is on record itself, at the same place of the stack.
-            primary.end_abandoned(caller);
+            primary.end_abandoned_of_files(caller);
             let (changes, entered) = primary.rare_changes(caller, call, &frame.args());
             let rare = Some(Rare { changes, bracket: Bracket::NONE, entered });
             let time = primary.log.now();

@@ -522,6 +522,16 @@ impl Primary {
         }
     }
 
+    /// The same, and takes off the record which files this thread was mapping.
+    #[inline]
+    pub(crate) fn end_abandoned_of_files(&self, caller: &Caller) {
+        if self.files.may_have_left(caller) {
+            self.end_what_is_gone(caller);
+        } else {
+            self.end_abandoned(caller);
+        }
+    }
+
     #[inline(never)]
     fn end_what_is_gone(&self, caller: &Caller) {
         let mut signal_stack = None;

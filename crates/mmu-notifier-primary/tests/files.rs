@@ -9,34 +9,44 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mmu_notifier::{Change, IntervalSubscriber, PAGE_SIZE, Pass, Range, Subscriber, WouldBlock};
 use mmu_notifier_primary::{Options, Primary};
 
-/// What happened, in order, and a change to be held.
-#[derive(Default)]
+/// What happened, in order, and a change to be held. Its callbacks, which may be called inside the allocator, need no memory.
 struct Told {
     events: Mutex<Vec<(bool, Range)>>,
-    /// The start of a change that hits this address says so, and waits until it may go on.
-    held: Mutex<Option<(usize, Sender<()>, Receiver<()>)>>,
+    /// The start of a change that hits this address is held. 0: none.
+    held: AtomicUsize,
+    step: AtomicU8,
+}
+
+const REACHED: u8 = 1;
+const MAY_GO_ON: u8 = 2;
+
+impl Default for Told {
+    fn default() -> Told {
+        let events = Mutex::new(Told::no_events());
+        Told { events, held: AtomicUsize::new(0), step: AtomicU8::new(0) }
+    }
 }
 
 impl Subscriber for Told {
     fn start(&self, change: &Change) {
-        self.events.lock().unwrap().push((true, change.range()));
-        let held = self.held.lock().unwrap().take_if(|(address, ..)| contains(change.range(), *address));
-        if let Some((_, reached, go_on)) = held {
-            reached.send(()).unwrap();
-            go_on.recv().unwrap();
+        self.note(true, change);
+        let held = self.held.load(SeqCst);
+        let is_hit = held != 0 && contains(change.range(), held);
+        if is_hit && self.held.compare_exchange(held, 0, SeqCst, SeqCst).is_ok() {
+            self.step.store(REACHED, SeqCst);
+            self.wait_for(MAY_GO_ON);
         }
     }
 
     fn end(&self, change: &Change) {
-        self.events.lock().unwrap().push((false, change.range()));
+        self.note(false, change);
     }
 }
 
@@ -45,22 +55,50 @@ fn contains(range: Range, address: usize) -> bool {
 }
 
 impl Told {
-    /// Makes `first` in another thread; while it is held at its start at `address`, `second`. What was told of everything
-    /// meanwhile and until both were done.
+    fn no_events() -> Vec<(bool, Range)> {
+        Vec::with_capacity(1000)
+    }
+
+    fn note(&self, is_start: bool, change: &Change) {
+        let mut events = self.events.lock().unwrap();
+        assert!(events.len() < events.capacity());
+        events.push((is_start, change.range()));
+    }
+
+    fn wait_for(&self, step: u8) {
+        while self.step.load(SeqCst) != step {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Makes `first` in another thread; while it is held at its start at `address`, `second`. Back when both are done.
     fn inside<R>(&self, address: usize, first: impl FnOnce() + Send, second: impl FnOnce() -> R) -> R {
-        let ((reached, is_reached), (go_on, may_go_on)) = (channel(), channel());
-        *self.held.lock().unwrap() = Some((address, reached, may_go_on));
+        /// Lets it go on, also after a panic.
+        struct GoOn<'a>(&'a Told);
+        impl Drop for GoOn<'_> {
+            fn drop(&mut self) {
+                self.0.step.store(MAY_GO_ON, SeqCst);
+            }
+        }
+        self.step.store(0, SeqCst);
         std::thread::scope(|scope| {
-            scope.spawn(first);
-            is_reached.recv().unwrap();
+            let first = scope.spawn(|| {
+                self.held.store(address, SeqCst);
+                first();
+            });
+            let go_on = GoOn(self);
+            self.wait_for(REACHED);
             let result = second();
-            go_on.send(()).unwrap();
+            drop(go_on);
+            // Until the thread has really ended.
+            first.join().unwrap();
             result
         })
     }
 
     fn take(&self) -> Vec<(bool, Range)> {
-        std::mem::take(&mut self.events.lock().unwrap())
+        let none = Told::no_events();
+        std::mem::replace(&mut self.events.lock().unwrap(), none)
     }
 
     /// Whether that address is inside a change now.
@@ -165,7 +203,9 @@ fn what_is_mapped_while_a_change_is_under_way(told: &Told) {
             let events = told.take();
             assert_eq!(events.iter().filter(|event| **event == EVERYTHING[0]).count(), 1, "{events:?}");
             assert_eq!(events.iter().filter(|event| **event == EVERYTHING[1]).count(), 1, "{events:?}");
-            assert_eq!(events.last(), Some(&EVERYTHING[1]), "its end is behind that of the change");
+            // A thread that ends changes some memory of its own behind that.
+            let last = events.iter().rfind(|(_, range)| contains(*range, page));
+            assert_eq!(last, Some(&EVERYTHING[1]), "its end is behind that of the change");
         }
     }
 }
@@ -282,10 +322,16 @@ impl IntervalSubscriber for Kept {
     }
 }
 
-/// One thread maps, one changes the file, one looks at the page.
+/// Again and again one thread maps the file and looks at the page's frame, while another one punches a hole.
 fn storm(primary: &Primary) {
-    let (file, place) = (new_file(), anonymous());
-    let range = Range::with_len(place, PAGE_SIZE).unwrap();
+    let file = new_file();
+    // To be read behind the place, so that looking up mappings takes a while.
+    for _ in 0..60 {
+        // SAFETY: a page of ours.
+        assert_eq!(unsafe { libc::mprotect(anonymous() as *mut _, PAGE_SIZE, libc::PROT_NONE) }, 0);
+        anonymous();
+    }
+    let place = anonymous();
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     let frame = || {
         let mut word = [0; 8];
@@ -300,44 +346,62 @@ fn storm(primary: &Primary) {
         return eprintln!("SKIPPED: storm: only root sees page frames");
     }
     let seconds = std::env::var("STORM").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
-    let (over, kept) = (AtomicBool::new(false), Arc::new(Kept::default()));
-    let interval = primary.space().insert(range, kept.clone()).unwrap();
-    let (mut used, mut stale) = (0u64, 0u64);
+    let (round, punched, kept) = (AtomicUsize::new(0), AtomicUsize::new(0), Arc::new(Kept::default()));
+    let interval = primary.space().insert(Range::with_len(place, PAGE_SIZE).unwrap(), kept.clone()).unwrap();
+    let (mut used, mut dropped, mut stale) = (0u64, 0u64, 0u64);
+    let took = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !over.load(SeqCst) {
-                map(&file, place);
-                std::thread::yield_now();
-                move_to(anonymous(), place);
-            }
-        });
-        scope.spawn(|| {
-            while !over.load(SeqCst) {
+            for next in 1.. {
+                while round.load(SeqCst) < next {
+                    std::thread::yield_now();
+                }
+                if round.load(SeqCst) == usize::MAX {
+                    return;
+                }
+                let start = Instant::now();
                 punch(&file);
-                std::thread::yield_now();
+                took.store(start.elapsed().as_nanos() as usize, SeqCst);
+                punched.store(next, SeqCst);
             }
         });
         let until = Instant::now() + Duration::from_secs(seconds);
-        while Instant::now() < until {
+        for now in 1.. {
+            if Instant::now() > until {
+                break;
+            }
+            round.store(now, SeqCst);
+            // At any time of the other.
+            let start = Instant::now();
+            let time = (took.load(SeqCst) * (now % 64) / 48).min(1_000_000);
+            while start.elapsed().as_nanos() < time as u128 {
+                std::hint::spin_loop();
+            }
+            map(&file, place);
             let ticket = interval.read();
             touch();
             let found = frame();
-            let mut now = kept.0.lock().unwrap();
-            if !interval.is_stale(&ticket) {
-                *now = found;
+            {
+                let mut kept = kept.0.lock().unwrap();
+                if !interval.is_stale(&ticket) {
+                    *kept = found;
+                }
             }
-            drop(now);
-            for _ in 0..20 {
+            while punched.load(SeqCst) < now {
                 std::thread::yield_now();
-                let now = kept.0.lock().unwrap();
-                if let Some(found) = *now {
+            }
+            match *kept.0.lock().unwrap() {
+                Some(found) => {
                     used += 1;
                     stale += u64::from(frame() != Some(found));
                 }
+                None => dropped += 1,
             }
+            move_to(anonymous(), place);
         }
-        over.store(true, SeqCst);
+        round.store(usize::MAX, SeqCst);
     });
-    assert!(used > 0);
+    eprintln!("storm: {used} times a frame was kept, {dropped} times dropped, {stale} times stale");
+    assert!(used > 0 && dropped > 0);
     assert_eq!(stale, 0, "of {used} times that a frame was used");
 }

@@ -9,8 +9,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use mmu_notifier::{PAGE_SIZE, Range};
@@ -93,13 +93,7 @@ impl Memory {
         let file = unsafe { File::from_raw_fd(file) };
         file.set_len((PAGES * PAGE_SIZE) as u64)?;
         let pagemap = File::open("/proc/self/pagemap")?;
-        let mut memory = Memory {
-            pagemap,
-            has_frames: false,
-            file,
-            parkings: AtomicUsize::new(0),
-            counts,
-        };
+        let mut memory = Memory { pagemap, has_frames: false, file, parkings: AtomicUsize::new(0), counts };
         advise(BASE, 1, libc::MADV_POPULATE_WRITE)?;
         memory.has_frames = memory.present(BASE).is_some_and(|present| present.0 != 0);
         Ok(memory)
