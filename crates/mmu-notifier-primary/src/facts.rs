@@ -190,8 +190,6 @@ impl Memory {
     }
 }
 
-const EPERM: i32 = 1;
-const ENOSYS: i32 = 38;
 const MAP_ANONYMOUS: usize = 0x20;
 
 /// Reads an array of `struct iovec` of the program's.

@@ -81,7 +81,8 @@ impl Primary {
         if !is_mapped {
             self.files.is_not_mapped(entered);
         }
-        let is_known = !mapping.file && !(mapping.moves && is_mapped);
+        let is_moved = mapping.moves && is_mapped;
+        let is_known = !mapping.file && !is_moved;
         let changes = match (wanted, file) {
             _ if !is_known => decode(call, args, &Default::default()),
             (Needs::FileRanges { .. }, Changed::File(_)) if !is_mapped => Changes::NONE,
