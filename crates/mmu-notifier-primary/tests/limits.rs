@@ -15,6 +15,8 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
+use io_uring::types::Fd;
+use io_uring::{IoUring, opcode, squeue};
 use mmu_notifier::{Change, PAGE_SIZE, Range, Subscriber};
 use mmu_notifier_primary::{Options, Primary};
 
@@ -97,7 +99,11 @@ fn what_is_not_seen_is_not_told() {
     emptied_by_opening(&told, &path);
     truncated_by_another_process(&told, &path);
     protected_by_userfaultfd(&told);
+    moved_by_userfaultfd(&told);
     copied_on_write(&told);
+    made_by_io_uring(&told, &path);
+    a_ring_that_is_destroyed(&told);
+    asked_for_with_32_bits(&told);
     fs::remove_file(&path).expect("it is there");
 }
 
@@ -132,31 +138,47 @@ fn truncated_by_another_process(told: &Told, path: &Path) {
     }
 }
 
+/// A `userfaultfd`, or a loud word.
+struct Faults(OwnedFd);
+
+impl Faults {
+    const API: u64 = 0xc018_aa3f;
+    const REGISTER: u64 = 0xc020_aa00;
+    const WRITE_PROTECT: u64 = 0xc018_aa06;
+    const MOVE: u64 = 0xc028_aa05;
+
+    fn new(test: &str, features: u64) -> Option<Faults> {
+        const USER_MODE_ONLY: libc::c_int = 1;
+        // SAFETY: a new descriptor.
+        let made = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) };
+        // SAFETY: it is ours.
+        let faults = (made >= 0).then(|| Faults(unsafe { OwnedFd::from_raw_fd(made as i32) }));
+        let faults = faults.filter(|faults| faults.ask(Faults::API, &mut [0xaa, features, 0]).is_ok());
+        if faults.is_none() {
+            eprintln!("SKIPPED: {test}: {}", std::io::Error::last_os_error());
+        }
+        faults
+    }
+
+    fn ask(&self, request: u64, argument: &mut [u64]) -> std::io::Result<()> {
+        // SAFETY: structures of that many words, for memory of ours.
+        match unsafe { libc::ioctl(self.0.as_raw_fd(), request, argument.as_mut_ptr()) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    }
+}
+
 /// An `ioctl` of userfaultfd takes the right to write away.
 fn protected_by_userfaultfd(told: &Told) {
     const WRITE_PROTECTED: u64 = 1 << 57;
-    const USER_MODE_ONLY: libc::c_int = 1;
     let page = map(None);
     put(page, 7);
-    // SAFETY: a new descriptor.
-    let made = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) };
-    if made < 0 {
-        eprintln!("SKIPPED: protected_by_userfaultfd: {}", std::io::Error::last_os_error());
-        return;
-    }
-    // SAFETY: it is ours.
-    let faults = unsafe { OwnedFd::from_raw_fd(made as i32) };
-    let ask = |request: u64, argument: &mut [u64]| {
-        // SAFETY: structures of that many words, for memory of ours.
-        let answer = unsafe { libc::ioctl(faults.as_raw_fd(), request, argument.as_mut_ptr()) };
-        assert_eq!(answer, 0, "{request:#x}: {}", std::io::Error::last_os_error());
-    };
+    let Some(faults) = Faults::new("protected_by_userfaultfd", 0) else { return };
     let (start, len) = (page.start() as u64, PAGE_SIZE as u64);
     let protect = || {
-        // UFFDIO_API; UFFDIO_REGISTER for write protection; UFFDIO_WRITEPROTECT.
-        ask(0xc018_aa3f, &mut [0xaa, 0, 0]);
-        ask(0xc020_aa00, &mut [start, len, 2, 0]);
-        ask(0xc018_aa06, &mut [start, len, 1]);
+        faults.ask(Faults::REGISTER, &mut [start, len, 2, 0]).expect("for write protection");
+        faults.ask(Faults::WRITE_PROTECT, &mut [start, len, 1]).expect("it is registered");
     };
     assert_eq!(told.while_doing(page, protect), 0);
     assert_ne!(entry(page) & WRITE_PROTECTED, 0);
@@ -187,4 +209,118 @@ fn copied_on_write(told: &Told) {
     // SAFETY: our child.
     assert_eq!((unsafe { libc::waitpid(child, &raw mut status, 0) }, status), (child, 0));
     assert_ne!(before, after);
+}
+
+/// An `ioctl` of userfaultfd moves a page to another address (Linux 6.8).
+fn moved_by_userfaultfd(told: &Told) {
+    const CAN_MOVE: u64 = 1 << 16;
+    let Some(faults) = Faults::new("moved_by_userfaultfd", CAN_MOVE) else { return };
+    let (from, to) = (map(None), map(None));
+    put(from, 7);
+    let (source, len) = (from.start() as u64, PAGE_SIZE as u64);
+    let moves = || {
+        faults.ask(Faults::REGISTER, &mut [to.start() as u64, len, 1, 0]).expect("for missing pages");
+        faults.ask(Faults::MOVE, &mut [to.start() as u64, source, len, 0, 0]).expect("it is registered");
+    };
+    assert_eq!(told.while_doing(from, moves), 0);
+    assert_eq!((byte(from), byte(to)), (0, 7));
+}
+
+/// The kernel's own threads, or this one inside `io_uring_enter`, discard a page, empty a file and punch a hole into it.
+fn made_by_io_uring(told: &Told, path: &Path) {
+    let mut ring = match IoUring::new(4) {
+        Ok(ring) => ring,
+        Err(error) => return eprintln!("SKIPPED: made_by_io_uring: {error}"),
+    };
+    let mut make = |operation: squeue::Entry| {
+        // SAFETY: of memory and files of the test's, that stay.
+        unsafe { ring.submission().push(&operation) }.expect("there is room");
+        ring.submit_and_wait(1).expect("it runs");
+        ring.completion().next().expect("it is done").result()
+    };
+    let page = map(None);
+    put(page, 7);
+    let discard = opcode::Madvise::new(page.start() as *const _, PAGE_SIZE as i64, libc::MADV_DONTNEED);
+    let starts = told.while_doing(page, || assert_eq!(make(discard.build()), 0));
+    assert_eq!((starts, byte(page)), (0, 0));
+    let file = new_file(path);
+    let page = map(Some(&file));
+    put(page, 7);
+    let punched = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let punch = opcode::Fallocate::new(Fd(file.as_raw_fd()), PAGE_SIZE as u64).mode(punched);
+    let starts = told.while_doing(page, || match make(punch.build()) {
+        0 => {}
+        error if error == -libc::EOPNOTSUPP => file.set_len(0).expect("it shrinks"),
+        error => panic!("error {error}"),
+    });
+    match fs::metadata(path).expect("it is there").len() {
+        0 => eprintln!("SKIPPED: made_by_io_uring: no holes in files of {}", path.display()),
+        _ => assert_eq!((starts, byte(page)), (0, 0)),
+    }
+    put(page, 7);
+    let empty = opcode::Ftruncate::new(Fd(file.as_raw_fd()), 0).build();
+    let mut done = 0;
+    let starts = told.while_doing(page, || done = make(empty));
+    match done {
+        0 => assert_eq!((starts, file.metadata().expect("it is there").len()), (0, 0)),
+        error => eprintln!("SKIPPED: made_by_io_uring: no such operation: error {error}"),
+    }
+}
+
+/// `io_destroy` unmaps the ring of an asynchronous context: its id is the address.
+fn a_ring_that_is_destroyed(told: &Told) {
+    let mut context = 0usize;
+    // SAFETY: room for the id.
+    if unsafe { libc::syscall(libc::SYS_io_setup, 8, &raw mut context) } != 0 {
+        return eprintln!("SKIPPED: a_ring_that_is_destroyed: {}", std::io::Error::last_os_error());
+    }
+    let page = Range::with_len(context, PAGE_SIZE).expect("a page");
+    let is_mapped = || {
+        let mut resident = 0u8;
+        // SAFETY: room for the answer on one page.
+        unsafe { libc::mincore(context as *mut _, PAGE_SIZE, &raw mut resident) == 0 }
+    };
+    assert!(is_mapped());
+    // SAFETY: a context of ours.
+    let destroy = || assert_eq!(unsafe { libc::syscall(libc::SYS_io_destroy, context) }, 0);
+    assert_eq!(told.while_doing(page, destroy), 0);
+    assert!(!is_mapped());
+}
+
+/// `int $0x80`: here a `munmap`, which has other numbers and arguments of 32 bits there.
+fn asked_for_with_32_bits(told: &Told) {
+    fn call(number: i32, first: usize, second: usize) -> i32 {
+        let result: i32;
+        // SAFETY: a system call, for memory below 4 GiB; the kernel may clear what is named here.
+        unsafe {
+            core::arch::asm!(
+                "xchg rbx, {first}", "int 0x80", "xchg rbx, {first}",
+                first = inout(reg) first => _, inlateout("eax") number => result, in("ecx") second,
+                out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            );
+        }
+        result
+    }
+    const GETPID: i32 = 20;
+    const MUNMAP: i32 = 91;
+    // SAFETY: the child makes a call, or dies of it.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let id = std::process::id() as i32;
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(i32::from(call(GETPID, 0, 0) != id)) };
+    }
+    let mut status = 0;
+    // SAFETY: our child.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    if status != 0 {
+        return eprintln!("SKIPPED: asked_for_with_32_bits: this kernel has no 32-bit system calls");
+    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT;
+    // SAFETY: a new mapping.
+    let at = unsafe { libc::mmap(null_mut(), PAGE_SIZE, libc::PROT_READ, flags, -1, 0) };
+    assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+    let page = Range::with_len(at as usize, PAGE_SIZE).expect("a page");
+    let starts = told.while_doing(page, || assert_eq!(call(MUNMAP, at as usize, PAGE_SIZE), 0));
+    assert_eq!(starts, 0);
 }

@@ -147,6 +147,50 @@ fn what_is_unmapped_moved_or_replaced_is_announced() {
     assert_eq!(told.take(), [(event, moved as usize, moved as usize + PAGE)]);
 }
 
+/// What else `docs/limits.md` says of it.
+#[test]
+fn of_the_rest_it_is_not_told() {
+    let test = "of_the_rest_it_is_not_told";
+    let space = AddressSpace::new();
+    let told = Told::default();
+    let _subscription = space.subscribe(told.clone());
+    let Some(net) = net(test, &space) else { return };
+    let at = map(2);
+    let _registered = net.register(range(at, 2)).unwrap();
+    // SAFETY: here and below, memory of the test.
+    unsafe { at.cast::<u8>().write_volatile(7) };
+    const MADV_GUARD_INSTALL: libc::c_int = 102;
+    let guard = at.wrapping_byte_add(PAGE);
+    // SAFETY: see above.
+    unsafe {
+        assert_eq!(libc::mprotect(at, PAGE, libc::PROT_READ), 0);
+        assert_eq!(libc::madvise(at, PAGE, libc::MADV_PAGEOUT), 0);
+        if libc::madvise(guard, PAGE, MADV_GUARD_INSTALL) != 0 {
+            eprintln!("SKIPPED: {test}: no MADV_GUARD_INSTALL");
+        }
+    }
+    net.settle();
+    assert_eq!(told.take(), []);
+    // Another process may give hints only. SAFETY: the child makes system calls only, and leaves.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: as above.
+        unsafe {
+            let parent = libc::syscall(libc::SYS_pidfd_open, libc::getppid(), 0);
+            let page = libc::iovec { iov_base: at, iov_len: PAGE };
+            let (call, advice) = (libc::SYS_process_madvise, libc::MADV_DONTNEED);
+            let refused = libc::syscall(call, parent, &raw const page, 1, advice, 0) == -1;
+            libc::_exit(i32::from(!(parent >= 0 && refused && *libc::__errno_location() == libc::EINVAL)));
+        }
+    }
+    let mut status = 0;
+    // SAFETY: the child just made.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
+    // SAFETY: see above.
+    assert_eq!(unsafe { at.cast::<u8>().read_volatile() }, 7);
+}
+
 #[test]
 fn what_cannot_be_registered_is_an_error_that_says_so() {
     let space = AddressSpace::new();
