@@ -351,6 +351,38 @@ fn a_program_with_little_address_space_runs() {
     }
 }
 
+/// What `docs/limits.md` says of `RLIMIT_DATA`.
+#[test]
+fn the_object_takes_up_to_a_mebibyte_of_data() {
+    let dir = workshop("the_object_takes_up_to_a_mebibyte_of_data");
+    let script = sh("grep VmData /proc/$$/status; exit 0");
+    let kibibytes = |ended: &command::Ended| {
+        let text = ended.stdout();
+        text.split_whitespace().nth(1).and_then(|number| number.parse::<i64>().ok()).expect("VmData: .. kB")
+    };
+    let plain = kibibytes(&run_plain(&dir, &script));
+    for option in ["--strict=auto", "--strict"] {
+        let (watched, _) = Mmun::new(&dir).option(option).run(&script);
+        let more = kibibytes(&watched) - plain;
+        assert!((200..=1024).contains(&more), "{option}: {more} KiB");
+    }
+}
+
+/// A process whose `/proc` is of another pid namespace does not find the session.
+#[test]
+fn where_proc_is_another_one_a_program_is_listed_as_unwatched() {
+    let test = "where_proc_is_another_one_a_program_is_listed_as_unwatched";
+    let Some(unshare) = program::find(test, "unshare") else { return };
+    let program = [unshare.to_str().unwrap(), "--pid", "--fork", "--mount-proc", "sh", "-c", "exit 7"];
+    let dir = workshop(test);
+    if run_plain(&dir, &program).status.code() != Some(7) {
+        return program::skipped(test, "cannot make a pid namespace");
+    }
+    let (ended, report) = Mmun::new(&dir).run(&program);
+    assert_eq!(ended.status.code(), Some(7), "{ended:?}");
+    assert!(report.value("programs_unseen").to_string().contains("/sh"), "{report:?}");
+}
+
 #[test]
 fn a_program_with_few_files_runs() {
     let dir = workshop("a_program_with_few_files_runs");

@@ -61,6 +61,29 @@ fn a_sanitizer_still_finds_what_it_looks_for() {
     }
 }
 
+/// The object says to AddressSanitizer that it may come first, unless the program says something itself.
+#[test]
+fn a_program_with_options_for_its_sanitizer_has_to_add_one() {
+    let test = "a_program_with_options_for_its_sanitizer_has_to_add_one";
+    let dir = workshop(test);
+    if !has_sanitizer(test, &dir, "-fsanitize=address") {
+        return;
+    }
+    for (options, works) in [("abort_on_error=0", false), ("verify_asan_link_order=0", true)] {
+        let code = format!(
+            "const char *__asan_default_options(void) {{ return \"{options}\"; }}\nint main(void) {{ return 0; }}\n"
+        );
+        fs::write(dir.join("options.c"), code).expect("a file");
+        let flags = ["-w", "-fsanitize=address", "options.c", "-o", "options"];
+        let built = Command::new("gcc").args(flags).current_dir(&dir).status().expect("gcc");
+        assert!(built.success());
+        run_plain(&dir, &["./options"]).assert_success();
+        let (ended, _) = Mmun::new(&dir).run(&["./options"]);
+        assert_eq!(ended.status.success(), works, "{ended:?}");
+        assert_eq!(ended.stderr().contains("ASan runtime does not come first"), !works, "{ended:?}");
+    }
+}
+
 #[test]
 fn under_valgrind_we_stand_down() {
     let test = "under_valgrind_we_stand_down";

@@ -1,5 +1,6 @@
 //! Strict mode: system calls of code that is not rewritten are seen, and no program notices.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use crate::command::{Mmun, Report, assert_same, run_plain};
@@ -113,6 +114,31 @@ fn more_places_than_there_is_room_for_are_named() {
     assert!(few.is_complete() && few.number("strict.trapped") > 300, "{few:?}");
     let many = assert_unnoticed(&dir, "always", &[&jit, "places", "2000"]);
     assert!(!many.is_complete(), "{many:?}");
+}
+
+/// What `docs/limits.md` says of strict mode, shown: each program without it, and with it.
+#[test]
+fn what_strict_mode_has_for_itself_a_program_notices() {
+    let dir = workshop("what_strict_mode_has_for_itself_a_program_notices");
+    let dispatch = compile(&dir, "dispatch").display().to_string();
+    let waits = compile(&dir, "waits").display().to_string();
+    let object = compile_shared(&dir, "unfit").display().to_string();
+    for (program, option, without, with) in [
+        (&[&dispatch[..], "own"][..], "always", "dispatch: own\n", "dispatch: Invalid argument\n"),
+        (&[&dispatch, "mask"], "always", "SIGSYS: blocked\n", "SIGSYS: not blocked\n"),
+        (&[&dispatch, "stack"], "always", "stack: enough\n", ""),
+        (&[&waits, &object], "auto", "waited: in time\n", "waited: Interrupted system call\n"),
+    ] {
+        let plain = run_plain(&dir, program);
+        plain.assert_success();
+        let (watched, report) = Mmun::new(&dir).option(format!("--strict={option}")).run(program);
+        assert_eq!((plain.stdout(), watched.stdout()), (without.into(), with.into()), "{program:?}");
+        assert_eq!(report.number("strict.refused"), 0, "{report:?}");
+        match with {
+            "" => assert_eq!(watched.status.signal(), Some(libc::SIGSEGV), "{watched:?}"),
+            _ => _ = watched.assert_success(),
+        }
+    }
 }
 
 #[test]
