@@ -478,6 +478,8 @@ pub enum UnseenReason {
     GainsRights = 14,
     /// The object could not be put into such a program: it runs unwatched.
     NotPutIn = 15,
+    /// A system call of 32 bits (`int $0x80`), which strict mode has caught, and which is made without being announced.
+    Compat = 16,
 }
 
 impl UnseenReason {
@@ -499,6 +501,7 @@ impl UnseenReason {
             13 => UnseenReason::NotTraced,
             14 => UnseenReason::GainsRights,
             15 => UnseenReason::NotPutIn,
+            16 => UnseenReason::Compat,
             _ => UnseenReason::None,
         }
     }
@@ -507,8 +510,8 @@ impl UnseenReason {
 impl UnseenReason {
     /// Whether strict mode sees it all the same: the calls of code that was not rewritten.
     pub const fn is_about_code(self) -> bool {
-        use UnseenReason::{Exec, GainsRights, ManyTraps, None, NotPutIn, NotTraced};
-        !matches!(self, None | Exec | ManyTraps | NotTraced | GainsRights | NotPutIn)
+        use UnseenReason::{Compat, Exec, GainsRights, ManyTraps, None, NotPutIn, NotTraced};
+        !matches!(self, None | Exec | ManyTraps | NotTraced | GainsRights | NotPutIn | Compat)
     }
 }
 

@@ -213,9 +213,16 @@ pub(crate) struct Info {
     code: i32,
     /// Of a signal that was queued: who did it.
     sender: [u32; 3],
-    /// And a word of his.
+    /// And a word of his. Of a trap: the number, and 32 bits higher the kind of call.
     value: u64,
     rest: [u64; 12],
+}
+
+impl Info {
+    /// Whether what was trapped is a call of 32 bits (`AUDIT_ARCH_I386`).
+    fn is_compat(&self) -> bool {
+        self.value >> 32 == 0x4000_0003
+    }
 }
 
 /// The kernel's `struct ucontext`.
@@ -401,6 +408,9 @@ unsafe extern "C" fn trapped(_: usize, info: *mut Info, context: *mut Context) {
     if let Some(process) = primary.log.process() {
         process.trapped.fetch_add(1, Ordering::Relaxed);
     }
+    if info.is_compat() {
+        return trapped_compat(primary, context);
+    }
     let address = hot::place_of(context.rip - 2);
     let place = Place::of(address);
     // What signal handlers return by stays: debuggers and unwinders know it by its bytes.
@@ -414,12 +424,26 @@ unsafe extern "C" fn trapped(_: usize, info: *mut Info, context: *mut Context) {
         Some(place) if hook::does_not_care(context.rax) => context.rip = place.plain(),
         Some(place) if is_small(address) => serve(primary, place.site(), context),
         Some(place) => context.rip = place.stub(),
-        None => {
-            disarm_thread();
-            primary.log.unseen(UnseenReason::ManyTraps, Some(context.rax), address, b"");
-            // Once more, and not trapped.
-            context.rip = address;
-        }
+        None => too_many(primary, context, address),
+    }
+}
+
+/// There is no room for the place of what was trapped.
+fn too_many(primary: &Primary, context: &mut Context, address: usize) {
+    disarm_thread();
+    primary.log.unseen(UnseenReason::ManyTraps, Some(context.rax), address, b"");
+    // Once more, and not trapped.
+    context.rip = address;
+}
+
+/// An `int $0x80`: is made, and named.
+fn trapped_compat(primary: &Primary, context: &mut Context) {
+    let address = context.rip - 2;
+    let Some(place) = Place::of_compat(address) else { return too_many(primary, context, address) };
+    context.rip = place.plain();
+    place.count();
+    if place.traps() == 1 {
+        primary.log.unseen(UnseenReason::Compat, None, address, b"");
     }
 }
 

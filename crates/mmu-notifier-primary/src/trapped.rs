@@ -28,9 +28,10 @@ const PROBES: usize = 64;
 /// knows no future does at most twice the work of who does.
 pub(crate) const HOT: u32 = 16;
 
-/// By the place of their stub: the addresses of trapped instructions; bit 63: the stub is there.
+/// By the place of their stub: the addresses of trapped instructions; bit 62: a call of 32 bits; bit 63: the stub is there.
 static ADDRESSES: [AtomicU64; STUBS] = [const { AtomicU64::new(0) }; STUBS];
 const THERE: u64 = 1 << 63;
+const COMPAT: u64 = 1 << 62;
 
 /// By the same: traps since the place was last as the program has made it, and at how many of them it is to be rewritten.
 static COUNTS: [Count; STUBS] =
@@ -51,7 +52,15 @@ pub(crate) struct Place {
 impl Place {
     /// Of the `syscall` instruction at `address`, which is trapped; `None`: there are too many.
     pub(crate) fn of(address: usize) -> Option<Place> {
-        let wanted = address as u64;
+        Place::find(address as u64, |place| write(place.stub(), address))
+    }
+
+    /// Of the `int $0x80` at `address`. It has no way into the hook, to which its numbers and arguments are unknown.
+    pub(crate) fn of_compat(address: usize) -> Option<Place> {
+        Place::find(address as u64 | COMPAT, |place| write_compat(place.stub(), address))
+    }
+
+    fn find(wanted: u64, write: impl Fn(Place) -> Option<()>) -> Option<Place> {
         let first = first_probe(wanted);
         for probe in 0..PROBES {
             let index = (first + probe) % STUBS;
@@ -71,7 +80,7 @@ impl Place {
             }
             if found == wanted {
                 // Whoever took the place may be at it still, or be the parent of this process. All write the same.
-                write(place.stub(), address)?;
+                write(place)?;
                 known.store(wanted | THERE, Ordering::Release);
                 return Some(place);
             }
@@ -172,6 +181,18 @@ fn write(stub: usize, address: usize) -> Option<()> {
     unsafe { Writer::new(Live::No).quiet(stub, code.bytes()).ok() }
 }
 
+/// Writes the stub of the `int $0x80` at `address`: it makes the call, nothing else.
+fn write_compat(stub: usize, address: usize) -> Option<()> {
+    let mut code = Code::<STUB>::at(stub);
+    while code.here() < stub + TAILS_AT {
+        code.put(&[0xcc]);
+    }
+    code.put(&[0xcd, 0x80]);
+    code.put_far_jump(address + 2);
+    // SAFETY: as in `write`.
+    unsafe { Writer::new(Live::No).quiet(stub, code.bytes()).ok() }
+}
+
 /// Code that runs on stacks which are too small for the hook: mappings, first and behind the last address.
 static SMALL: [[AtomicUsize; 2]; 8] = [const { [const { AtomicUsize::new(0) }; 2] }; 8];
 
@@ -210,6 +231,15 @@ mod tests {
         // SAFETY: written just now.
         let tail = unsafe { *(site.plain as *const [u8; 2]) };
         assert_eq!(tail, [0x0f, 0x05]);
+    }
+
+    #[test]
+    fn a_call_of_32_bits_has_a_stub_of_its_own() {
+        let (one, other) = (Place::of(0x4000).unwrap(), Place::of_compat(0x4000).unwrap());
+        assert_ne!(one, other);
+        assert_eq!(Place::of_compat(0x4000), Some(other));
+        // SAFETY: written just now.
+        assert_eq!(unsafe { *(other.plain() as *const [u8; 2]) }, [0xcd, 0x80]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use crate::command::{Mmun, Report, assert_same, run_plain};
-use crate::program::{compile, compile_shared, find, workshop};
+use crate::program::{compile, compile_shared, find, skipped, workshop};
 use crate::truth::{Ending, assert_counts_equal_with};
 
 /// Runs it without `mmun` and with `--strict=when`, and fails unless the two look the same.
@@ -114,6 +114,26 @@ fn more_places_than_there_is_room_for_are_named() {
     assert!(few.is_complete() && few.number("strict.trapped") > 300, "{few:?}");
     let many = assert_unnoticed(&dir, "always", &[&jit, "places", "2000"]);
     assert!(!many.is_complete(), "{many:?}");
+}
+
+/// `int $0x80`: without strict mode nobody sees it; with it, it is made, and named.
+#[test]
+fn system_calls_of_32_bits_are_made_and_named() {
+    let test = "system_calls_of_32_bits_are_made_and_named";
+    let dir = workshop(test);
+    let program = [&compile(&dir, "dispatch").display().to_string()[..], "compat"];
+    let plain = run_plain(&dir, &program);
+    if plain.status.signal() == Some(libc::SIGSEGV) {
+        return skipped(test, "this kernel has no system calls of 32 bits");
+    }
+    assert_eq!(plain.stdout(), "compat: right\n");
+    let unseen = assert_unnoticed(&dir, "auto", &program);
+    assert!(unseen.is_complete(), "{unseen:?}");
+    let named = assert_unnoticed(&dir, "always", &program);
+    assert!(named.value("unseen").to_string().contains("int $0x80"), "{named:?}");
+    for report in [unseen, named] {
+        assert_eq!(report.count("munmap"), 0, "{report:?}");
+    }
 }
 
 /// What `docs/limits.md` says of strict mode, shown: each program without it, and with it.

@@ -1,4 +1,6 @@
-// What strict mode has for itself: the thread's dispatch, the bit of SIGSYS in a mask, room on the stack. dispatch own|mask|stack
+// What strict mode has for itself: the thread's dispatch, the bit of SIGSYS in a mask, room on the stack; and
+// system calls of 32 bits. dispatch own|mask|stack|compat
+#define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -49,6 +51,27 @@ static void stack(void)
     printf("stack: %s\n", result == getppid() ? "enough" : "lost");
 }
 
+static int compat_call(int number, long first, long second)
+{
+    int result;
+    asm volatile("xchg %%rbx, %1\n\tint $0x80\n\txchg %%rbx, %1"
+                 : "=a"(result), "+r"(first)
+                 : "a"(number), "c"(second)
+                 : "r8", "r9", "r10", "r11", "memory", "cc");
+    return result;
+}
+
+// getpid and munmap; ends in SIGSEGV where there are no such calls.
+static void compat(void)
+{
+    char *at = mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    int right = at != MAP_FAILED;
+    for (int i = 0; i < 100; i++)
+        right &= compat_call(20, 0, 0) == getpid();
+    right &= !compat_call(91, (long)at, 4096) && mprotect(at, 4096, PROT_READ) && errno == ENOMEM;
+    printf("compat: %s\n", right ? "right" : "wrong");
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -58,5 +81,7 @@ int main(int argc, char **argv)
         mask();
     if (!strcmp(what, "stack"))
         stack();
+    if (!strcmp(what, "compat"))
+        compat();
     return 0;
 }
