@@ -316,6 +316,19 @@ fn on_another_stack(work: &dyn Fn()) {
     }
 }
 
+/// Threads of the library's own: by name, and by what they block.
+fn workers() -> usize {
+    let statuses = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let statuses = statuses.flat_map(|task| std::fs::read_to_string(task.path().join("status")));
+    let is_worker = |status: &String| {
+        let line = |key| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("").trim();
+        // All but SIGKILL and SIGSTOP, and those that the C library keeps for itself.
+        let blocked = u64::from_str_radix(line("SigBlk:"), 16).unwrap_or(0);
+        line("Name:") == "mmu-notifier" && !blocked & !(1 << 8 | 1 << 18 | 3 << 31) == 0
+    };
+    statuses.filter(is_worker).count()
+}
+
 /// Told that it is done, and made later by the worker.
 fn put_off(primary: &Primary, door: &Door) {
     door.open(false);
@@ -324,6 +337,7 @@ fn put_off(primary: &Primary, door: &Door) {
     in_a_handler(|| unmap(at, 4));
     assert_eq!(primary.quarantined(), (1, 4 * PAGE));
     assert_eq!(mapped(at, 4), 4, "the pages stay");
+    assert_eq!(workers(), 1, "a thread that blocks all signals");
     // The worker is told to wait: in `start`, with the lock.
     until(|| door.waited.load(SeqCst) > waited);
     assert_eq!(mapped(at, 4), 4);

@@ -1,5 +1,10 @@
 //! What becomes of data if a buffer is registered once and its memory changes. Every operation reports success.
 
+// UNSAFETY: a system call for which the crate of io_uring has no function.
+#![expect(unsafe_code)]
+
+use std::os::fd::AsRawFd;
+
 use mmu_notifier::{AddressSpace, Event};
 use mmu_notifier_secondary::cache::Access;
 
@@ -123,6 +128,39 @@ fn what_is_unmapped_is_not_freed() {
             assert_eq!(pinned(), before + LEN);
             space.invalidate(memory.range(), Event::Unmap, || {
                 assert_eq!(pinned(), before, "through the cache, already before the call");
+                memory.unmap();
+            });
+        },
+    );
+}
+
+/// What `docs/limits.md` says of tables that were copied to another ring (Linux 6.12).
+#[test]
+fn a_copied_table_holds_the_pages() {
+    own_process::run(
+        "harm::a_copied_table_holds_the_pages",
+        |_| (),
+        || {
+            const TEST: &str = "a_copied_table_holds_the_pages";
+            const IORING_REGISTER_CLONE_BUFFERS: u32 = 30;
+            let (Some(lab), Some(other)) = (Lab::new(TEST), ring(TEST)) else { return };
+            let before = pinned();
+            let space = AddressSpace::new();
+            let cache = cache_of(&World::ByHand(space.clone()), &lab.ring);
+            let mut memory = Memory::new(Backing::Anonymous, OLD);
+            drop(cache.get(memory.range(), Access::ReadWrite).expect("registered"));
+            // `struct io_uring_clone_buffers`: whose; all of them.
+            let copy: [u32; 8] = [lab.ring.as_raw_fd() as u32, 0, 0, 0, 0, 0, 0, 0];
+            // SAFETY: a structure that the kernel reads.
+            let copied = unsafe {
+                let (ring, call) = (other.as_raw_fd(), libc::SYS_io_uring_register);
+                libc::syscall(call, ring, IORING_REGISTER_CLONE_BUFFERS, copy.as_ptr(), 1)
+            };
+            if copied != 0 {
+                return eprintln!("SKIPPED: {TEST}: {}", std::io::Error::last_os_error());
+            }
+            space.invalidate(memory.range(), Event::Unmap, || {
+                assert_eq!(pinned(), before + LEN, "taken out, and held by the copy");
                 memory.unmap();
             });
         },

@@ -351,6 +351,18 @@ fn a_program_with_little_address_space_runs() {
     }
 }
 
+#[test]
+fn an_exec_with_too_large_an_environment_is_named() {
+    let dir = workshop("an_exec_with_too_large_an_environment_is_named");
+    for (variables, is_named) in [(500, false), (1500, true)] {
+        let script = format!("for i in $(seq {variables}); do export V$i=; done; exec sh -c 'exit 7'");
+        let (ended, report) = Mmun::new(&dir).run(&sh(&script));
+        assert_eq!(ended.status.code(), Some(7), "{ended:?}");
+        let unseen = report.value("unseen").to_string();
+        assert_eq!(unseen.contains("environment that could not be prepared"), is_named, "{report:?}");
+    }
+}
+
 /// What `docs/limits.md` says of `RLIMIT_DATA`.
 #[test]
 fn the_object_takes_up_to_a_mebibyte_of_data() {
