@@ -203,7 +203,7 @@ impl Primary {
         for &call in wanted.iter().flat_map(|wanted| wanted.calls()) {
             let may_make = |unseen: &&Unseen| {
                 let missed = match unseen.reason {
-                    UnseenReason::ManyTraps | UnseenReason::Compat => true,
+                    UnseenReason::ManyTraps | UnseenReason::Compat | UnseenReason::Deaf => true,
                     UnseenReason::Anonymous => false,
                     reason if !reason.is_about_code() => false,
                     // In strict mode it is trapped.

@@ -24,7 +24,7 @@ use crate::gate::{
 use crate::log::ticks;
 use crate::maps;
 use crate::patch::{Live, Patched, Stubs, Writer};
-use crate::primary::Primary;
+use crate::primary::{Primary, own_program};
 use crate::search::{Calls, Found, Image, Shape, Unfit, Wanted, candidates, search};
 use crate::session::{self, StrictState, UnseenReason};
 use crate::sites::{self, Draft};
@@ -145,6 +145,10 @@ impl Primary {
     pub(crate) fn arm(&self, state: StrictState) {
         let armed = strict::arm();
         self.strict_is(if armed.is_ok() { state } else { StrictState::Refused });
+        if armed.is_ok_and(|deaf| deaf > 0) {
+            let mut path = [0; 256];
+            self.note_unseen(UnseenReason::Deaf, None, 0, own_program(&mut path));
+        }
     }
 
     pub(crate) fn strict_is(&self, state: StrictState) {

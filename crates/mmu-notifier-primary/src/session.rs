@@ -480,6 +480,8 @@ pub enum UnseenReason {
     NotPutIn = 15,
     /// A system call of 32 bits (`int $0x80`), which strict mode has caught, and which is made without being announced.
     Compat = 16,
+    /// A thread that blocked SIGSYS when strict mode began: its calls are not caught until it unblocks it.
+    Deaf = 17,
 }
 
 impl UnseenReason {
@@ -502,6 +504,7 @@ impl UnseenReason {
             14 => UnseenReason::GainsRights,
             15 => UnseenReason::NotPutIn,
             16 => UnseenReason::Compat,
+            17 => UnseenReason::Deaf,
             _ => UnseenReason::None,
         }
     }
@@ -510,8 +513,8 @@ impl UnseenReason {
 impl UnseenReason {
     /// Whether strict mode sees it all the same: the calls of code that was not rewritten.
     pub const fn is_about_code(self) -> bool {
-        use UnseenReason::{Compat, Exec, GainsRights, ManyTraps, None, NotPutIn, NotTraced};
-        !matches!(self, None | Exec | ManyTraps | NotTraced | GainsRights | NotPutIn | Compat)
+        use UnseenReason::{Compat, Deaf, Exec, GainsRights, ManyTraps, None, NotPutIn, NotTraced};
+        !matches!(self, None | Exec | ManyTraps | NotTraced | GainsRights | NotPutIn | Compat | Deaf)
     }
 }
 

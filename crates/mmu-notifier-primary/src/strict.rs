@@ -24,12 +24,13 @@
 #![expect(unsafe_code)]
 
 use core::arch::global_asm;
+use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::Syscall;
 use crate::children;
 use crate::entry::{Frame, Site};
-use crate::gate::safe::Errno;
+use crate::gate::safe::{Errno, File};
 use crate::gate::{self, safe};
 use crate::hook;
 use crate::hot;
@@ -265,8 +266,8 @@ pub(crate) fn traps() -> u64 {
     TRAPS.load(Ordering::Relaxed)
 }
 
-/// Arms all threads of this process.
-pub(crate) fn arm() -> Result<(), Errno> {
+/// Arms all threads of this process, but those that block the signal: these when they do so no more. How many those are.
+pub(crate) fn arm() -> Result<u32, Errno> {
     masks::take_over();
     // It may have been confined before it was armed. (Who may not ask, is.)
     const PR_GET_SECCOMP: usize = 21;
@@ -292,15 +293,38 @@ pub(crate) fn arm() -> Result<(), Errno> {
     let made = |pid, thread| !known.has(thread) && tell(pid, thread);
     let told = for_each_other_thread(made)
         + known.iter().filter(|&thread| tell(safe::getpid(), thread)).count() as u32;
-    // Some block the signal and will hear of it later; nobody is waited for very long.
+    // Nobody is waited for very long.
     for _ in 0..10_000 {
         // Acquire pairs with the Release in `trapped`.
         if TOLD.load(Ordering::Acquire).wrapping_sub(before) >= told {
-            break;
+            return Ok(0);
         }
         safe::sched_yield();
     }
-    Ok(())
+    // The others have not been running.
+    Ok(for_each_other_thread(|_, thread| blocks(thread)))
+}
+
+/// Whether a thread blocks the signal.
+fn blocks(thread: u32) -> bool {
+    const LINE: &[u8] = b"\nSigBlk:\t";
+    let mut digits = [b'0'; 10];
+    let mut rest = thread;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    let first = digits.iter().position(|&digit| digit != b'0').unwrap_or(0);
+    let mut path = [0; 40];
+    let parts = [&b"/proc/self/task/"[..], &digits[first..], b"/status"];
+    let places = path.iter_mut().zip(parts.into_iter().flatten());
+    places.for_each(|(place, &byte)| *place = byte);
+    let Ok(path) = CStr::from_bytes_until_nul(&path) else { return false };
+    let mut text = [0; 2048];
+    let Ok(len) = File::open(path, 0).and_then(|file| file.read(&mut text)) else { return false };
+    let Some(at) = text[..len].windows(LINE.len()).position(|window| window == LINE) else { return false };
+    let mask = text[at + LINE.len()..len].iter().map_while(|&digit| (digit as char).to_digit(16));
+    mask.fold(0u64, |mask, digit| mask << 4 | u64::from(digit)) >> (SIGSYS - 1) & 1 == 1
 }
 
 /// Threads that ran before a process was armed.

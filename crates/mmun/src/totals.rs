@@ -345,6 +345,9 @@ fn words(reason: UnseenReason) -> &'static str {
             "program into which nothing can be preloaded, started by a process that mmun cannot trace"
         }
         UnseenReason::GainsRights => "program that gains rights, which it would lose if it were watched",
+        UnseenReason::Deaf => {
+            "thread that blocked SIGSYS when strict mode began, unseen until it unblocks it"
+        }
         UnseenReason::Compat => "system calls of 32 bits (int $0x80), which are made and not announced",
         UnseenReason::NotPutIn => "program that has no room for what mmun puts in",
         UnseenReason::SmallStacks => "Go code, whose stacks are too small for the hook",

@@ -13,6 +13,7 @@ mod demo;
 mod doctor;
 mod hook;
 mod launch;
+mod limits;
 mod matrix;
 mod peace;
 mod program;
