@@ -35,14 +35,22 @@
 //! changes are; a mapping call as well, by the thread's next call that maps a file. In between more is announced than need be,
 //! as it is for good if the jump was out of the few instructions in which a call goes on record or off it without a name.
 
+#[cfg(not(mmu_loom))]
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+#[cfg(mmu_loom)]
+use ::loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
 use mmu_notifier::Caller;
 
 use crate::gate::safe::FileId;
 
+#[cfg(all(test, mmu_loom))]
+mod loom;
+#[cfg(all(test, not(mmu_loom)))]
+mod tests;
+
 /// Calls that can be on record at a time: a thread's first one has a place of its own.
-const RECORDS: usize = 128;
+const RECORDS: usize = if cfg!(mmu_loom) { 2 } else { 128 };
 
 /// Which files a call concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,8 +306,8 @@ impl Files {
 
     /// The next changing call, from `place` on, that a mapping call has to announce everything for.
     pub(crate) fn find(&self, mapping: Entered, place: &mut usize) -> Option<Other> {
-        // Relaxed: behind the fence in `enter_mapping`.
-        if self.changing.load(Ordering::Relaxed) == 0 {
+        // Behind the fence in `enter_mapping`. Acquire pairs with the Release in `off`: what is over is changed.
+        if self.changing.load(Ordering::Acquire) == 0 {
             return None;
         }
         while let Some(record) = self.records.get(*place) {
@@ -307,11 +315,12 @@ impl Files {
             // Acquire pairs with the Release in `enter_change`, and in `is_everything` and `join`.
             let state = State(record.state.load(Ordering::Acquire));
             if state.kind() == CHANGES && !state.has(EVERYTHING) && state.concerns(mapping.key()) {
-                // Relaxed, all: if it is of a later use, `join` fails.
+                // Acquire pairs with the Release in `off`: without a name it is changed. Relaxed, the others: if it is of a
+                // later use, `join` fails.
                 let other = Other {
                     place: *place - 1,
                     state,
-                    thread: record.thread.load(Ordering::Relaxed),
+                    thread: record.thread.load(Ordering::Acquire),
                     home: record.home.load(Ordering::Relaxed),
                     stack: record.stack.load(Ordering::Relaxed),
                 };
@@ -360,14 +369,16 @@ impl Files {
     }
 
     fn off(&self, record: &Record) -> bool {
-        // Relaxed: so that nobody takes the next one, who has not signed yet, for himself. Published by the exchange.
-        record.thread.store(0, Ordering::Relaxed);
+        // So that nobody takes the next one, who has not signed yet, for himself. Release pairs with the Acquire in `find` and
+        // `wait_for_changes`.
+        record.thread.store(0, Ordering::Release);
         // Relaxed: the caller wrote it, or others who have joined, which the exchange shows.
         let over = State(record.state.load(Ordering::Relaxed)).over();
         // Acquire pairs with the Release in `join`, Release with the Acquire in `claim` and `who_maps`.
         let state = State(record.state.swap(over.0, Ordering::AcqRel));
         if state.kind() != MAPS {
-            self.changing.fetch_sub(1, Ordering::Relaxed);
+            // Release pairs with the Acquire in `find`.
+            self.changing.fetch_sub(1, Ordering::Release);
         }
         state.has(GUESTS)
     }
@@ -393,8 +404,8 @@ impl Files {
             let state = || State(record.state.load(Ordering::Acquire));
             let first = state().over();
             let is_made = || {
-                // Relaxed: the calling thread's own. Without a name its call has been made.
-                let thread = record.thread.load(Ordering::Relaxed);
+                // Without a name its call has been made: Acquire pairs with the Release in `off`.
+                let thread = record.thread.load(Ordering::Acquire);
                 thread == 0 || thread == caller.thread()
             };
             while state().kind() == CHANGES && state().over() == first && !is_made() {
