@@ -69,7 +69,7 @@ run_tests() {
         cache) package=mmu-notifier-secondary target=(--test it) ;;
         subscribers | kvm) package=mmu-notifier-secondary target=(--test "$suite") ;;
         reaper) package=mmu-notifier-primary target=(--test reaper) ;;
-        reaper-unit | primary-unit) package=mmu-notifier-primary target=(--lib) ;;
+        reaper-unit | primary-unit | primary-loom) package=mmu-notifier-primary target=(--lib) ;;
         primary-*) package=mmu-notifier-primary target=(--test "${suite#primary-}") limit=40 ;;
         capi) package=mmu-notifier-capi target=(--test c) ;;
         mmun) package=mmun target=(--test it) ;;

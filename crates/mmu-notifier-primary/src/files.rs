@@ -35,10 +35,10 @@
 //! changes are; a mapping call as well, by the thread's next call that maps a file. In between more is announced than need be,
 //! as it is for good if the jump was out of the few instructions in which a call goes on record or off it without a name.
 
-#[cfg(not(mmu_loom))]
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 #[cfg(mmu_loom)]
 use ::loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+#[cfg(not(mmu_loom))]
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
 use mmu_notifier::Caller;
 

@@ -34,7 +34,8 @@ fn is_mapping(files: &Files, key: Key) -> bool {
 #[test]
 fn who_finds_no_room_to_map_is_counted() {
     let files = Files::new();
-    let mut others: Vec<_> = (1..=RECORDS as u64).map(|thread| files.enter_mapping(&caller(thread, 0), OTHER)).collect();
+    let mut others: Vec<_> =
+        (1..=RECORDS as u64).map(|thread| files.enter_mapping(&caller(thread, 0), OTHER)).collect();
     let [first, second] = [FILE, OTHER].map(|key| files.enter_mapping(&caller(1000, 0), key));
     files.leave(others.pop().unwrap());
     assert!(is_mapping(&files, FILE), "it may be any file");
@@ -50,7 +51,8 @@ fn who_finds_no_room_to_map_is_counted() {
 #[test]
 fn who_finds_no_room_to_change_is_told_so() {
     let files = Files::new();
-    let others: Vec<_> = (1..=RECORDS as u64).map(|thread| files.enter_mapping(&caller(thread, 0), OTHER)).collect();
+    let others: Vec<_> =
+        (1..=RECORDS as u64).map(|thread| files.enter_mapping(&caller(thread, 0), OTHER)).collect();
     assert_eq!(files.enter_change(&caller(1000, 0), FILE), None);
     assert!(!files.is_changing());
     others.into_iter().for_each(|other| _ = files.leave(other));
@@ -62,7 +64,8 @@ fn who_finds_no_room_to_change_is_told_so() {
 fn in_a_forked_child_nothing_is_under_way() {
     let files = Files::new();
     let change = files.enter_change(&caller(1, 0), FILE).unwrap();
-    let mut maps: Vec<_> = (2..=RECORDS as u64 + 1).map(|thread| files.enter_mapping(&caller(thread, 0), FILE)).collect();
+    let mut maps: Vec<_> =
+        (2..=RECORDS as u64 + 1).map(|thread| files.enter_mapping(&caller(thread, 0), FILE)).collect();
     assert_eq!(maps.last().unwrap().place, RECORDS, "one is only counted");
     files.forked();
     assert!(!files.is_changing());

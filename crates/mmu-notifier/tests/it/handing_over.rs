@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex};
 
-use mmu_notifier::{AddressSpace, Blocking, Change, Event, OpenChange, Subscription};
+use mmu_notifier::{AddressSpace, Blocking, Caller, Change, Event, OpenChange, Subscription};
 
 use crate::witness::{Log, PAGES, Task, Witness, change, end_abandoned};
 
@@ -109,5 +109,35 @@ fn a_change_is_no_change_of_another_space() {
         assert!(!two.end(&caller, of_one));
         assert!(two.end(&caller, of_two));
         assert_eq!(end_abandoned(&one, &caller, |_| true).changes, 1, "it is still open");
+    }
+}
+
+/// Who was given a change has it open at the place of his stack that he was given it for, wherever his home is.
+#[test]
+#[expect(unsafe_code, reason = "a thread that nobody is")]
+fn a_change_that_was_given_to_a_thread_is_one_of_its_own() {
+    let log = Log::default();
+    let (space, _kept) = crate::witness::space_with(&log, &["A"]);
+    let here = space.caller();
+    for home in 0..4 {
+        // SAFETY: nobody else has that number, and nobody is in its name.
+        let other = unsafe { Caller::new((1 << 40) + home as u64, here.home() + home) };
+        for is_ended_here in [false, true] {
+            let open = space.start(&here, CHANGE).unwrap();
+            assert!(space.hand_to(&open, &other.with_stack(0x7000)));
+            assert!(space.may_have_open(&other));
+            assert_eq!(end_abandoned(&space, &here, |_| true).changes, 0, "it is not his any more");
+            assert_eq!(end_abandoned(&space, &other, |stack| stack != 0x7000).changes, 0);
+            assert_eq!(log.take(), "A+");
+            if is_ended_here {
+                assert!(space.end(&here, open));
+            } else {
+                assert_eq!(end_abandoned(&space, &other, |stack| stack == 0x7000).changes, 1);
+                assert!(!space.hand_to(&open, &other), "it is over");
+                assert!(!space.end(&here, open));
+            }
+            assert_eq!(log.take(), "A-");
+            assert!(!space.may_have_open(&other) && !space.may_have_open(&here));
+        }
     }
 }
