@@ -127,7 +127,7 @@ mutate() {
         fail "SURVIVED  $promise ($file), so far: loom was not done"
     else
         by=$(grep -oE "^---- [a-z0-9_:]+|^thread '[a-z0-9_:]+|^test [a-z0-9_:]+ .* FAILED|[a-z0-9_:]+ --- FAILED|SIGSEGV|SIGABRT" "$log" |
-            sed -E "s/^---- |^test |^thread '//" | grep -oE '[a-z0-9_]+(::[a-z0-9_]+)+|^[a-z0-9_]+|SIG[A-Z]+' | head -n 1 || true)
+            sed -E "s/^---- |^test |^thread '//" | grep -oE '[a-z0-9_]+(::[a-z0-9_]+)+|^[a-z0-9_]+|SIG[A-Z]+' | grep -vx main | head -n 1 || true)
         if [ "$status" = 124 ]; then by=${by:-it hangs}; fi
         echo "noticed   $promise: ${by:-it fails}"
     fi
