@@ -69,6 +69,19 @@ static void *work(void *number) {
     return NULL;
 }
 
+static void nothing(const struct mmu_notifier_change *change, void *unused) { (void)change, (void)unused; }
+static const struct mmu_notifier_ops hears_nothing = {nothing, nothing, NULL};
+
+/* Comes and goes: now and then a child is forked in the middle of it, and in the middle of an allocation. */
+static void *comes_and_goes(void *unused) {
+    struct mmu_notifier_subscription *subscription;
+    while (!GET(stop)) {
+        CHECK(mmu_notifier_subscribe(&hears_nothing, sizeof hears_nothing, NULL, &subscription) == 0);
+        mmu_notifier_unsubscribe(subscription);
+    }
+    return unused;
+}
+
 /* Lines of /proc/self/maps, by system calls alone. */
 static long mappings(void) {
     char bytes[4096];
@@ -92,6 +105,13 @@ static void alone(void) {
     CHECK(GET(starts) == before);
     CHECK(mmu_notifier_quarantined(NULL) == 0);
     _exit(7);
+}
+
+/* And subscribes, which takes locks of the C library's: only fork() gives them to the child. */
+static void subscribes(void) {
+    struct mmu_notifier_subscription *own;
+    CHECK(mmu_notifier_subscribe(&hears_nothing, sizeof hears_nothing, NULL, &own) == 0);
+    mmu_notifier_unsubscribe(own);
 }
 
 /* A child of a child and so on: each has as many mappings as the first. */
@@ -135,6 +155,8 @@ static pid_t one(long at, const char **form) {
     case 5: return vforked();
     case 6: CHECK(posix_spawn(&child, "/bin/sh", NULL, NULL, argv, environ) == 0); return child;
     }
+    if (child == 0 && at % 7 == 0)
+        subscribes();
     if (child == 0)
         alone();
     return child;
@@ -144,7 +166,7 @@ int main(int argc, char **argv) {
     CHECK(argc >= 2);
     long times = atol(argv[1]), quarantined = 0;
     int threads = argc > 2 ? atoi(argv[2]) : 8;
-    pthread_t made[256];
+    pthread_t made[256], comes;
     CHECK(mmu_notifier_install() == 0);
     struct mmu_notifier_ops ops = {start, end, release};
     struct mmu_notifier_refuser_ops refuser = {may_wait, asks, NULL};
@@ -153,6 +175,7 @@ int main(int argc, char **argv) {
     CHECK(mmu_notifier_subscribe_refuser(&refuser, sizeof refuser, NULL, &refusing) == 0);
     for (int at = 0; at < threads; at++)
         CHECK(pthread_create(&made[at], NULL, work, (void *)(size_t)at) == 0);
+    CHECK(pthread_create(&comes, NULL, comes_and_goes, NULL) == 0);
     long before = 0;
     for (long at = 0; at < times; at++) {
         const char *form;
@@ -173,6 +196,7 @@ int main(int argc, char **argv) {
     __atomic_store_n(&stop, 1, __ATOMIC_SEQ_CST);
     for (int at = 0; at < threads; at++)
         CHECK(pthread_join(made[at], NULL) == 0);
+    CHECK(pthread_join(comes, NULL) == 0);
     while (mmu_notifier_quarantined(NULL) != 0)
         usleep(1000);
     /* Children that borrow the memory become programs, and exit. */

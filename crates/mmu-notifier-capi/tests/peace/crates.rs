@@ -22,12 +22,14 @@ const EAGAIN: c_int = 11;
 
 /// Runs `case` in another process, in which this same test comes here again. Each wait for a change of another thread may take
 /// as long as that is kept from running: few rounds, and a generous end.
-fn alone(name: &str, case: fn(&Path)) {
+/// What it has said; in there, nothing.
+fn alone(name: &str, case: fn(&Path)) -> String {
     const CASE: &str = "MMU_NOTIFIER_CASE";
     if let Some(copy) = std::env::var_os(CASE) {
         // SAFETY: nobody waits for this signal; a case that hangs ends.
         unsafe { libc::alarm(300) };
-        return case(Path::new(&copy));
+        case(Path::new(&copy));
+        return String::new();
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peace");
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -40,6 +42,7 @@ fn alone(name: &str, case: fn(&Path)) {
     let output = command.output().expect("it runs");
     let said = super::all(&output);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    said
 }
 
 /// `struct mmu_notifier_change`.
@@ -281,6 +284,40 @@ fn the_crate_is_told_by_the_object() {
         assert_eq!(primary.announce(change, || primary.space().is_changing()), Ok(true));
         assert_eq!((here.take(), there.take()), ((1, 1), (1, 1)));
     });
+}
+
+/// A told copy knows whose change it is, whether it is switched on, and when the process exits.
+#[test]
+fn a_told_copy_knows_the_owner_whether_it_is_on_and_the_exit() {
+    static OWNER: AtomicUsize = AtomicUsize::new(0);
+    struct Hears;
+    impl Subscriber for Hears {
+        fn start(&self, change: &Change) {
+            if change.range().start() == PAGE {
+                OWNER.store(change.owner(), SeqCst);
+            }
+        }
+        fn end(&self, _: &Change) {}
+        fn release(&self) {
+            const TEXT: &[u8] = b"the told copy is released\n";
+            // SAFETY: writes a static.
+            unsafe { libc::write(1, TEXT.as_ptr().cast(), TEXT.len()) };
+        }
+    }
+    let said = alone("a_told_copy_knows_the_owner_whether_it_is_on_and_the_exit", |copy| {
+        let object = Object::open(copy);
+        assert_eq!(object.install(), 0);
+        let primary = install();
+        std::mem::forget(primary.space().subscribe(Hears));
+        let page = Range::with_len(PAGE, PAGE).expect("a range");
+        let change = Change::new(page, Event::Unmap, Blocking::Allowed).with_owner(77);
+        assert_eq!(primary.announce(change, || OWNER.load(SeqCst)), Ok(77));
+        assert!(primary.uninstall());
+        assert_eq!(primary.can_deliver(&[Wanted::Event(Event::Unmap)]), Err(Undeliverable::Uninstalled));
+        install();
+        assert_eq!(primary.can_deliver(&[Wanted::Event(Event::Unmap)]), Ok(()));
+    });
+    assert!(said.is_empty() || said.contains("the told copy is released"), "{said}");
 }
 
 /// Two copies that no loader knows of: one in each namespace.
