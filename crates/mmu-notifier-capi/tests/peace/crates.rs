@@ -320,6 +320,25 @@ fn a_told_copy_knows_the_owner_whether_it_is_on_and_the_exit() {
     assert!(said.is_empty() || said.contains("the told copy is released"), "{said}");
 }
 
+/// A copy of another version has been here: this one cannot ask it, and leaves the process to it.
+#[test]
+fn where_a_copy_of_another_version_is_none_is_installed() {
+    alone("where_a_copy_of_another_version_is_none_is_installed", |_| {
+        const BOARD: usize = 0x7e80_6d6d_0000;
+        let name = b"mmu-notifier 0\0\0";
+        // SAFETY: new memory where nothing is, that begins as another version's would.
+        unsafe {
+            let file = libc::memfd_create(c"mmu-notifier".as_ptr(), 0);
+            assert_eq!(libc::write(file, name.as_ptr().cast(), name.len()), 16);
+            let flags = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
+            let at = without_provenance_mut(BOARD);
+            assert_eq!(libc::mmap(at, PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, file, 0), at);
+        }
+        let error = Primary::install(&Options::default()).expect_err("it is there");
+        assert_eq!(error, InstallError::Copy { why: "it is of another version" });
+    });
+}
+
 /// Two copies that no loader knows of: one in each namespace.
 #[test]
 fn copies_in_other_namespaces_find_each_other() {
