@@ -593,11 +593,23 @@ pub(crate) mod safe {
     /// Makes every thread of this process see code that was written before.
     pub(crate) fn synchronize_code() -> Result<(), Errno> {
         const PRIVATE_EXPEDITED_SYNC_CORE: usize = 1 << 5;
+        // SAFETY: touches no memory.
+        let synchronize =
+            || result(unsafe { call(MEMBARRIER, &[PRIVATE_EXPEDITED_SYNC_CORE, 0, 0, 0, 0, 0]) });
+        if synchronize().is_err() {
+            // Not registered, or a filter of seccomp, which says so again.
+            register_to_synchronize_code()?;
+            synchronize()?;
+        }
+        Ok(())
+    }
+
+    /// What the kernel wants before. Of a process with several threads the first time takes milliseconds; it is inherited by
+    /// forked children.
+    pub(crate) fn register_to_synchronize_code() -> Result<(), Errno> {
         const REGISTER: usize = 1 << 6;
         // SAFETY: touches no memory.
-        result(unsafe { call(MEMBARRIER, &[REGISTER, 0, 0, 0, 0, 0]) })?;
-        // SAFETY: touches no memory.
-        result(unsafe { call(MEMBARRIER, &[PRIVATE_EXPEDITED_SYNC_CORE, 0, 0, 0, 0, 0]) }).map(drop)
+        result(unsafe { call(MEMBARRIER, &[REGISTER, 0, 0, 0, 0, 0]) }).map(drop)
     }
 }
 

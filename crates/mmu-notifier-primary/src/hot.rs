@@ -50,6 +50,9 @@
 //! In the handler of SIGSYS, in which every signal is blocked: by system calls, on memory that is there. Nobody waits in
 //! there: if another thread is at it, the place is rewritten a few traps later. Who puts back does wait, with signals
 //! blocked, for a thread that makes a dozen system calls.
+//!
+//! A filter of seccomp may kill whoever makes one of these. So a process that is about to confine itself puts all places back,
+//! and rewrites none from then on ([`confined`]).
 
 // UNSAFETY: writes code, and memory that one thread uses at a time.
 #![expect(unsafe_code)]
@@ -109,6 +112,8 @@ static USED: AtomicUsize = AtomicUsize::new(0);
 static OURS: [AtomicUsize; WINDOWS] = [const { AtomicUsize::new(0) }; WINDOWS];
 /// Changes under way that are not on record ([`crate::bracket::Opened::Later`]).
 static UNRECORDED: AtomicU32 = AtomicU32::new(0);
+/// The program has confined itself, or is about to.
+static CONFINED: AtomicBool = AtomicBool::new(false);
 /// Places so far that were rewritten, and that could not be.
 static COUNTS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
@@ -306,16 +311,21 @@ pub(crate) fn place_of(address: usize) -> usize {
 #[cold]
 #[inline(never)]
 pub(crate) fn rewrite(primary: &Primary, address: usize, place: Place) {
-    let mut writer = Writer::new(Live::No);
+    let process = primary.log.process();
     let done = ONE.try_with(|room| {
+        // Relaxed: stored before `confined` was at it, or it comes behind this.
+        if CONFINED.load(Ordering::Relaxed) {
+            return Err(Not::Here);
+        }
+        // Opened and closed in here: a call.
+        let mut writer = Writer::new(Live::No);
         let done = rewrite_alone(primary, &mut writer, room, address, place);
         heat(primary);
+        if let Some(process) = process {
+            process.own_calls.fetch_add(writer.own_calls, Ordering::Relaxed);
+        }
         done
     });
-    let process = primary.log.process();
-    if let Some(process) = process {
-        process.own_calls.fetch_add(writer.own_calls, Ordering::Relaxed);
-    }
     let outcome = match done.unwrap_or(Err(Not::Now)) {
         // Only who was on his way comes by now.
         Ok(()) => {
@@ -539,6 +549,11 @@ fn put_back(primary: &Primary, range: &Range, event: Event) {
     if !entries().any(|entry| entry.is_touched_by(range)) && ours_in(range).next().is_none() {
         return;
     }
+    put_back_with(primary, range, event);
+}
+
+/// Waits for whoever is at it.
+fn put_back_with(primary: &Primary, range: &Range, event: Event) {
     let mut writer = Writer::new(Live::No);
     safe::without_signals(|| {
         while ONE.try_with(|_| put_back_alone(primary, &mut writer, range, event)).is_none() {
@@ -577,6 +592,17 @@ fn put_back_alone(primary: &Primary, writer: &mut Writer, range: &Range, event: 
         }
     }
     heat(primary);
+}
+
+/// Before the program confines itself: what is done here takes calls that need not be on its list.
+#[cold]
+pub(crate) fn confined() {
+    // Relaxed: see `rewrite`. The second time there is nothing to put back.
+    if !CONFINED.swap(true, Ordering::Relaxed)
+        && let Some(primary) = hook::primary()
+    {
+        put_back_with(primary, &Range::EVERYTHING, Event::Clear);
+    }
 }
 
 /// In a forked child, by its only thread: who was at it in the parent does not go on here.

@@ -131,6 +131,7 @@ pub(crate) fn confined() {
     // Relaxed, both: read by the kernel, in the calls that set it; whoever sees the old one has asked for no filter.
     ACTION.flags.store(FLAGS | SA_NODEFER, Ordering::Relaxed);
     ACTION.mask.store(!(1 << (SIGSYS - 1)), Ordering::Relaxed);
+    hot::confined();
     if is_armed() {
         set_action();
     }
@@ -274,6 +275,9 @@ pub(crate) fn arm() -> Result<u32, Errno> {
     // SAFETY: only asks.
     if unsafe { gate::call(PRCTL, &[PR_GET_SECCOMP, 0, 0, 0, 0, 0]) } != 0 {
         confined();
+    } else {
+        // For hot places: here nobody is trapped yet who would wait for it.
+        let _ = safe::register_to_synchronize_code();
     }
     let calls = tails::calls();
     CALLS.store(calls.len(), Ordering::Relaxed);

@@ -123,6 +123,7 @@ const TESTS: &[(&str, Test)] = tests![
     what_handlers_return_by_stays_what_debuggers_know,
     a_call_that_waits_is_started_again_by_the_jump,
     a_forked_child_has_a_copy_of_its_own,
+    who_confines_itself_has_its_own_code_and_no_call_but_its_own,
     where_nothing_can_be_mapped_a_place_stays_trapped,
     code_that_can_change_by_itself_stays_trapped,
     places_that_share_bytes_or_landings_are_not_rewritten_together,
@@ -570,6 +571,67 @@ fn a_forked_child_has_a_copy_of_its_own(primary: &'static Primary) {
     let since = Since::now(primary);
     old.call_many(10);
     assert_eq!((since.traps(primary), since.told()), (0, 10));
+    unmap(old.page(), PAGE);
+    unmap(new.page(), PAGE);
+}
+
+/// Confines the calling process to what the test calls, and the return from a trap: whoever calls anything else is killed.
+fn confine() {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const IS: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    // The last one is the hook's own, at the end of a process whose memory a child may share.
+    let allowed = [
+        libc::SYS_munmap,
+        libc::SYS_mprotect,
+        libc::SYS_exit_group,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_getpid,
+    ];
+    let step = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
+    let [a, b, c, d, e] = allowed.map(|number| number as u32);
+    // The number comes first in what the filter is given.
+    let mut filter = [
+        step(LOAD, 0, 0),
+        step(IS, 5, a),
+        step(IS, 4, b),
+        step(IS, 3, c),
+        step(IS, 2, d),
+        step(IS, 1, e),
+        step(RETURN, 0, libc::SECCOMP_RET_KILL_PROCESS),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: a filter of that length.
+    let confined = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    };
+    assert!(confined);
+}
+
+fn who_confines_itself_has_its_own_code_and_no_call_but_its_own(_: &'static Primary) {
+    let (old, new) = (Place::made(820, &RETURN), Place::made(920, &RETURN));
+    old.heat();
+    // The first trap of a place takes calls: its stub is written.
+    new.call_many(1);
+    // SAFETY: the child makes calls of the test's, and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        confine();
+        let back = !old.is_rewritten();
+        old.call_many(4 * HOT);
+        new.call_many(4 * HOT);
+        protect(new.page(), READ_WRITE);
+        let ok = back && !old.is_rewritten() && !new.is_rewritten();
+        // Not by a place of the C library that has never been trapped.
+        old.call(usize::from(!ok), 0, libc::SYS_exit_group);
+    }
+    let mut status = 0;
+    // SAFETY: the child of this process.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "killed by {}, or wrong", status & 0x7f);
+    assert!(old.is_rewritten());
     unmap(old.page(), PAGE);
     unmap(new.page(), PAGE);
 }
