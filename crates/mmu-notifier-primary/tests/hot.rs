@@ -11,9 +11,10 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
-use mmu_notifier::{Change, Event, Subscriber};
+use mmu_notifier::{Change, Event, Refuser, Subscriber, WouldBlock};
 use mmu_notifier_primary::{InstallError, Options, Primary, Strict, Traps};
 
 const PAGE: usize = 4096;
@@ -128,6 +129,8 @@ const TESTS: &[(&str, Test)] = tests![
     code_that_can_change_by_itself_stays_trapped,
     places_that_share_bytes_or_landings_are_not_rewritten_together,
     while_its_memory_is_changing_a_place_is_not_rewritten,
+    code_is_put_back_also_before_changes_that_are_refused,
+    code_is_put_back_also_while_the_hook_is_switched_off,
     code_that_threads_run_and_change_by_turns_is_never_mixed_up,
     a_check_knows_what_was_rewritten_and_sees_who_writes_over_it,
 ];
@@ -771,6 +774,60 @@ fn while_its_memory_is_changing_a_place_is_not_rewritten(primary: &'static Prima
     place.call_many(HOT);
     assert!(place.is_rewritten());
     unmap(place.page(), PAGE);
+}
+
+/// Refuses what changes there, if it can be refused.
+struct Refuses(usize, AtomicU64);
+
+impl Refuser for Refuses {
+    fn start(&self, _: &Change) {}
+
+    fn try_start(&self, change: &Change) -> Result<(), WouldBlock> {
+        if change.range().start() != self.0 {
+            return Ok(());
+        }
+        self.1.fetch_add(1, SeqCst);
+        Err(WouldBlock)
+    }
+}
+
+fn code_is_put_back_also_before_changes_that_are_refused(primary: &'static Primary) {
+    static PAGE_OF_IT: AtomicUsize = AtomicUsize::new(0);
+    // In a handler nobody may wait.
+    extern "C" fn handler(_: i32) {
+        protect(PAGE_OF_IT.load(SeqCst), READ_WRITE);
+    }
+    let place = Place::made(1500, &RETURN);
+    let own = place.bytes();
+    PAGE_OF_IT.store(place.page(), SeqCst);
+    place.heat();
+    let refuses = Arc::new(Refuses(place.page(), AtomicU64::new(0)));
+    let subscription = primary.space().subscribe_refuser(refuses.clone());
+    // SAFETY: a handler that makes a call of the test's.
+    unsafe { libc::signal(libc::SIGUSR1, handler as *const () as usize) };
+    // SAFETY: it has a handler.
+    assert_eq!(unsafe { libc::raise(libc::SIGUSR1) }, 0);
+    // Made at once, as it takes nothing, and told later.
+    assert!(refuses.1.load(SeqCst) > 0);
+    assert_eq!(place.bytes(), own);
+    drop(subscription);
+    protect(place.page(), READ_EXECUTE);
+    place.heat();
+    unmap(place.page(), PAGE);
+}
+
+fn code_is_put_back_also_while_the_hook_is_switched_off(primary: &'static Primary) {
+    let place = Place::made(1600, &RETURN);
+    let own = place.bytes();
+    place.heat();
+    primary.uninstall();
+    protect(place.page(), READ_WRITE);
+    assert_eq!(place.bytes(), own);
+    protect(place.page(), READ_EXECUTE);
+    place.call_many(2 * HOT);
+    unmap(place.page(), PAGE);
+    let options = Options { strict: Strict::Always, ..Options::default() };
+    Primary::install(&options).expect("it was installed");
 }
 
 fn code_that_threads_run_and_change_by_turns_is_never_mixed_up(primary: &'static Primary) {
