@@ -797,6 +797,9 @@ fn code_is_put_back_also_before_changes_that_are_refused(primary: &'static Prima
     extern "C" fn handler(_: i32) {
         protect(PAGE_OF_IT.load(SeqCst), READ_WRITE);
     }
+    extern "C" fn gone(_: i32) {
+        unmap(PAGE_OF_IT.load(SeqCst), PAGE);
+    }
     let place = Place::made(1500, &RETURN);
     let own = place.bytes();
     PAGE_OF_IT.store(place.page(), SeqCst);
@@ -810,10 +813,22 @@ fn code_is_put_back_also_before_changes_that_are_refused(primary: &'static Prima
     // Made at once, as it takes nothing, and told later.
     assert!(refuses.1.load(SeqCst) > 0);
     assert_eq!(place.bytes(), own);
-    drop(subscription);
     protect(place.page(), READ_EXECUTE);
+    // Made later.
+    let intact = primary.check_code().expect("there is /proc").intact;
     place.heat();
-    unmap(place.page(), PAGE);
+    let before = refuses.1.load(SeqCst);
+    // SAFETY: a handler that makes a call of the test's.
+    unsafe { libc::signal(libc::SIGUSR1, gone as *const () as usize) };
+    // SAFETY: it has a handler.
+    assert_eq!(unsafe { libc::raise(libc::SIGUSR1) }, 0);
+    assert!(refuses.1.load(SeqCst) > before);
+    drop(subscription);
+    while primary.quarantined() != (0, 0) {
+        std::thread::yield_now();
+    }
+    let check = primary.check_code().expect("there is /proc");
+    assert_eq!((check.intact, &check.faults[..]), (intact, &[][..]));
 }
 
 fn code_is_put_back_also_while_the_hook_is_switched_off(primary: &'static Primary) {
