@@ -597,8 +597,9 @@ fn put_back_alone(primary: &Primary, writer: &mut Writer, range: &Range, event: 
 /// Before the program confines itself: what is done here takes calls that need not be on its list.
 #[cold]
 pub(crate) fn confined() {
-    // Relaxed: see `rewrite`. The second time there is nothing to put back.
+    // Relaxed: see `rewrite`. The second time, and before the process is armed, there is nothing to put back.
     if !CONFINED.swap(true, Ordering::Relaxed)
+        && crate::strict::is_armed()
         && let Some(primary) = hook::primary()
     {
         put_back_with(primary, &Range::EVERYTHING, Event::Clear);
