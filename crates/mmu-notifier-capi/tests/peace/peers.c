@@ -25,12 +25,13 @@
 /* What was told, in order. Written inside the hooks of all of them: no malloc, no printf. */
 static struct told { const char *who, *what; size_t start, bytes; } told[4096];
 static int count, listening;
-/* The loader is at work, whose heap differs from run to run: only we listen, to its munmap. */
+/* The loader is at work, whose heap differs from run to run: only we listen, to its changes. How much we say of a file that it maps
+   over something depends on where that is: at a multiple of 2 MiB it could be one of huge pages. */
 static int loading;
 static pid_t us;
 static void note(const char *who, const char *what, size_t start, size_t bytes) {
     if (listening && gettid() == us && (!loading || !strcmp(who, "us")) && count < (int)(sizeof told / sizeof *told))
-        told[count++] = (struct told){who, what, start, bytes};
+        told[count++] = (struct told){who, what, start, loading ? 0 : bytes};
 }
 
 static void *need(void *library, const char *name) {
