@@ -337,10 +337,10 @@ fn put_off(primary: &Primary, door: &Door) {
     in_a_handler(|| unmap(at, 4));
     assert_eq!(primary.quarantined(), (1, 4 * PAGE));
     assert_eq!(mapped(at, 4), 4, "the pages stay");
-    assert_eq!(workers(), 1, "a thread that blocks all signals");
     // The worker is told to wait: in `start`, with the lock.
     until(|| door.waited.load(SeqCst) > waited);
     assert_eq!(mapped(at, 4), 4);
+    assert_eq!(workers(), 1, "a thread that blocks all signals");
     door.open(true);
     until(|| primary.quarantined() == (0, 0) && door.inside.load(SeqCst) == 0);
     assert_eq!(mapped(at, 4), 0);
