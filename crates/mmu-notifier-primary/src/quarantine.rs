@@ -29,9 +29,9 @@ use mmu_notifier::{Event, Range};
 use crate::pages;
 
 /// Ranges that are put off at one time.
-pub(crate) const PLACES: usize = 256;
+pub(crate) const PLACES: usize = 1024;
 
-/// Bytes that are put off at one time, unless it is one range.
+/// Bytes of memory that are put off at one time, unless it is one range.
 pub(crate) const BYTES: usize = 1 << 30;
 
 /// In the lowest bits of a place's state; the rest is the number of the use.
@@ -49,6 +49,8 @@ struct Place {
     order: AtomicU64,
     start: AtomicUsize,
     len: AtomicUsize,
+    /// Bytes that count against [`BYTES`].
+    charge: AtomicUsize,
 }
 
 /// A range that waits, for who has looked: it may be gone.
@@ -79,6 +81,7 @@ pub(crate) struct Taken {
     place: usize,
     state: u64,
     len: usize,
+    charge: usize,
 }
 
 /// The table.
@@ -89,6 +92,7 @@ pub(crate) struct Quarantine {
     /// Places in use, or about to be.
     used: AtomicUsize,
     bytes: AtomicUsize,
+    charged: AtomicUsize,
     orders: AtomicU64,
 }
 
@@ -104,6 +108,7 @@ impl Quarantine {
             places: places.map_or(&[], |places| places),
             used: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
+            charged: AtomicUsize::new(0),
             orders: AtomicU64::new(0),
         }
     }
@@ -119,22 +124,25 @@ impl Quarantine {
         self.used.load(Ordering::SeqCst) == 0
     }
 
-    /// Puts the unmapping of a range off. False: there is no room.
-    pub(crate) fn insert(&self, range: Range) -> bool {
-        self.insert_either(range, false)
+    /// Puts the unmapping of a range off that has `charge` bytes of memory. False: there is no room.
+    ///
+    /// Not what it has of addresses: an allocator may reserve 64 MiB for what it uses 80 KiB of.
+    pub(crate) fn insert(&self, range: Range, charge: usize) -> bool {
+        self.insert_either(range, charge, false)
     }
 
     /// Notes that something in a range has changed. False: there is no room.
     pub(crate) fn insert_notice(&self, range: Range) -> bool {
-        self.insert_either(range, true)
+        self.insert_either(range, 0, true)
     }
 
-    fn insert_either(&self, range: Range, is_notice: bool) -> bool {
+    fn insert_either(&self, range: Range, charge: usize, is_notice: bool) -> bool {
         let len = if is_notice { 0 } else { range.len() };
-        let bytes = self.bytes.fetch_add(len, Ordering::Relaxed);
+        self.bytes.fetch_add(len, Ordering::Relaxed);
+        let charged = self.charged.fetch_add(charge, Ordering::Relaxed);
         // Before there is anything to be seen: who sees the last one go sees that this one comes.
         self.used.fetch_add(1, Ordering::SeqCst);
-        if bytes == 0 || bytes.saturating_add(len) <= BYTES {
+        if charged == 0 || charged.saturating_add(charge) <= BYTES {
             for place in self.places {
                 let state = place.state.load(Ordering::Relaxed);
                 // Acquire pairs with the Release in `drop`: the last use is over.
@@ -151,6 +159,7 @@ impl Quarantine {
                     place.order.store(order + u64::from(is_notice), Ordering::Relaxed);
                     place.start.store(range.start(), Ordering::Relaxed);
                     place.len.store(range.len(), Ordering::Relaxed);
+                    place.charge.store(charge, Ordering::Relaxed);
                     // Release pairs with the Acquire in `look`.
                     place.state.store(state | WAITING, Ordering::Release);
                     return true;
@@ -159,6 +168,7 @@ impl Quarantine {
         }
         self.used.fetch_sub(1, Ordering::SeqCst);
         self.bytes.fetch_sub(len, Ordering::Relaxed);
+        self.charged.fetch_sub(charge, Ordering::Relaxed);
         false
     }
 
@@ -189,6 +199,20 @@ impl Quarantine {
         self.waiting().find(|waiting| !waiting.is_notice() && waiting.range.overlaps(range))
     }
 
+    /// The smallest range around all that is to be unmapped.
+    pub(crate) fn around(&self) -> Option<Range> {
+        let unmaps = self.waiting().filter(|waiting| !waiting.is_notice());
+        let around = unmaps.map(|waiting| (waiting.range.start(), waiting.range.end()));
+        let (start, end) = around.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)))?;
+        Range::new(start, end).ok()
+    }
+
+    /// One that is to be unmapped and lies in `range`.
+    pub(crate) fn inside(&self, range: &Range) -> Option<Waiting> {
+        self.waiting()
+            .find(|waiting| !waiting.is_notice() && range.intersection(&waiting.range) == Some(waiting.range))
+    }
+
     fn waiting(&self) -> impl Iterator<Item = Waiting> {
         (0..self.places.len()).filter_map(|index| self.look(index))
     }
@@ -212,7 +236,9 @@ impl Quarantine {
             .compare_exchange(waiting.state, taken, Ordering::Acquire, Ordering::Relaxed)
             .ok()?;
         let len = if waiting.is_notice() { 0 } else { waiting.range.len() };
-        Some(Taken { place: waiting.place, state: taken, len })
+        // Relaxed: written before what was taken was there to take.
+        let charge = self.places[waiting.place].charge.load(Ordering::Relaxed);
+        Some(Taken { place: waiting.place, state: taken, len, charge })
     }
 
     /// It is unmapped. Whether it was the last one.
@@ -220,6 +246,7 @@ impl Quarantine {
         // Release pairs with the Acquire in `insert`.
         self.places[taken.place].state.store(taken.state - TAKEN + USE + FREE, Ordering::Release);
         self.bytes.fetch_sub(taken.len, Ordering::Relaxed);
+        self.charged.fetch_sub(taken.charge, Ordering::Relaxed);
         self.used.fetch_sub(1, Ordering::SeqCst) == 1
     }
 
@@ -238,6 +265,7 @@ impl Quarantine {
         }
         self.used.store(0, Ordering::SeqCst);
         self.bytes.store(0, Ordering::Relaxed);
+        self.charged.store(0, Ordering::Relaxed);
     }
 }
 
@@ -249,11 +277,16 @@ mod tests {
         Range::with_len(page << 12, pages << 12).unwrap()
     }
 
+    /// All of it is memory.
+    fn put(quarantine: &Quarantine, range: Range) -> bool {
+        quarantine.insert(range, range.len())
+    }
+
     #[test]
     fn what_is_put_off_is_found_until_it_is_dropped() {
         let quarantine = Quarantine::new();
         assert!(quarantine.is_empty() && quarantine.oldest().is_none());
-        assert!(quarantine.insert(range(10, 2)) && quarantine.insert(range(1, 1)));
+        assert!(put(&quarantine, range(10, 2)) && put(&quarantine, range(1, 1)));
         assert_eq!(quarantine.held(), (2, 3 << 12));
         let oldest = quarantine.oldest().unwrap();
         assert_eq!(oldest.range, range(10, 2), "the first, not the lowest");
@@ -266,7 +299,7 @@ mod tests {
         assert!(!quarantine.drop(taken));
         assert!(!quarantine.is_being_unmapped(&range(10, 1)));
         // The same place again: what was seen before is something else.
-        assert!(quarantine.insert(range(10, 2)));
+        assert!(put(&quarantine, range(10, 2)));
         assert!(quarantine.take(&oldest).is_none());
         let last = quarantine.take(&quarantine.oldest().unwrap()).unwrap();
         assert!(!quarantine.drop(last));
@@ -278,7 +311,7 @@ mod tests {
     #[test]
     fn a_notice_is_in_nobodys_way() {
         let quarantine = Quarantine::new();
-        assert!(quarantine.insert_notice(range(10, 2)) && quarantine.insert(range(20, 1)));
+        assert!(quarantine.insert_notice(range(10, 2)) && put(&quarantine, range(20, 1)));
         assert_eq!(quarantine.held(), (2, 1 << 12));
         assert_eq!(quarantine.overlapping(&range(10, 2)), None);
         let notice = quarantine.oldest().unwrap();
@@ -294,24 +327,55 @@ mod tests {
     fn it_is_bounded() {
         let quarantine = Quarantine::new();
         for place in 0..PLACES {
-            assert!(quarantine.insert(range(place + 1, 1)));
+            assert!(put(&quarantine, range(place + 1, 1)));
         }
-        assert!(!quarantine.insert(range(PLACES + 1, 1)));
+        assert!(!put(&quarantine, range(PLACES + 1, 1)));
         assert_eq!(quarantine.held(), (PLACES, PLACES << 12));
         let oldest = quarantine.take(&quarantine.oldest().unwrap()).unwrap();
         quarantine.drop(oldest);
-        assert!(quarantine.insert(range(PLACES + 1, 1)));
+        assert!(put(&quarantine, range(PLACES + 1, 1)));
 
         let large = Quarantine::new();
-        assert!(large.insert(range(1, BYTES >> 11)), "one, whatever its size");
-        assert!(!large.insert(range(BYTES, 1)), "but no second one");
+        assert!(put(&large, range(1, BYTES >> 11)), "one, whatever its size");
+        assert!(!put(&large, range(BYTES, 1)), "but no second one");
+
+        let reserved = Quarantine::new();
+        for place in 0..PLACES {
+            assert!(
+                reserved.insert(range(1 + (place << 20), BYTES >> 12), BYTES / PLACES),
+                "what has little memory"
+            );
+        }
+        assert_eq!(reserved.held(), (PLACES, PLACES * BYTES));
+        let oldest = reserved.take(&reserved.oldest().unwrap()).unwrap();
+        reserved.drop(oldest);
+        assert!(!reserved.insert(range(1, 1), BYTES / PLACES + 1), "it is full again");
+        assert!(reserved.insert(range(1, 1), BYTES / PLACES));
+    }
+
+    #[test]
+    fn all_that_is_to_be_unmapped_has_a_range_around_it() {
+        let quarantine = Quarantine::new();
+        assert!(quarantine.insert_notice(range(1, 1)));
+        assert_eq!(quarantine.around(), None, "nothing is to be unmapped");
+        assert!(put(&quarantine, range(20, 2)) && put(&quarantine, range(10, 1)));
+        let around = quarantine.around().unwrap();
+        assert_eq!(around, range(10, 12));
+        assert!(put(&quarantine, range(21, 9)));
+        let mut inside = Vec::new();
+        while let Some(waiting) = quarantine.inside(&around) {
+            inside.push(waiting.range);
+            quarantine.drop(quarantine.take(&waiting).unwrap());
+        }
+        assert_eq!(inside, [range(20, 2), range(10, 1)], "what reaches beyond it was not announced");
+        assert_eq!(quarantine.held().0, 2);
     }
 
     #[test]
     fn a_child_begins_with_nothing() {
         let quarantine = Quarantine::new();
         for place in 1..4 {
-            assert!(quarantine.insert(range(place, 1)));
+            assert!(put(&quarantine, range(place, 1)));
         }
         let _left = quarantine.take(&quarantine.oldest().unwrap()).unwrap();
         let mut unmapped = Vec::new();
@@ -330,7 +394,7 @@ mod tests {
                 let (quarantine, taken) = (&quarantine, &taken);
                 scope.spawn(move || {
                     for round in 0..2000 {
-                        assert!(quarantine.insert(range(1 + thread * 2000 + round, 1)));
+                        assert!(put(quarantine, range(1 + thread * 2000 + round, 1)));
                         while let Some(waiting) = quarantine.oldest() {
                             if let Some(mine) = quarantine.take(&waiting) {
                                 taken.fetch_add(waiting.range.len() >> 12, Ordering::Relaxed);

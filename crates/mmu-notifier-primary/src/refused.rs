@@ -18,7 +18,7 @@
 
 use core::sync::atomic::Ordering;
 
-use mmu_notifier::{Blocking, Caller, Change, Event, Range, WouldBlock};
+use mmu_notifier::{Blocking, Caller, Change, Event, PAGE_SIZE, Range, WouldBlock};
 
 use crate::Syscall;
 use crate::bracket::{self, Opened, count};
@@ -228,6 +228,27 @@ pub(crate) enum By {
     Call,
 }
 
+/// Bytes of memory that a mapped range has: of a large one, which may be hardly used.
+fn memory_of(range: Range) -> usize {
+    const MINCORE: usize = 27;
+    const LARGE: usize = 4 << 20;
+    const AT_ONCE: usize = 1024;
+    if range.len() < LARGE {
+        return range.len();
+    }
+    let mut memory = 0;
+    for start in (range.start()..range.end()).step_by(AT_ONCE * PAGE_SIZE) {
+        let len = (range.end() - start).min(AT_ONCE * PAGE_SIZE);
+        let mut pages = [0u8; AT_ONCE];
+        // SAFETY: the kernel writes a byte for each page.
+        if unsafe { gate::call(MINCORE, &[start, len, pages.as_mut_ptr() as usize, 0, 0, 0]) } != 0 {
+            return range.len();
+        }
+        memory += pages.iter().filter(|&page| page & 1 != 0).count() * PAGE_SIZE;
+    }
+    memory
+}
+
 impl Primary {
     pub(crate) fn put_off_counts(&self) -> Option<&PutOff> {
         self.log.process().map(|process| &process.put_off)
@@ -242,7 +263,8 @@ impl Primary {
         if unsafe { gate::call(MSYNC, &[range.start(), range.len(), MS_ASYNC, 0, 0, 0]) } != 0 {
             return false;
         }
-        while !self.quarantine.insert(range) {
+        let charge = memory_of(range);
+        while !self.quarantine.insert(range, charge) {
             // Too many: the one that waits longest is finished by whoever wants its place.
             let Some(oldest) = self.quarantine.oldest() else { return false };
             if self.make(caller, &oldest, Attempts::new(Blocking::Forbidden), By::Call).is_err() {
@@ -290,6 +312,27 @@ impl Primary {
                 Err(WouldBlock) => return Err(WouldBlock),
             }
         };
+        self.finish_waiting(waiting, by);
+        self.space.end(caller, open);
+        Ok(())
+    }
+
+    /// Makes everything that was put off, announced as one change of all around it: for the worker, when there is so much that
+    /// asking for each would leave no room. Waits for whoever refuses. False: there was nothing to unmap.
+    pub(crate) fn make_all(&self, caller: &Caller) -> bool {
+        let Some(around) = self.quarantine.around() else { return false };
+        let Ok(open) = self.space.start(caller, Change::new(around, Event::Unmap, Blocking::Allowed)) else {
+            return false;
+        };
+        while let Some(waiting) = self.quarantine.inside(&around) {
+            self.finish_waiting(&waiting, By::Worker);
+        }
+        self.space.end(caller, open);
+        true
+    }
+
+    /// What is announced is made, unless somebody else has done so.
+    fn finish_waiting(&self, waiting: &Waiting, by: By) {
         hot::before(self, waiting.range, waiting.event());
         // Not before: nobody may wait while he has it.
         if let Some(taken) = self.quarantine.take(waiting) {
@@ -313,8 +356,6 @@ impl Primary {
                 counter.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.space.end(caller, open);
-        Ok(())
     }
 
     pub(crate) fn unmap(&self, range: Range) {

@@ -28,6 +28,9 @@ const STACK: usize = 512 << 10;
 /// What the thread that made the storage may still need of the stack above the place where it noted it.
 const MARGIN: usize = 4096;
 
+/// When so many ranges wait, they are announced as one.
+const MANY: usize = 16;
+
 const CLONE: usize = 56;
 const SIGPROCMASK: usize = 14;
 const PRCTL: usize = 157;
@@ -178,6 +181,9 @@ extern "C" fn run() -> ! {
         // Relaxed: read in forked children.
         worker.busy.store(true, Ordering::Relaxed);
         while let Some(waiting) = primary.quarantine.oldest() {
+            if primary.quarantine.held().0 >= MANY && primary.make_all(&caller) {
+                continue;
+            }
             let _ = primary.make(&caller, &waiting, Attempts::new(Blocking::Allowed), By::Worker);
         }
         worker.busy.store(false, Ordering::Relaxed);

@@ -446,7 +446,7 @@ fn not_hidden(primary: &Primary, door: &Door) {
 
 /// More than there is room for.
 fn bounded(primary: &Primary, door: &Door) {
-    const MANY: usize = 270;
+    const MANY: usize = 1040;
     let pages: Vec<_> = (0..MANY).map(|_| map(1)).collect();
     door.open(false);
     let mut failed = Vec::new();
@@ -460,8 +460,8 @@ fn bounded(primary: &Primary, door: &Door) {
         }
     });
     let (ranges, bytes) = primary.quarantined();
-    assert_eq!((ranges, bytes), (256, 256 * PAGE));
-    assert_eq!(failed, (256..MANY).collect::<Vec<_>>());
+    assert_eq!((ranges, bytes), (1024, 1024 * PAGE));
+    assert_eq!(failed, (1024..MANY).collect::<Vec<_>>());
     door.open(true);
     // There is room again, and the oldest goes first.
     for index in failed {
