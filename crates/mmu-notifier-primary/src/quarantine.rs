@@ -207,10 +207,11 @@ impl Quarantine {
         Range::new(start, end).ok()
     }
 
-    /// One that is to be unmapped and lies in `range`.
-    pub(crate) fn inside(&self, range: &Range) -> Option<Waiting> {
-        self.waiting()
-            .find(|waiting| !waiting.is_notice() && range.intersection(&waiting.range) == Some(waiting.range))
+    /// Those that are to be unmapped and lie in `range`: one look at each place.
+    pub(crate) fn inside(&self, range: Range) -> impl Iterator<Item = Waiting> {
+        self.waiting().filter(move |waiting| {
+            !waiting.is_notice() && range.intersection(&waiting.range) == Some(waiting.range)
+        })
     }
 
     fn waiting(&self) -> impl Iterator<Item = Waiting> {
@@ -363,7 +364,7 @@ mod tests {
         assert_eq!(around, range(10, 12));
         assert!(put(&quarantine, range(21, 9)));
         let mut inside = Vec::new();
-        while let Some(waiting) = quarantine.inside(&around) {
+        for waiting in quarantine.inside(around) {
             inside.push(waiting.range);
             quarantine.drop(quarantine.take(&waiting).unwrap());
         }

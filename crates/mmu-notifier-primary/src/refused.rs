@@ -324,7 +324,8 @@ impl Primary {
         let Ok(open) = self.space.start(caller, Change::new(around, Event::Unmap, Blocking::Allowed)) else {
             return false;
         };
-        while let Some(waiting) = self.quarantine.inside(&around) {
+        // Once through: what comes meanwhile is for the next time, or this one would never end.
+        for waiting in self.quarantine.inside(around) {
             self.finish_waiting(&waiting, By::Worker);
         }
         self.space.end(caller, open);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use mmu_notifier::{Blocking, Change, Refuser, Subscriber, WouldBlock};
+use mmu_notifier::{Blocking, Change, Range, Refuser, Subscriber, WouldBlock};
 use mmu_notifier_primary::{Options, Primary};
 
 const PAGE: usize = 4096;
@@ -119,6 +119,10 @@ fn map(pages: usize) -> *mut u8 {
     at.cast()
 }
 
+fn range(at: *mut u8, pages: usize) -> Range {
+    Range::with_len(at as usize, pages * PAGE).unwrap()
+}
+
 fn unmap(at: *mut u8, pages: usize) {
     // SAFETY: mapped by `map`, and nobody has it.
     assert_eq!(unsafe { libc::munmap(at.cast(), pages * PAGE) }, 0);
@@ -187,6 +191,7 @@ fn who_must_not_wait_is_told_and_what_is_refused_is_put_off() {
     touched(primary, &door);
     not_hidden(primary, &door);
     bounded(primary, &door);
+    reserved(primary, &door);
     children(primary, &door);
     the_allocator_gives_back(primary, &door);
     drop((opened, subscription));
@@ -448,6 +453,8 @@ fn not_hidden(primary: &Primary, door: &Door) {
 fn bounded(primary: &Primary, door: &Door) {
     const MANY: usize = 1040;
     let pages: Vec<_> = (0..MANY).map(|_| map(1)).collect();
+    let announced = Arc::new(Announced(Mutex::new(Vec::with_capacity(8 * MANY))));
+    let subscription = primary.space().subscribe(announced.clone());
     door.open(false);
     let mut failed = Vec::new();
     in_a_handler(|| {
@@ -469,6 +476,39 @@ fn bounded(primary: &Primary, door: &Door) {
     }
     until(|| primary.quarantined() == (0, 0) && door.inside.load(SeqCst) == 0);
     assert_eq!(pages.iter().map(|&page| mapped(page, 1)).sum::<usize>(), 0);
+    drop(subscription);
+    // One by one, or many at once.
+    let announced = announced.0.lock().unwrap();
+    let around = |page: &&*mut u8| announced.iter().any(|told| told.overlaps(&range(**page, 1)));
+    assert_eq!(pages.iter().filter(around).count(), MANY);
+}
+
+/// What was announced to who may wait.
+struct Announced(Mutex<Vec<Range>>);
+
+impl Subscriber for Announced {
+    fn start(&self, change: &Change) {
+        if change.blocking() == Blocking::Allowed {
+            self.0.lock().unwrap().push(change.range());
+        }
+    }
+
+    fn end(&self, _: &Change) {}
+}
+
+/// Addresses without memory are not bounded: allocators reserve many.
+fn reserved(primary: &Primary, door: &Door) {
+    const SIZE: usize = 64 << 20;
+    let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: new mappings.
+    let reserve = |_| unsafe { libc::mmap(null_mut(), SIZE, rights, flags | libc::MAP_NORESERVE, -1, 0) };
+    let places: Vec<_> = (0..40).map(reserve).collect();
+    assert!(!places.contains(&libc::MAP_FAILED));
+    door.open(false);
+    in_a_handler(|| places.iter().for_each(|&at| unmap(at.cast(), SIZE / PAGE)));
+    assert_eq!(primary.quarantined(), (40, 40 * SIZE));
+    door.open(true);
+    until(|| primary.quarantined() == (0, 0) && door.inside.load(SeqCst) == 0);
 }
 
 /// A child has nothing to wait for.
